@@ -1,0 +1,1 @@
+"""Measures: calibration sets, and guidance taken from the model's own gradients."""

@@ -1,0 +1,167 @@
+"""Run the model forwards and backwards once per batch, and hear what every site read and how the loss answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guidedq.artifacts.samples import SampleSet
+from guidedq.errors import CalibrationError
+from guidedq.ir.graph import Site, Use
+from guidedq.ir.model import Model, Objective
+from guidedq.ir.program import TorchProgram
+
+from .events import Event, as_event
+
+SEED_STRIDE = 1_000_003
+"""A prime: the seeds of sample i under seed s, `s * stride + i`, do not meet for sets of below a million samples."""
+
+_OUTPUTS_NOT_SAVED = frozenset({"UnsafeViewBackward0", "ViewBackward0", "MmBackward0", "AddmmBackward0"})
+"""Last steps of a model which do not keep their output for the backward pass: logits are large, a copy costs memory."""
+
+
+def backward_pass(
+    model: Model,
+    batch: SampleSet,
+    first_sample: int,
+    sites: Sequence[Site],
+    record: Callable[[Event], None],
+    *,
+    seed: int,
+) -> float:
+    """One forward and one backward pass; `record` hears an event for each use of each of `sites`.
+
+    The loss of a sample is the negative log likelihood of labels sampled from the model itself, summed over its
+    positions: its expected squared gradient is the Gauss-Newton matrix. Where the output is no distribution it is the
+    projection on a random unit cotangent, scaled by the size of the sample's output.
+
+    Args:
+        model: Its program must be a `TorchProgram`.
+        batch: Samples `first_sample` and following of the set.
+        first_sample: Index of the first sample: the draw for a sample does not depend on its batch.
+        sites: Whose uses are to be heard.
+        record: Called during the backward pass.
+        seed: Seeds the draws.
+
+    Returns:
+        Seconds that the passes took, without those spent in `record`.
+    """
+    assert isinstance(model.program, TorchProgram)
+    clock = _Clock()
+    handles = [
+        model.program.module.get_submodule(use.operator).register_forward_hook(
+            _listener(site, use, clock.untimed(record))
+        )
+        for site in sites
+        for use in site.uses
+    ]
+    start = time.perf_counter()
+    try:
+        with torch.enable_grad():
+            output: Tensor = model.program.module(**batch.inputs)
+        if output.requires_grad:
+            output.backward(_cotangent(model.objective, _scratch(output), batch, first_sample, seed))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return time.perf_counter() - start - clock.seconds
+
+
+def units_of(objective: Objective, batch: SampleSet) -> int:
+    """Tokens (language models) or samples that a set stands for."""
+    if objective is not Objective.LANGUAGE_MODEL:
+        return len(batch)
+    tokens = next(iter(batch.inputs.values()))
+    return int(batch.mask.sum()) if batch.mask is not None else tokens.shape[0] * tokens.shape[1]
+
+
+class _Clock:
+    """Sums the seconds spent in wrapped calls."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def untimed(self, record: Callable[[Event], None]) -> Callable[[Callable[[], Event]], None]:
+        def call(make: Callable[[], Event]) -> None:
+            start = time.perf_counter()
+            record(make())
+            self.seconds += time.perf_counter() - start
+
+        return call
+
+
+def _listener(site: Site, use: Use, record: Callable[[Callable[[], Event]], None]) -> Any:
+    def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        inputs = arguments[0].detach()
+        if not output.requires_grad:
+            output = output.requires_grad_()
+
+        def answer(gradients: Tensor) -> None:
+            record(lambda: as_event(site, use, module, inputs, gradients.detach()))
+
+        output.register_hook(answer)
+        return output
+
+    return hook
+
+
+def _scratch(output: Tensor) -> Tensor:
+    """The output's values to be overwritten: its own memory where no backward step reads it again, else a copy."""
+    in_place = output.grad_fn is not None and output.grad_fn.name() in _OUTPUTS_NOT_SAVED
+    return output.detach() if in_place else output.detach().clone()
+
+
+def _cotangent(objective: Objective, output: Tensor, batch: SampleSet, first_sample: int, seed: int) -> Tensor:
+    if not bool(torch.isfinite(output).all()):
+        raise CalibrationError(
+            f"the model's output is not finite on calibration samples {first_sample} to {first_sample + len(batch) - 1}."
+        )
+    if objective is Objective.VALUES:
+        parts = [_unit_cotangent(sample, _mask_of(batch, index), seed * SEED_STRIDE + first_sample + index)
+                 for index, sample in enumerate(output)]  # fmt: skip
+        return torch.stack(parts)
+    for index, logits in enumerate(output):
+        _score(logits, _mask_of(batch, index), seed * SEED_STRIDE + first_sample + index)
+    return output
+
+
+def _score(logits: Tensor, mask: Tensor | None, seed: int) -> None:
+    """Turn one sample's logits, in place, into the gradient of `-log p(label)`: probabilities minus the drawn label."""
+    generator = torch.Generator().manual_seed(seed)
+    logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+    logits.div_(logits.sum(-1, keepdim=True))
+    labels = torch.multinomial(logits.reshape(-1, logits.shape[-1]), 1, generator=generator)
+    flat = logits.view(-1, logits.shape[-1])
+    flat.scatter_add_(1, labels, torch.full_like(labels, -1.0, dtype=flat.dtype))
+    if mask is not None and mask.shape == logits.shape[:-1]:
+        logits.mul_(mask[..., None])
+
+
+def _unit_cotangent(output: Tensor, mask: Tensor | None, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.randn(output.shape, generator=generator)
+    if mask is not None and mask.shape == output.shape[: mask.dim()]:
+        seen = mask.reshape(*mask.shape, *([1] * (output.dim() - mask.dim()))).to(direction.dtype)
+        direction, output = direction * seen, output * seen
+    return direction / output.norm().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _mask_of(batch: SampleSet, index: int) -> Tensor | None:
+    return None if batch.mask is None else batch.mask[index]
+
+
+def batch_size(model: Model, samples: SampleSet, output_elements: int = 1 << 22) -> int:
+    """Samples per batch, so that a language model's logits stay below `output_elements`; at most 16."""
+    if model.objective is not Objective.LANGUAGE_MODEL or model.vocabulary_size is None:
+        return min(16, len(samples))
+    tokens = next(iter(samples.inputs.values())).shape[1]
+    return max(1, min(16, output_elements // (tokens * model.vocabulary_size)))
+
+
+def statistics_bytes(sums: Mapping[str, Tensor]) -> int:
+    """Memory that a use's sums take."""
+    return sum(values.numel() * values.element_size() for values in sums.values())

@@ -1,0 +1,261 @@
+"""Collect additive statistics over a sample set: in shards of sites under a memory bound, resumable, deterministic."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from guidedq.artifacts.guidance import QuadraticTerm
+from guidedq.artifacts.samples import SampleSet
+from guidedq.errors import CalibrationError
+from guidedq.ir.graph import Site, Use, UseKind
+from guidedq.ir.model import Model
+from guidedq.progress import Progress
+
+from .backward_pass import backward_pass, batch_size, units_of
+from .events import Event
+from .forward_pass import forward_pass
+from .statistics import Sums
+from .store import StoredGuidance, gradient_file, save_tensors, write_site
+
+GRADIENT_BYTES = 2 * 2**30
+"""Disk that sequence gradients may take when their number is left open: one byte per weight and sequence."""
+FEWEST_SEQUENCES = 16
+MOST_SEQUENCES = 256
+
+
+class AbstractStatistics(ABC):
+    """Which sums a guide takes of an event, and what it makes of them."""
+
+    @abstractmethod
+    def needs_gradients(self) -> bool:
+        """Whether a backward pass is needed."""
+
+    @abstractmethod
+    def sums(self, event: Event) -> Mapping[str, Tensor]:
+        """What this event adds."""
+
+    @abstractmethod
+    def term(self, site: Site, use: Use, sums: Sums, units: int) -> QuadraticTerm:
+        """The quadratic term of one use after `units` tokens or samples."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collection:
+    """One run of a guide.
+
+    Attributes:
+        statistics: What is summed.
+        sequences: Sequence gradients to keep; 0 lets their number follow from the model's size, -1 keeps none.
+        checkpoint_seconds: How often an unfinished pass is saved.
+    """
+
+    statistics: AbstractStatistics
+    sequences: int
+    checkpoint_seconds: float
+
+    def run(
+        self, model: Model, samples: SampleSet, folder: Path, *, seed: int, memory_bytes: int | None, progress: Progress
+    ) -> StoredGuidance:
+        """Collect, or go on where an interrupted run of the same collection stopped."""
+        folder.mkdir(parents=True, exist_ok=True)
+        sites = model.graph.quantizable
+        shards = shards_of(sites, memory_bytes)
+        backward = self.statistics.needs_gradients() and model.program.differentiable
+        kept = kept_sequences(self.sequences, sites, len(samples)) if backward else 0
+        progress.start("guidance", len(shards) * len(samples))
+        seconds = 0.0
+        for number, shard in enumerate(shards):
+            state = _ShardState(folder, number)
+            if not state.finished():
+                self._run_shard(model, samples, shard, state, kept, backward, seed, progress)
+            else:
+                progress.advance(len(samples))
+            seconds += state.seconds()
+        units = units_of(model.objective, samples)
+        guidance = StoredGuidance(
+            folder=folder,
+            shapes={site.name: (site.rows, site.columns) for site in sites},
+            sequences=kept,
+            sequence_units=units / len(samples),
+            numbers={
+                "units": units,
+                "samples": len(samples),
+                "passes": len(shards),
+                "forward_backward_seconds": seconds,
+            },
+        )
+        guidance.save()
+        return guidance
+
+    def _run_shard(
+        self,
+        model: Model,
+        samples: SampleSet,
+        shard: Sequence[Site],
+        state: _ShardState,
+        kept: int,
+        backward: bool,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        names = {site.name: index for index, site in enumerate(model.graph.quantizable)}
+        sums, first, seconds = state.restore()
+        progress.advance(first)
+        saved = time.monotonic()
+        size = batch_size(model, samples)
+        while first < len(samples):
+            batch = samples.part(first, first + size)
+            pending: dict[str, Tensor] = {}
+
+            def record(event: Event) -> None:
+                _add(sums, f"{event.use.operator}|", self.statistics.sums(event))
+                if first < kept:
+                    _gather(pending, event, kept - first)
+
+            run: Callable[..., float] = backward_pass if backward else forward_pass
+            seconds += run(model, batch, first, shard, record, seed=seed)
+            for name, gradients in pending.items():
+                file = gradient_file(state.folder, names[name], kept, (gradients.shape[1], gradients.shape[2]))
+                for index, gradient in enumerate(gradients):
+                    file.write(first + index, gradient)
+            first += len(batch)
+            progress.advance(len(batch))
+            if time.monotonic() - saved > self.checkpoint_seconds and first < len(samples):
+                state.save(sums, first, seconds)
+                saved = time.monotonic()
+        self._finish(model, samples, shard, names, sums, state)
+        state.save({}, len(samples), seconds)
+
+    def _finish(
+        self,
+        model: Model,
+        samples: SampleSet,
+        shard: Sequence[Site],
+        names: Mapping[str, int],
+        sums: Mapping[str, Tensor],
+        state: _ShardState,
+    ) -> None:
+        units = units_of(model.objective, samples)
+        for site in shard:
+            terms = [_term(self.statistics, site, use, sums, units) for use in site.uses]
+            write_site(state.folder, names[site.name], [term for term in terms if term is not None] or _unseen(site))
+
+
+def shards_of(sites: Sequence[Site], memory_bytes: int | None) -> list[tuple[Site, ...]]:
+    """Split the sites, in order, so that each part's second moments fit; a site that never fits is a part of its own."""
+    shards: list[list[Site]] = [[]]
+    held = 0
+    for site in sites:
+        needed = sum(4 * site.columns**2 * site.input_groups for _ in site.uses)
+        if memory_bytes is not None and shards[-1] and held + needed > memory_bytes:
+            shards.append([])
+            held = 0
+        shards[-1].append(site)
+        held += needed
+    return [tuple(shard) for shard in shards]
+
+
+def kept_sequences(asked: int, sites: Sequence[Site], samples: int) -> int:
+    """How many sequence gradients are kept: as asked, or what fits the disk allowance, between 16 and 256."""
+    if asked < 0:
+        return 0
+    affordable = GRADIENT_BYTES // max(1, sum(site.parameters for site in sites))
+    return min(samples, asked or max(FEWEST_SEQUENCES, min(MOST_SEQUENCES, affordable)))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _ShardState:
+    """The saved progress of one shard."""
+
+    folder: Path
+    number: int
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"shard-{self.number:03d}.safetensors"
+
+    def save(self, sums: Mapping[str, Tensor], first: int, seconds: float) -> None:
+        mark = {"": torch.zeros(0)} if not sums else sums
+        save_tensors(self.path, mark, {"first": str(first), "seconds": repr(seconds), "finished": str(not sums)})
+
+    def restore(self) -> tuple[dict[str, Tensor], int, float]:
+        if not self.path.exists():
+            return {}, 0, 0.0
+        with safe_open(self.path, "pt") as file:
+            facts = file.metadata()
+            return {name: file.get_tensor(name) for name in file.keys()}, int(facts["first"]), float(facts["seconds"])  # noqa: SIM118
+
+    def finished(self) -> bool:
+        return self._facts().get("finished") == "True"
+
+    def seconds(self) -> float:
+        return float(self._facts()["seconds"])
+
+    def _facts(self) -> dict[str, str]:
+        if not self.path.exists():
+            return {}
+        with safe_open(self.path, "pt") as file:
+            return file.metadata()
+
+
+def _add(sums: dict[str, Tensor], prefix: str, more: Mapping[str, Tensor]) -> None:
+    for name, values in more.items():
+        key = prefix + name
+        if key in sums:
+            sums[key] += values
+        else:
+            sums[key] = values.clone()
+
+
+def _gather(pending: dict[str, Tensor], event: Event, wanted: int) -> None:
+    """Add the weight gradients of the batch's first `wanted` samples; a tied weight's uses add up."""
+    assert event.gradients is not None
+    site, gradients = event.site, event.gradients[:wanted]
+    if event.use.kind is UseKind.EMBEDDING:
+        rows = event.rows_read[:wanted]
+        found = torch.zeros(len(rows), site.rows, site.columns)
+        for index in range(len(rows)):
+            found[index].index_add_(0, rows[index], gradients[index])
+    else:
+        inputs = event.inputs[:wanted]
+        split = gradients.unflatten(2, (site.input_groups, -1))
+        found = torch.einsum("stgo,stgi->sgoi", split, inputs).flatten(1, 2)
+    pending[site.name] = pending[site.name] + found if site.name in pending else found
+
+
+def _term(
+    statistics: AbstractStatistics, site: Site, use: Use, sums: Mapping[str, Tensor], units: int
+) -> QuadraticTerm | None:
+    prefix = f"{use.operator}|"
+    mine = {name[len(prefix) :]: values for name, values in sums.items() if name.startswith(prefix)}
+    if not mine:
+        return None
+    if bad := [name for name, values in mine.items() if not bool(torch.isfinite(values).all())]:
+        raise CalibrationError(
+            f"{site.name}: the statistics {', '.join(bad)} are not finite; the model overflows on this data."
+        )
+    return statistics.term(site, use, mine, units)
+
+
+def _unseen(site: Site) -> list[QuadraticTerm]:
+    """A site that no sample reached: nothing is known, so that nothing matters but a trace of every weight."""
+    tiny = torch.finfo(torch.float32).tiny
+    return [
+        QuadraticTerm(
+            hessian=torch.eye(site.columns)[None] * tiny,
+            row_group=torch.zeros(site.rows, dtype=torch.int64),
+            row_weight=torch.ones(site.rows),
+            row_weight_error=torch.zeros(site.rows),
+        )
+    ]

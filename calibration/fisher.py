@@ -1,0 +1,73 @@
+"""The `fisher` guide: second moments weighted by what each token's gradient says of the end loss (default)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from torch import Tensor
+
+from guidedq.artifacts.guidance import AbstractGuidance, QuadraticTerm
+from guidedq.artifacts.samples import SampleSet
+from guidedq.ir.graph import Site, Use
+from guidedq.ir.model import Model
+from guidedq.progress import Progress
+from guidedq.stages import AbstractGuide
+
+from .collection import AbstractStatistics, Collection
+from .events import Event
+from .hessian import InputStatistics
+from .statistics import Sums, guided_sums, guided_term
+from .store import StoredGuidance
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FisherGuide(AbstractGuide):
+    """End-loss guidance (GuidedQuant, Kim et al. 2025, arXiv 2505.07004) with labels sampled from the model.
+
+    A model that cannot be differentiated gets forward-only guidance instead: the second moments of the inputs.
+
+    Attributes:
+        groups: Blocks of rows with a Hessian of their own.
+        sequences: Sequence gradients kept for the forecast; 0 lets the model's size decide, -1 keeps none.
+        checkpoint_seconds: How often an unfinished pass is saved.
+    """
+
+    groups: int = 1
+    sequences: int = 0
+    checkpoint_seconds: float = 60.0
+
+    def collect(
+        self, model: Model, samples: SampleSet, folder: Path, *, seed: int, memory_bytes: int | None, progress: Progress
+    ) -> AbstractGuidance:
+        """One forward and one backward pass per batch, and shard."""
+        statistics = GuidedStatistics(groups=self.groups) if model.program.differentiable else InputStatistics()
+        run = Collection(statistics=statistics, sequences=self.sequences, checkpoint_seconds=self.checkpoint_seconds)
+        return run.run(model, samples, folder, seed=seed, memory_bytes=memory_bytes, progress=progress)
+
+    def restore(self, folder: Path) -> AbstractGuidance:
+        """Read what `collect` left."""
+        return StoredGuidance.read(folder)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuidedStatistics(AbstractStatistics):
+    """Token-weighted second moments and moments of the output gradient."""
+
+    groups: int
+
+    def needs_gradients(self) -> bool:
+        """They are gradients."""
+        return True
+
+    def sums(self, event: Event) -> Mapping[str, Tensor]:
+        """See `guided_sums`."""
+        return guided_sums(event, self.groups)
+
+    def term(self, site: Site, use: Use, sums: Sums, units: int) -> QuadraticTerm:
+        """See `guided_term`."""
+        return guided_term(site, use, sums, self.groups, units)

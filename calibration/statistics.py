@@ -1,0 +1,117 @@
+"""Additive statistics of one use of a weight: sums over tokens, which batches, halves and shards add up to.
+
+Second moments are accumulated in float32 over a batch's products, which BLAS forms in float32; moments of the output
+gradients in float64, because their fourth powers span many decades.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from guidedq.artifacts.guidance import QuadraticTerm
+from guidedq.ir.graph import Site, Use, UseKind
+
+from .events import Event
+
+Sums = Mapping[str, Tensor]
+"""Named sums; merging two runs adds them name by name."""
+
+
+def merge(a: Sums, b: Sums) -> dict[str, Tensor]:
+    """The statistics of both runs together."""
+    return {name: a[name] + b[name] for name in a}
+
+
+def row_groups(site: Site, groups: int) -> Int64[Tensor, "out"]:
+    """Assign rows to `groups` contiguous blocks (times the groups of inputs that a grouped convolution has)."""
+    total = min(site.rows, groups * site.input_groups)
+    return torch.arange(site.rows) * total // site.rows
+
+
+def guided_sums(event: Event, groups: int) -> dict[str, Tensor]:
+    """Token-weighted second moments, `sum over tokens of s_k x x^T` (GuidedQuant, arXiv 2505.07004), and moments.
+
+    `s_k` is the mean over the rows of group k of the squared output gradient. For an embedding the roles change: the
+    second moments are of the gradient that reaches the looked-up row.
+
+    Returns:
+        `hessian` [k, in, in], `row_moment` [out] (sum of squared gradients, or of tokens that read a row),
+        `row_moment_square` [out] (sum over samples of the square of each sample's `row_moment`), `samples` [].
+    """
+    assert event.gradients is not None
+    if event.use.kind is UseKind.EMBEDDING:
+        flat = event.gradients.reshape(-1, event.site.columns)
+        counts = _counts(event.rows_read, event.site.rows)
+        hessian = (flat.t() @ flat)[None]
+        return {"hessian": hessian, **_moments(counts)}
+    squares = event.gradients.square()
+    assignment = row_groups(event.site, groups)
+    total = int(assignment[-1]) + 1
+    sizes = assignment.bincount(minlength=total)
+    weights = torch.zeros(*squares.shape[:2], total).index_add_(2, assignment, squares) / sizes
+    hessian = torch.stack(
+        [
+            _second_moment(event.inputs[:, :, group * event.site.input_groups // total], weights[:, :, group])
+            for group in range(total)
+        ]
+    )
+    return {"hessian": hessian, **_moments(squares.sum(1).double())}
+
+
+def guided_term(site: Site, use: Use, sums: Sums, groups: int, units: int) -> QuadraticTerm:
+    """The quadratic term of one use, per token or sample, from its sums over `units` tokens or samples."""
+    moment, error = sums["row_moment"], moment_error(sums)
+    if use.kind is UseKind.EMBEDDING:
+        weight, error = token_frequencies(moment), error / moment.sum().clamp(min=1.0)
+        assignment = torch.zeros(site.rows, dtype=torch.int64)
+        smallest = weight[weight > 0].min()
+        error = torch.maximum(error, smallest.expand_as(error))
+    else:
+        assignment = row_groups(site, groups)
+        total = int(assignment[-1]) + 1
+        means = torch.zeros(total, dtype=torch.float64).index_add_(0, assignment, moment) / assignment.bincount()
+        scale = means.clamp(min=torch.finfo(torch.float64).tiny)[assignment]
+        weight, error = moment / scale, error / scale
+    return QuadraticTerm(
+        hessian=sums["hessian"] / units, row_group=assignment, row_weight=weight.float(), row_weight_error=error.float()
+    )
+
+
+def moment_error(sums: Sums) -> Float[Tensor, "out"]:
+    """Standard error of `row_moment`, from its spread over samples."""
+    samples = float(sums["samples"])
+    if samples < 2:
+        return sums["row_moment"].clone()
+    spread = sums["row_moment_square"] - sums["row_moment"].square() / samples
+    return (spread.clamp(min=0.0) * samples / (samples - 1)).sqrt()
+
+
+def token_frequencies(counts: Float[Tensor, "vocabulary"]) -> Float[Tensor, "vocabulary"]:
+    """How often each row will be read, by Good and Turing: rows read once tell how much unseen ones will get together."""
+    total = counts.sum().clamp(min=1.0)
+    unseen = counts == 0
+    mass = ((counts == 1).sum().clamp(min=1.0) / total).clamp(max=0.5) if bool(unseen.any()) else torch.tensor(0.0)
+    seen = counts / total * (1.0 - mass)
+    return torch.where(unseen, mass / unseen.sum().clamp(min=1), seen)
+
+
+def _second_moment(inputs: Tensor, weights: Tensor) -> Float[Tensor, "in in"]:
+    scaled = (inputs * weights.sqrt()[..., None]).reshape(-1, inputs.shape[-1])
+    return scaled.t() @ scaled
+
+
+def _moments(by_sample: Float[Tensor, "sample out"]) -> dict[str, Tensor]:
+    return {
+        "row_moment": by_sample.sum(0),
+        "row_moment_square": by_sample.square().sum(0),
+        "samples": torch.tensor(float(len(by_sample)), dtype=torch.float64),
+    }
+
+
+def _counts(rows: Int64[Tensor, "sample token"], vocabulary: int) -> Float[Tensor, "sample vocabulary"]:
+    counts = torch.zeros(len(rows), vocabulary, dtype=torch.float64)
+    return counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=torch.float64))

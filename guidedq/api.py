@@ -1,0 +1,209 @@
+"""The face for Python: `compile`, `plan`, `load`, `load_quantized`. The command line calls the same functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from guidedq.artifacts.report import PlanPoint
+from guidedq.budget import parse_budget
+from guidedq.compiler import Artifact, compile_model, plan_model
+from guidedq.errors import ArtifactError, CalibrationError, OutputError
+from guidedq.frontend import load
+from guidedq.ir.model import Model, Objective
+from guidedq.job import Job
+from guidedq.progress import Progress, SilentProgress
+from guidedq.recipe import Recipe, load_recipe
+from guidedq.registry import available, parse_stage, stage_text
+from guidedq.stages import AbstractBackend, AbstractRewrite, AbstractSampler
+from guidedq.workspace import Workspace, default_workspace
+
+PathLike = str | Path
+DEMO = "demo"
+
+
+def compile(  # noqa: A001 - the verb of the field, always used as guidedq.compile
+    model: Model | PathLike,
+    *,
+    budget: str,
+    data: PathLike | Sequence[PathLike] = (),
+    backend: str | AbstractBackend | None = None,
+    out: PathLike | None = None,
+    recipe: str | Recipe = "default",
+    settings: Sequence[str] = (),
+    eval_data: PathLike | Sequence[PathLike] = (),
+    samples: int | None = None,
+    sequence_length: int | None = None,
+    seed: int = 0,
+    workspace: PathLike | None = None,
+    max_memory: int | None = None,
+    max_loss_increase: float | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compile a trained model within a budget.
+
+    Args:
+        model: A loaded model, or what `load` takes: a folder, an `.onnx` or `.pt2` file, a hub name, `"demo"`.
+        budget: `"3.5bits"` (all bytes of the weights file over all parameters) or `"120MB"`.
+        data: Calibration data: .txt, .jsonl, .npz, .safetensors, or folders of these.
+        backend: `"torch"`, `"onnx"`, with options in braces; by default the one that fits the model's source.
+        out: Folder to write; by default `<model>-<budget>` in the working directory.
+        recipe: A recipe, its name, or a TOML file.
+        settings: Changes to it, `"round.damping-fraction=0.02"`.
+        eval_data: Evaluation data; a tenth of `data` is held back if empty.
+        samples: Calibration samples.
+        sequence_length: Tokens per sequence.
+        seed: Seeds every draw.
+        workspace: Where measured things are kept; the user's cache folder by default.
+        max_memory: Bound in bytes on the statistics held at once.
+        max_loss_increase: A gate, in the objective's unit.
+        overwrite: Replace `out` if it exists.
+        progress: Told about the work.
+
+    Returns:
+        The artifact: its folder and its report.
+
+    Raises:
+        GuidedQError: whatever is wrong with the input; `GateError` if the gate was missed.
+    """
+    asked = parse_budget(budget)
+    job = make_job(
+        model,
+        data=data,
+        backend=backend,
+        recipe=recipe,
+        settings=settings,
+        eval_data=eval_data,
+        samples=samples,
+        sequence_length=sequence_length,
+        seed=seed,
+        workspace=workspace,
+        max_memory=max_memory,
+        progress=progress,
+    )
+    target = Path(out) if out is not None else Path(f"{job.model.name}-{asked.text.strip().replace(' ', '')}")
+    return compile_model(job, asked, target, overwrite=overwrite, largest_loss_increase=max_loss_increase)
+
+
+def plan(model: Model | PathLike, *, budgets: Sequence[str], **options: Any) -> tuple[PlanPoint, ...]:
+    """The forecast at each budget, smallest file first in the order given; writes nothing but the workspace.
+
+    Args:
+        model: As for `compile`.
+        budgets: As `budget` of `compile`.
+        **options: As for `compile`, without those that concern the output.
+
+    Raises:
+        GuidedQError: whatever is wrong with the input.
+    """
+    asked = [parse_budget(budget) for budget in budgets]
+    return plan_model(make_job(model, **options), asked)
+
+
+def load_quantized(folder: PathLike) -> Any:
+    """Load an artifact: a torch module that runs (and generates, if it is a language model), or an ONNX Runtime session.
+
+    Raises:
+        ArtifactError: it is no artifact, damaged, or from a newer version.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ArtifactError(f"{path} is no folder. Expected one that guidedq compile wrote.")
+    kind = "torch" if (path / "manifest.json").exists() else "onnx" if (path / "model.onnx").exists() else None
+    if kind is None:
+        raise ArtifactError(
+            f"{path} holds neither manifest.json nor model.onnx. Expected a folder that guidedq compile wrote."
+        )
+    backend: AbstractBackend = parse_stage(kind, "backend")
+    return backend.load(path)
+
+
+def make_job(
+    model: Model | PathLike,
+    *,
+    data: PathLike | Sequence[PathLike] = (),
+    backend: str | AbstractBackend | None = None,
+    recipe: str | Recipe = "default",
+    settings: Sequence[str] = (),
+    eval_data: PathLike | Sequence[PathLike] = (),
+    samples: int | None = None,
+    sequence_length: int | None = None,
+    seed: int = 0,
+    workspace: PathLike | None = None,
+    max_memory: int | None = None,
+    progress: Progress | None = None,
+) -> Job:
+    """Resolve what the user said into a job: stages by name, the sampler that fits, the graph rewritten."""
+    chosen = (load_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(settings)
+    files, evaluation = _paths(data), _paths(eval_data)
+    if missing := [path for path in (*files, *evaluation) if not path.exists()]:
+        raise CalibrationError(f"no such data: {', '.join(map(str, missing))}.")
+    root = Path(workspace) if workspace is not None else default_workspace()
+    if root.is_file():
+        raise OutputError(f"the workspace {root} is a file. Name a folder with --workspace.")
+    is_demo = isinstance(model, str) and model == DEMO
+    loaded = model if isinstance(model, Model) else load(model)
+    writer: AbstractBackend = backend if isinstance(backend, AbstractBackend) else _backend(backend, loaded)
+    return Job(
+        model=_rewritten(loaded, chosen, writer),
+        backend=writer,
+        recipe=chosen,
+        sampler=_sampler(loaded, files, is_demo, samples, sequence_length),
+        data=files,
+        evaluation_data=evaluation,
+        seed=seed,
+        workspace=Workspace(root=root),
+        memory_bytes=max_memory,
+        progress=progress or SilentProgress(),
+    )
+
+
+def _backend(text: str | None, model: Model) -> AbstractBackend:
+    return parse_stage(text or ("torch" if model.source == "hugging_face" else "onnx"), "backend")
+
+
+def _sampler(
+    model: Model, data: Sequence[Path], is_demo: bool, samples: int | None, sequence_length: int | None
+) -> AbstractSampler:
+    if data:
+        name: Literal["files", "demo", "generated"] = "files"
+    elif is_demo:
+        name = "demo"
+    elif model.objective is Objective.LANGUAGE_MODEL and model.program.differentiable:
+        name = "generated"
+    else:
+        wanted = ", ".join(
+            f"{spec.name} {list(spec.shape)} {spec.dtype}".replace("None", "any") for spec in model.inputs
+        )
+        raise CalibrationError(
+            f"{model.name} needs calibration data: pass --data with a .npz or .safetensors file of its inputs ({wanted})"
+            + (", or text." if model.tokenizer is not None else ".")
+        )
+    options = {"samples": samples, "sequence-length": sequence_length}
+    words = " ".join(f"{option}={value}" for option, value in options.items() if value is not None)
+    return parse_stage(f"{name}{{{words}}}" if words else name, "sample")
+
+
+def _rewritten(model: Model, recipe: Recipe, backend: AbstractBackend) -> Model:
+    """Apply the graph passes: keep what the user wants kept and what is out of scope, fuse what the runtime fuses."""
+    rewrites = available("rewrite")
+    passes: list[AbstractRewrite] = []
+    if recipe.keep:
+        passes.append(rewrites["keep"](patterns=recipe.keep))
+    if recipe.scope == "linear":
+        passes.append(rewrites["scope"]())
+    graph = model.graph
+    for rewrite in passes:
+        graph = rewrite.rewrite(graph)
+    if groups := backend.fuses(graph):
+        graph = rewrites["fuse"](groups=tuple(map(tuple, groups))).rewrite(graph)
+    return model.with_graph(graph)
+
+
+def _paths(paths: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
+    return (Path(paths),) if isinstance(paths, str | Path) else tuple(map(Path, paths))
+
+
+__all__ = ["Artifact", "compile", "load", "load_quantized", "make_job", "plan", "stage_text"]

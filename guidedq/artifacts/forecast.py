@@ -1,0 +1,68 @@
+"""What is predicted, and what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """Predicted loss of an allocation, in the objective's unit, with a 90% interval.
+
+    Attributes:
+        kl: Predicted divergence from the original's output, with its interval `kl_low` to `kl_high`.
+        loss_increase: Predicted increase of the loss on data, with its interval.
+        raw_kl: The prediction before calibration by probes.
+    """
+
+    kl: float
+    kl_low: float
+    kl_high: float
+    loss_increase: float
+    loss_increase_low: float
+    loss_increase_high: float
+    raw_kl: float
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """A quantized model against its original on a sample set, in the objective's unit.
+
+    Attributes:
+        kl: Mean divergence of the quantized output from the original's.
+        loss_before: Loss of the original on the data's labels (0 for values).
+        loss_after: Loss of the quantized model.
+        agreement: Share of predictions whose most likely class is the original's (cosine similarity for values).
+        accuracy_before: Share of right predictions, where labels are given.
+        accuracy_after: The same for the quantized model.
+        units: Tokens or samples measured.
+        kl_by_sample: `kl` of each sample.
+    """
+
+    kl: float
+    loss_before: float
+    loss_after: float
+    agreement: float
+    accuracy_before: float | None
+    accuracy_after: float | None
+    units: int
+    kl_by_sample: tuple[float, ...]
+
+    @property
+    def loss_increase(self) -> float:
+        """Loss after minus before."""
+        return self.loss_after - self.loss_before
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A whole quantized model measured before the compile decides: calibrates the forecast."""
+
+    raw_kl_by_sequence: tuple[float, ...]
+    raw_kl: float
+    measured: Measurement
+    bytes: int

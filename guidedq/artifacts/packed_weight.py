@@ -1,0 +1,188 @@
+"""A quantized weight as one blob of bytes, and back; rows can be read one by one. The layout: `quant/packing.py`."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from guidedq.artifacts.quantized_weight import FLOAT_DTYPES, AffineSegment, FloatSegment, QuantizedWeight, Segment
+from guidedq.errors import FormatError
+from guidedq.quant.bit_stream import pack_codes, unpack_codes
+from guidedq.quant.formats import AffineFormat, FloatFormat
+from guidedq.quant.grid import Grid
+from guidedq.quant.packing import (
+    INDEX_BITS,
+    BlobLayout,
+    SegmentLayout,
+    damaged,
+    index_bytes,
+    read_layout,
+    region_widths,
+    write_header,
+)
+
+
+def pack_weight(weight: QuantizedWeight) -> UInt8[Tensor, "bytes"]:
+    """Write a weight as one blob, `blob_bytes` long.
+
+    Raises:
+        FormatError: the weight breaks its own rules (codes too large, rows twice or unordered), or has many segments.
+    """
+    _check(weight)
+    header = write_header([(part.format, len(part.rows)) for part in weight.segments], weight.shape[1])
+    parts = [torch.frombuffer(bytearray(header), dtype=torch.uint8)]
+    if len(weight.segments) > 1:
+        numbers = torch.empty(1, weight.shape[0], dtype=torch.uint8)
+        for number, part in enumerate(weight.segments):
+            numbers[0, part.rows] = number
+        parts.append(pack_codes(numbers, INDEX_BITS))
+    for part in weight.segments:
+        parts.extend(_affine_regions(part) if isinstance(part, AffineSegment) else [_bytes_of(part.values)])
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def unpack_weight(blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, int]) -> QuantizedWeight:
+    """Read what `pack_weight` wrote.
+
+    Raises:
+        ArtifactError: the blob is damaged, or holds a weight of another shape.
+    """
+    layout = read_layout(blob, name, shape)
+    rows = segment_rows(blob, name, layout)
+    segments = [read_segment(blob, part, shape[1], own) for part, own in zip(layout.segments, rows, strict=True)]
+    for segment in segments:
+        check_segment(segment, name, shape[1])
+    return QuantizedWeight(name=name, shape=shape, segments=tuple(segments))
+
+
+def segment_rows(blob: UInt8[Tensor, "bytes"], name: str, layout: BlobLayout) -> tuple[Int64[Tensor, "n"], ...]:
+    """The rows of each segment, ascending.
+
+    Raises:
+        ArtifactError: the rows' segment numbers disagree with the segments' headers.
+    """
+    count, rows = len(layout.segments), layout.shape[0]
+    if count == 1:
+        return (torch.arange(rows, device=blob.device),)
+    index = blob[layout.index_offset : layout.index_offset + index_bytes(rows, count)]
+    numbers = unpack_codes(index[None], INDEX_BITS, rows)[0]
+    found = numbers.bincount(minlength=count).tolist()
+    expected = [part.rows for part in layout.segments]
+    if found != expected:
+        raise damaged(name, f"{expected} rows by segment", found)
+    return tuple((numbers == number).nonzero()[:, 0] for number in range(count))
+
+
+def read_segment(
+    blob: UInt8[Tensor, "bytes"],
+    part: SegmentLayout,
+    columns: int,
+    rows: Int64[Tensor, "n"],
+    places: Int64[Tensor, "n"] | None = None,
+) -> Segment:
+    """Read the rows of one segment, on the blob's device.
+
+    Args:
+        blob: The whole weight.
+        part: Where the segment lies.
+        columns: The weight's `in`.
+        rows: What the rows read are called in the result.
+        places: Which of the segment's rows to read, in any order and number; all by default.
+    """
+    regions: list[Tensor] = []
+    offset = part.offset
+    for width in region_widths(part.format, columns):
+        region = blob[offset : offset + part.rows * width].view(part.rows, width)
+        regions.append(region if places is None else region.index_select(0, places))
+        offset += part.rows * width
+    if isinstance(part.format, FloatFormat):
+        values = _values_of(regions[0], FLOAT_DTYPES[part.format.dtype])
+        return FloatSegment(format=part.format, rows=rows, values=values)
+    return AffineSegment(
+        format=part.format,
+        rows=rows,
+        codes=unpack_codes(regions[0], part.format.bits, columns),
+        grid=_grid(regions[1], regions[2], part.format, columns),
+        outlier_columns=regions[3][:, 0::2].long() | regions[3][:, 1::2].long() << 8,
+        outlier_values=_values_of(regions[4], torch.float16),
+    )
+
+
+def check_segment(segment: Segment, name: str, columns: int) -> None:
+    """Refuse numbers that no rounder writes: they would break the dequantization, or spread as NaN.
+
+    Raises:
+        ArtifactError: a number is not finite, a scale not positive, or outliers do not stand in rising columns.
+    """
+    if isinstance(segment, FloatSegment):
+        if not bool(torch.isfinite(segment.values).all()):
+            raise damaged(name, "finite values", "NaN or infinity")
+        return
+    scales = segment.grid.scales
+    if not bool((torch.isfinite(scales) & (scales > 0)).all()):
+        raise damaged(name, "positive finite scales", "others")
+    if not bool(torch.isfinite(segment.outlier_values).all()):
+        raise damaged(name, "finite outliers", "NaN or infinity")
+    if not _rising(segment.outlier_columns, columns):
+        raise damaged(name, f"outlier columns that rise below {columns}", "others")
+
+
+def _check(weight: QuantizedWeight) -> None:
+    rows = torch.cat([part.rows for part in weight.segments])
+    ascending = all(bool((part.rows.diff() > 0).all()) for part in weight.segments)
+    if not ascending or not torch.equal(rows.sort().values, torch.arange(weight.shape[0])):
+        raise FormatError(f"{weight.name}: the rows of the segments do not ascend, or are not every row once.")
+    for part in weight.segments:
+        if isinstance(part, FloatSegment):
+            fits = (
+                part.values.shape == (len(part.rows), weight.shape[1])
+                and part.values.dtype is FLOAT_DTYPES[part.format.dtype]
+            )
+        else:
+            fits = _affine_fits(part, weight.shape[1])
+        if not fits:
+            raise FormatError(f"{weight.name}: a segment does not hold what its format, {part.format}, says.")
+
+
+def _affine_fits(part: AffineSegment, columns: int) -> bool:
+    rows, format, grid = len(part.rows), part.format, part.grid
+    middle = 2 ** (format.bits - 1)
+    return (
+        part.codes.shape == (rows, columns)
+        and grid.scales.shape == grid.zero_points.shape == (rows, format.groups(columns))
+        and part.outlier_columns.shape == part.outlier_values.shape == (rows, format.outliers)
+        and int(part.codes.max()) < 2**format.bits
+        and int(grid.zero_points.max()) < 2**format.bits
+        and (not format.symmetric or bool((grid.zero_points == middle).all()))
+        and _rising(part.outlier_columns, columns)
+    )
+
+
+def _rising(columns_of_rows: Int64[Tensor, "n outliers"], columns: int) -> bool:
+    inside = (columns_of_rows >= 0) & (columns_of_rows < columns)
+    return bool(inside.all()) and bool((columns_of_rows.diff(dim=1) > 0).all())
+
+
+def _affine_regions(part: AffineSegment) -> list[Tensor]:
+    codes, bits = pack_codes(part.codes, part.format.bits), part.format.bits
+    zero_points = [] if part.format.symmetric else [pack_codes(part.grid.zero_points, bits)]
+    columns = torch.stack((part.outlier_columns & 255, part.outlier_columns >> 8), dim=-1).to(torch.uint8)
+    return [codes, _bytes_of(part.grid.scales), *zero_points, columns, _bytes_of(part.outlier_values)]
+
+
+def _grid(scales: Tensor, zero_points: Tensor, format: AffineFormat, columns: int) -> Grid:
+    values = _values_of(scales, torch.float16)
+    if format.symmetric:
+        middle = 2 ** (format.bits - 1)
+        return Grid(scales=values, zero_points=torch.full_like(values, middle, dtype=torch.uint8))
+    return Grid(scales=values, zero_points=unpack_codes(zero_points, format.bits, format.groups(columns)))
+
+
+def _bytes_of(values: Tensor) -> Tensor:
+    return values.contiguous().view(torch.uint8)
+
+
+def _values_of(region: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers in `[n, bytes]`; cloned, because a view of wider numbers must begin at a multiple of their size."""
+    return region.flatten().clone().view(dtype).reshape(len(region), region.shape[1] // dtype.itemsize)

@@ -1,0 +1,121 @@
+"""One quantized weight: segments of rows, each with its own format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Float16, Int64, UInt8
+from torch import Tensor
+
+from guidedq.errors import FormatError
+from guidedq.quant.formats import AffineFormat, FloatFormat, Format
+from guidedq.quant.grid import Grid, dequantize
+
+FLOAT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AffineSegment:
+    """Rows of a weight that share an affine format.
+
+    Attributes:
+        format: The format of all these rows.
+        rows: Their row indices in the weight, ascending, `[n]`.
+        codes: `[n, in]`, each below `2 ** bits`.
+        grid: Scales and zero points, `[n, groups]`.
+        outlier_columns: Columns kept at 16 bits, ascending in each row, `[n, outliers]`.
+        outlier_values: Their values, `[n, outliers]`; they replace what the codes say.
+    """
+
+    format: AffineFormat
+    rows: Int64[Tensor, "n"]
+    codes: UInt8[Tensor, "n in"]
+    grid: Grid
+    outlier_columns: Int64[Tensor, "n outliers"]
+    outlier_values: Float16[Tensor, "n outliers"]
+
+    def dequantize(self) -> Float[Tensor, "n in"]:
+        """The float32 values of these rows."""
+        values = dequantize(self.codes, self.grid, self.format)
+        return values.scatter_(1, self.outlier_columns, self.outlier_values.float())
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatSegment:
+    """Rows of a weight that stay in floating point: `values` is `[n, in]` in the format's dtype."""
+
+    format: FloatFormat
+    rows: Int64[Tensor, "n"]
+    values: Tensor
+
+    def dequantize(self) -> Float[Tensor, "n in"]:
+        """The float32 values of these rows."""
+        return self.values.float()
+
+
+Segment = AffineSegment | FloatSegment
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedWeight:
+    """A weight matrix as stored: every row belongs to exactly one segment.
+
+    Attributes:
+        name: The site's name.
+        shape: `(out, in)` of the matrix view.
+        segments: Disjoint, together all rows; no two of one format.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    segments: tuple[Segment, ...]
+
+    def __post_init__(self) -> None:
+        counted = sum(len(segment.rows) for segment in self.segments)
+        if counted != self.shape[0]:
+            raise FormatError(f"{self.name}: {counted} rows in segments, {self.shape[0]} in the weight.")
+
+    def dequantize(self) -> Float[Tensor, "out in"]:
+        """The reference float32 matrix."""
+        values = torch.empty(self.shape)
+        for segment in self.segments:
+            values[segment.rows] = segment.dequantize()
+        return values
+
+
+def float_weight(name: str, matrix: Float[Tensor, "out in"], format: FloatFormat) -> QuantizedWeight:
+    """Hold a whole matrix in floating point."""
+    rows = torch.arange(matrix.shape[0])
+    segment = FloatSegment(format=format, rows=rows, values=matrix.to(FLOAT_DTYPES[format.dtype]))
+    return QuantizedWeight(name=name, shape=(matrix.shape[0], matrix.shape[1]), segments=(segment,))
+
+
+def affine_segment(
+    format: AffineFormat,
+    rows: Tensor,
+    codes: Tensor,
+    grid: Grid,
+    outlier_columns: Tensor | None,
+    outlier_values: Tensor | None,
+) -> AffineSegment:
+    """Assemble an affine segment; `None` for the outliers means that there are none."""
+    empty = torch.zeros(len(rows), 0, dtype=torch.int64)
+    columns = empty if outlier_columns is None else outlier_columns
+    values = empty.half() if outlier_values is None else outlier_values.half()
+    return AffineSegment(
+        format=format, rows=rows, codes=codes, grid=grid, outlier_columns=columns, outlier_values=values
+    )
+
+
+def format_of_rows(weight: QuantizedWeight) -> list[Format]:
+    """The format of each row, in row order."""
+    formats: list[Format | None] = [None] * weight.shape[0]
+    for segment in weight.segments:
+        for row in segment.rows.tolist():
+            formats[row] = segment.format
+    return [format for format in formats if format is not None]

@@ -1,0 +1,114 @@
+"""The compiler on one page: from a model and a budget to an artifact, with a forecast before and a measurement after.
+
+    gather (sample, collect, measure curves) -> decide (allocate, probe, forecast) -> round -> emit -> measure
+
+It knows the interfaces of `stages.py` and nothing of the stages behind them. Everything up to the decision is kept in
+the workspace: another budget starts at `decide`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from guidedq.artifacts.report import PlanPoint, Report
+from guidedq.budget import Budget, parse_budget
+from guidedq.decision import Decision, decide, limit_of, rounded
+from guidedq.errors import BackendError, BudgetError, GateError
+from guidedq.evaluation import measure
+from guidedq.evidence import Evidence, gather
+from guidedq.ir.model import check_weights
+from guidedq.job import Job
+from guidedq.output import check_output, new_folder
+from guidedq.progress import tracked
+from guidedq.report.build import build_report, plan_point
+from guidedq.report.write import write_report
+
+CURVE_BITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
+"""Sizes at which the report draws its rate-distortion curve, as far as they are feasible."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A compiled model: the folder, and the report that lies in it."""
+
+    folder: Path
+    report: Report
+
+
+def compile_model(
+    job: Job, budget: Budget, out: Path, *, overwrite: bool = False, largest_loss_increase: float | None = None
+) -> Artifact:
+    """Compile within a budget.
+
+    Raises:
+        GateError: forecast or measured loss increase exceed `largest_loss_increase`; nothing is left in `out`.
+        GuidedQError: the budget, the data, the model or the output folder will not do.
+    """
+    check_output(out, overwrite=overwrite)
+    footprint = job.backend.footprint(job.model, job.recipe.formats)
+    limit = limit_of(budget, job, footprint)
+    with job.stopwatch.time("check"):
+        check_weights(job.model, job.model.graph.quantizable)
+    evidence = gather(job, footprint)
+    decision = decide(job, evidence, limit)
+    _gate("forecast", decision.forecast.loss_increase, largest_loss_increase, job.model.objective.unit)
+    curve = _curve(job, evidence)
+    with new_folder(out, overwrite=overwrite) as folder:
+        with job.stopwatch.time("emit"):
+            weights = rounded(job, evidence, decision.allocation)
+            emission = job.backend.emit(
+                job.model, tracked(job.progress, "round and pack", weights, len(decision.allocation.sites)), folder
+            )
+        if emission.bytes > limit:
+            raise BackendError(f"the file has {emission.bytes} bytes, the budget is {limit}: the footprint is wrong.")
+        with job.stopwatch.time("evaluate"):
+            measured = measure(
+                job.model.program,
+                evidence.calibration.evaluation,
+                job.model.objective,
+                predict_quantized=job.backend.open(job.model, folder),
+                progress=job.progress,
+            )
+        _gate("measured", measured.loss_increase, largest_loss_increase, job.model.objective.unit)
+        report = build_report(job, budget, limit, evidence, decision, emission, measured, curve)
+        write_report(report, folder)
+    return Artifact(folder=out, report=report)
+
+
+def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
+    """The forecast at each budget; nothing is written but the workspace.
+
+    Raises:
+        BudgetError: a budget is not feasible.
+    """
+    footprint = job.backend.footprint(job.model, job.recipe.formats)
+    limits = [limit_of(budget, job, footprint) for budget in budgets]
+    with job.stopwatch.time("check"):
+        check_weights(job.model, job.model.graph.quantizable)
+    evidence = gather(job, footprint)
+    decisions: list[Decision] = [decide(job, evidence, limit) for limit in limits]
+    return tuple(plan_point(job, b.text, decision) for b, decision in zip(budgets, decisions, strict=True))
+
+
+def _curve(job: Job, evidence: Evidence) -> tuple[PlanPoint, ...]:
+    """The forecast over the feasible part of a fixed range of sizes, for the report's picture."""
+    points: list[PlanPoint] = []
+    for bits in CURVE_BITS:
+        budget = parse_budget(f"{bits}bits")
+        try:
+            limit = limit_of(budget, job, evidence.footprint)
+        except BudgetError:
+            continue
+        points.append(plan_point(job, budget.text, decide(job, evidence, limit)))
+    return tuple(points)
+
+
+def _gate(what: str, loss_increase: float, largest: float | None, unit: str) -> None:
+    if largest is not None and loss_increase > largest:
+        raise GateError(
+            f"{what} loss increase {loss_increase:.4f} {unit} exceeds the gate of {largest:g}. Nothing was written."
+        )

@@ -1,0 +1,145 @@
+"""Everything measured before a budget is looked at: calibration set, guidance, curves. Kept in the workspace."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from guidedq.artifacts.curves import SiteCurve
+from guidedq.artifacts.footprint import Footprint
+from guidedq.artifacts.guidance import AbstractGuidance
+from guidedq.artifacts.samples import CalibrationSet
+from guidedq.errors import CalibrationError
+from guidedq.job import Job
+from guidedq.progress import tracked
+from guidedq.registry import stage_text
+from guidedq.workspace import finish, is_finished, load_calibration_set, load_curve, save_calibration_set, save_curve
+
+READ_BYTES = 1 << 20
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveFiles:
+    """The curves of all sites, read from the workspace as they are needed.
+
+    Attributes:
+        folder: Their entry.
+        names: Sites in graph order.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+
+    def all(self) -> Mapping[str, SiteCurve]:
+        """All curves, without their projections."""
+        return {curve.name: curve for curve in self._read(projections=False)}
+
+    def stream(self) -> Iterator[SiteCurve]:
+        """One curve after another, with its projections."""
+        return self._read(projections=True)
+
+    def _read(self, *, projections: bool) -> Iterator[SiteCurve]:
+        for number in range(len(self.names)):
+            curve = load_curve(self.folder, number, projections=projections)
+            if curve is None:
+                raise CalibrationError(
+                    f"{self.folder} lost the curve of {self.names[number]}. Delete it and run again."
+                )
+            yield curve
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What decisions are based on.
+
+    Attributes:
+        footprint: Bytes of every site in every format.
+        calibration: The three sample sets.
+        guidance: Which errors matter.
+        curves: What each format costs and does.
+        key: Identifies all of this, for what is derived from it.
+    """
+
+    footprint: Footprint
+    calibration: CalibrationSet
+    guidance: AbstractGuidance
+    curves: CurveFiles
+    key: str
+
+
+def gather(job: Job, footprint: Footprint) -> Evidence:
+    """Sample, collect and measure, or find in the workspace what an earlier run left."""
+    with job.stopwatch.time("sample"):
+        calibration = _calibration_set(job)
+    with job.stopwatch.time("guidance"):
+        guidance, guidance_key = _guidance(job, calibration)
+    with job.stopwatch.time("curves"):
+        curves, key = _curves(job, footprint, guidance, guidance_key)
+    return Evidence(footprint=footprint, calibration=calibration, guidance=guidance, curves=curves, key=key)
+
+
+def _calibration_set(job: Job) -> CalibrationSet:
+    files = (*_content(job.data), "|", *_content(job.evaluation_data))
+    entry = job.workspace.entry("samples", job.model.digest, stage_text(job.sampler, "sample"), str(job.seed), *files)
+    if not is_finished(entry):
+        drawn = job.sampler.sample(job.model, job.data, job.evaluation_data, seed=job.seed, progress=job.progress)
+        save_calibration_set(entry, drawn)
+    return load_calibration_set(entry)
+
+
+def _guidance(job: Job, calibration: CalibrationSet) -> tuple[AbstractGuidance, str]:
+    sites = " ".join(site.name for site in job.model.graph.quantizable)
+    text = stage_text(job.recipe.guide, "guide")
+    key = (job.model.digest, calibration.calibration.digest, text, str(job.seed), sites)
+    entry = job.workspace.entry("guidance", *key)
+    if not is_finished(entry):
+        job.recipe.guide.collect(
+            job.model,
+            calibration.calibration,
+            entry,
+            seed=job.seed,
+            memory_bytes=job.memory_bytes,
+            progress=job.progress,
+        )
+        finish(entry)
+    return job.recipe.guide.restore(entry), entry.name
+
+
+def _curves(job: Job, footprint: Footprint, guidance: AbstractGuidance, guidance_key: str) -> tuple[CurveFiles, str]:
+    sites = job.model.graph.quantizable
+    formats = [f"{site.name} {' '.join(map(str, footprint.sites[site.name].formats))}" for site in sites]
+    stages = (stage_text(job.recipe.round, "round"), stage_text(job.recipe.measure, "measure"))
+    entry = job.workspace.entry("curves", guidance_key, *stages, str(job.seed), *formats)
+    missing = [(n, site) for n, site in enumerate(sites) if load_curve(entry, n, projections=False) is None]
+    for number, site in tracked(job.progress, "curves", missing, len(missing)):
+        curve = job.recipe.measure.measure(
+            site,
+            job.model.matrix(site),
+            guidance.site(site.name),
+            guidance.gradients(site.name),
+            footprint,
+            job.recipe.round,
+            seed=job.seed + number,
+        )
+        save_curve(entry, number, curve)
+    return CurveFiles(folder=entry, names=tuple(site.name for site in sites)), entry.name
+
+
+def _content(paths: Sequence[Path]) -> Iterator[str]:
+    """Digests of what lies under the paths: renaming a file changes nothing, changing it does."""
+    for path in paths:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in files:
+            state = hashlib.sha256(file.suffix.encode())
+            try:
+                with file.open("rb") as stream:
+                    while block := stream.read(READ_BYTES):
+                        state.update(block)
+            except OSError as error:
+                raise CalibrationError(f"cannot read {file}: {error.strerror}.") from error
+            yield state.hexdigest()

@@ -1,0 +1,113 @@
+"""A loaded model: its graph, the program that runs it, and what its inputs and outputs mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from guidedq.errors import ModelError
+from guidedq.ir.graph import Graph, Site
+from guidedq.ir.program import AbstractProgram
+
+
+class Objective(StrEnum):
+    """What the output is, and so what the end loss means."""
+
+    LANGUAGE_MODEL = "language_model"
+    """Logits `[sample, position, vocabulary]`, position t predicts token t + 1. Unit: nats per token."""
+    CLASSIFIER = "classifier"
+    """Logits `[sample, class]`. Unit: nats per sample."""
+    VALUES = "values"
+    """Any other tensor, `[sample, ...]`. Unit: half the squared output error over the squared output, per sample."""
+
+    @property
+    def unit(self) -> str:
+        """The unit of the loss, for people."""
+        units = {"language_model": "nats/token", "classifier": "nats/sample", "values": "relative squared error"}
+        return units[self.value]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """One named input: its dtype, and its shape with `None` where any size goes (the first axis is the sample)."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | None, ...]
+
+
+SourceKind = Literal["hugging_face", "onnx", "torch_export"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A trained model, lifted: what every stage gets to see of it.
+
+    Attributes:
+        name: Short name for people (the folder's or file's).
+        path: The folder or file it was loaded from.
+        source: Which frontend loaded it.
+        digest: SHA-256 of its content (weights, graph, configuration), hex; the folder's name does not matter.
+        graph: Operators and sites.
+        program: Runs it.
+        objective: What the output means.
+        inputs: The named inputs that `program` takes; optional inputs are left out.
+        parameters: Number of parameters, tied ones counted once.
+        tokenizer: A transformers tokenizer, if the model has one.
+        vocabulary_size: Token ids are below this, if the model takes tokens.
+        context_length: Longest sequence that it takes, if there is a limit.
+        notices: What the user should know about how it was loaded.
+    """
+
+    name: str
+    path: Path
+    source: SourceKind
+    digest: str
+    graph: Graph
+    program: AbstractProgram
+    objective: Objective
+    inputs: tuple[InputSpec, ...]
+    parameters: int
+    tokenizer: Any = None
+    vocabulary_size: int | None = None
+    context_length: int | None = None
+    notices: tuple[str, ...] = ()
+
+    def matrix(self, site: Site) -> Float[Tensor, "out in"]:
+        """The site's weight as a float32 matrix.
+
+        Raises:
+            ModelError: a weight is NaN or infinite.
+        """
+        matrix = site.matrix(self.program.parameter(site.name))
+        if not bool(torch.isfinite(matrix).all()):
+            bad = int((~torch.isfinite(matrix)).sum())
+            raise ModelError(
+                f"{site.name}: {bad} of {site.parameters} weights are NaN or infinite. Mend the checkpoint."
+            )
+        return matrix
+
+    def with_graph(self, graph: Graph) -> Model:
+        """The same model under a rewritten graph."""
+        return replace(self, graph=graph)
+
+
+def check_weights(model: Model, sites: Sequence[Site]) -> None:
+    """Refuse a model with no site, or with a weight that is not a finite number.
+
+    Raises:
+        ModelError: as said, naming the site.
+    """
+    if not sites:
+        raise ModelError(f"{model.name} has no quantizable site: no linear, convolution or embedding weight was found.")
+    for site in sites:
+        model.matrix(site)

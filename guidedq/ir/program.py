@@ -1,0 +1,139 @@
+"""What runs a model: the torch program that every frontend lifts to, and the interface for those that cannot be."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Batch = Mapping[str, Tensor]
+"""Named model inputs, the first axis of each is the sample."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationRounding:
+    """The rounding of activations that a runtime does on its own account, emulated so that it can be forecast.
+
+    Symmetric int8 per block of `block_size` inputs: `scale = max |x| / 127`, as ONNX Runtime's MatMulNBits does at
+    accuracy level 4.
+
+    Attributes:
+        operators: The operators whose inputs are rounded, with the block size of each.
+    """
+
+    operators: Mapping[str, int]
+
+
+class AbstractProgram(ABC):
+    """Runs a model on a batch, with other weights if asked."""
+
+    @property
+    @abstractmethod
+    def differentiable(self) -> bool:
+        """Whether gradients of the output with respect to every operator's output can be had."""
+
+    @abstractmethod
+    def parameter(self, name: str) -> Tensor:
+        """The stored weight called `name`, not to be written into."""
+
+    @abstractmethod
+    def predict(
+        self, batch: Batch, *, weights: Mapping[str, Tensor] | None = None, activations: ActivationRounding | None = None
+    ) -> Tensor:
+        """The model's output in float32, without gradients.
+
+        Args:
+            batch: Named inputs, `[sample, ...]`.
+            weights: Weights that replace the model's own for this call, by name, in the stored shape.
+            activations: Emulate this rounding of activations.
+        """
+
+    @abstractmethod
+    def observe(self, batch: Batch, operators: Mapping[str, None]) -> Mapping[str, Tensor]:
+        """The first input of each of `operators` while the model runs on `batch`, without gradients."""
+
+
+class AbstractWriter(ABC):
+    """A module that can also continue token sequences without running the whole sequence again for every token."""
+
+    @abstractmethod
+    def write(
+        self, tokens: Int64[Tensor, "sequence start"], length: int, generator: torch.Generator
+    ) -> Int64[Tensor, "sequence length"]:
+        """Continue the sequences to `length` tokens, sampled at temperature 1 from the model's own distribution."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchProgram(AbstractProgram):
+    """A torch module whose sites are read by submodules: `module(**batch)` returns one tensor.
+
+    Every operator named by a site's use is a submodule of that name; its forward takes the activation first and
+    returns one tensor. Parameters are frozen (no gradients), the module is in evaluation mode and runs in float32.
+    """
+
+    module: nn.Module
+
+    @property
+    def differentiable(self) -> bool:
+        """Always: autograd runs through the module."""
+        return True
+
+    def parameter(self, name: str) -> Tensor:
+        """The module's parameter or buffer called `name`."""
+        owner, _, leaf = name.rpartition(".")
+        return getattr(self.module.get_submodule(owner), leaf)
+
+    def predict(
+        self, batch: Batch, *, weights: Mapping[str, Tensor] | None = None, activations: ActivationRounding | None = None
+    ) -> Tensor:
+        """The output in float32; `weights` stand in through `torch.func.functional_call`, tied ones everywhere."""
+        with torch.no_grad(), _rounding(self.module, activations):
+            output: Tensor = functional_call(self.module, dict(weights or {}), args=(), kwargs=dict(batch))
+        return output.float()
+
+    def observe(self, batch: Batch, operators: Mapping[str, None]) -> Mapping[str, Tensor]:
+        """Run with forward hooks; an operator that is called twice is observed at its last call."""
+        seen: dict[str, Tensor] = {}
+
+        def remember(name: str) -> Any:
+            return lambda _module, arguments: seen.__setitem__(name, arguments[0].detach())
+
+        handles = [self.module.get_submodule(name).register_forward_pre_hook(remember(name)) for name in operators]
+        try:
+            self.predict(batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen
+
+
+def round_activations(values: Tensor, block_size: int) -> Tensor:
+    """Round to symmetric int8 per block along the last axis, and back to float. A short last block is one of its own."""
+    columns = values.shape[-1]
+    padded = nn.functional.pad(values, (0, -columns % block_size)).unflatten(-1, (-1, block_size))
+    scales = padded.abs().amax(-1, keepdim=True) / 127.0
+    codes = torch.round(padded / torch.where(scales > 0, scales, 1.0)).clamp_(-127, 127)
+    return (codes * scales).flatten(-2)[..., :columns]
+
+
+@contextmanager
+def _rounding(module: nn.Module, activations: ActivationRounding | None) -> Iterator[None]:
+    def hook(block_size: int) -> Any:
+        return lambda _module, arguments: (round_activations(arguments[0], block_size), *arguments[1:])
+
+    operators = activations.operators if activations else {}
+    handles = [module.get_submodule(name).register_forward_pre_hook(hook(size)) for name, size in operators.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

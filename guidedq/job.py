@@ -1,0 +1,71 @@
+"""What a compile is asked to do, apart from the budget."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import final
+
+from guidedq.ir.model import Model
+from guidedq.progress import Progress, SilentProgress
+from guidedq.recipe import Recipe
+from guidedq.stages import AbstractBackend, AbstractSampler
+from guidedq.workspace import Workspace
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopwatch:
+    """Seconds by stage; stages that run several times add up."""
+
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to `stage`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Everything that the driver needs besides a budget.
+
+    Attributes:
+        model: Loaded, its graph rewritten for the scope and the backend.
+        backend: Writes the artifact.
+        recipe: The stages and their options.
+        sampler: Makes the calibration set.
+        data: Files to sample from; empty if the sampler makes its own.
+        evaluation_data: Files to measure on; empty to hold back a tenth of `data`.
+        seed: Seeds every draw.
+        workspace: Where measured things are kept.
+        memory_bytes: Bound on statistics held at once.
+        progress: Told about the work.
+        stopwatch: Seconds by stage.
+    """
+
+    model: Model
+    backend: AbstractBackend
+    recipe: Recipe
+    sampler: AbstractSampler
+    data: tuple[Path, ...] = ()
+    evaluation_data: tuple[Path, ...] = ()
+    seed: int = 0
+    workspace: Workspace
+    memory_bytes: int | None = None
+    progress: Progress = field(default_factory=SilentProgress)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)

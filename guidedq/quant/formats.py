@@ -1,0 +1,125 @@
+"""What may be stored for a row of a weight: kind, bits and granularity.
+
+A format is a value: it has a text which round-trips (`affine{bits=3 group-size=64}`) and counts its own bytes in
+integers. How the bytes are laid out is the business of `packing.py` (and of each backend).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+from guidedq.errors import FormatError
+
+MINIMUM_BITS = 1
+MAXIMUM_BITS = 8
+SCALE_BITS = 16
+"""Scales are fp16: 11 significant bits, and the codes are chosen after the scale is rounded, so more would buy nothing."""
+OUTLIER_BITS = 32
+"""One outlier: a 16-bit value and the 16-bit index of its column."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AffineFormat:
+    """Integer codes on a uniform grid, `value = scale * (code - zero_point)`, one grid per group along `in`.
+
+    Attributes:
+        bits: Width of a code, 1 to 8.
+        group_size: Columns that share a scale, 0 for one scale per row (per channel). The last group may be short.
+        symmetric: No zero point is stored; it is fixed at `2 ** (bits - 1)`.
+        outliers: Weights of each row that stay at 16 bits, stored beside the codes with their column.
+    """
+
+    bits: int
+    group_size: int = 64
+    symmetric: bool = False
+    outliers: int = 0
+
+    def __post_init__(self) -> None:
+        if not MINIMUM_BITS <= self.bits <= MAXIMUM_BITS:
+            raise FormatError(f"an affine format has {MINIMUM_BITS} to {MAXIMUM_BITS} bits, found {self.bits}.")
+        if self.group_size < 0 or self.group_size > 65535:
+            raise FormatError(f"group size is 0 (per channel) to 65535 columns, found {self.group_size}.")
+        if not 0 <= self.outliers <= 65535:
+            raise FormatError(f"outliers per row are 0 to 65535, found {self.outliers}.")
+
+    def groups(self, columns: int) -> int:
+        """Groups in a row of `columns` weights, the short last one counted."""
+        return 1 if self.group_size == 0 else -(-columns // self.group_size)
+
+    def columns_per_group(self, columns: int) -> int:
+        """Columns of a full group in a row of `columns` weights."""
+        return columns if self.group_size == 0 else min(self.group_size, columns)
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes that one row of `columns` weights takes: codes, scales, zero points, outliers, each padded to a byte."""
+        groups = self.groups(columns)
+        zero_points = 0 if self.symmetric else _bytes_of(groups * self.bits)
+        return (
+            _bytes_of(columns * self.bits)
+            + _bytes_of(groups * SCALE_BITS)
+            + zero_points
+            + self.outliers * OUTLIER_BITS // 8
+        )
+
+    def __str__(self) -> str:
+        symmetric = " symmetric" if self.symmetric else ""
+        outliers = f" outliers={self.outliers}" if self.outliers else ""
+        return f"affine{{bits={self.bits} group-size={self.group_size}{symmetric}{outliers}}}"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatFormat:
+    """Values kept in floating point: the site, or the row, is left alone.
+
+    Attributes:
+        dtype: `fp16`, `bf16` or `fp32`.
+    """
+
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+
+    @property
+    def bits(self) -> int:
+        """Bits of one value."""
+        return 32 if self.dtype == "fp32" else 16
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes that one row of `columns` weights takes."""
+        return columns * self.bits // 8
+
+    def __str__(self) -> str:
+        return self.dtype
+
+
+Format = AffineFormat | FloatFormat
+
+
+def parse_format(text: str) -> Format:
+    """Read a format from its text, the inverse of `str`.
+
+    Raises:
+        FormatError: `text` is not the text of a format.
+    """
+    if text in ("fp16", "bf16", "fp32"):
+        return FloatFormat(dtype=text)  # pyright: ignore[reportArgumentType]
+    if not (text.startswith("affine{") and text.endswith("}")):
+        raise FormatError(f"{text!r} is no format: expected fp16, bf16, fp32 or affine{{bits=3 group-size=64}}.")
+    options: dict[str, int] = {}
+    symmetric = False
+    for word in text[len("affine{") : -1].split():
+        name, _, value = word.partition("=")
+        if word == "symmetric":
+            symmetric = True
+        elif name in ("bits", "group-size", "outliers") and value.isdecimal():
+            options[name.replace("-", "_")] = int(value)
+        else:
+            raise FormatError(f"{word!r} in {text!r} is no option of a format.")
+    if "bits" not in options:
+        raise FormatError(f"{text!r} does not say how many bits.")
+    return AffineFormat(symmetric=symmetric, **options)
+
+
+def _bytes_of(bits: int) -> int:
+    return -(-bits // 8)

@@ -1,0 +1,222 @@
+"""The interfaces of the compiler's stages: what each step takes and what it gives.
+
+    Model --rewrite*--> Graph            Corpus --sample--> CalibrationSet --collect--> Guidance
+    Guidance --measure--> SiteCurve...   --allocate(limit)--> Allocation --forecast--> Forecast
+    Allocation --round--> QuantizedWeight... --emit--> weights file
+
+A stage is a frozen dataclass whose fields are its only options. `calibration/` collects, `passes/` decides, `backends/`
+writes; the driver, `compiler.py`, knows nothing but this file. Stages are found by name through the entry points in
+`pyproject.toml` (see `registry.py`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from guidedq.artifacts.allocation import Allocation
+from guidedq.artifacts.curves import SiteCurve
+from guidedq.artifacts.footprint import Footprint
+from guidedq.artifacts.forecast import Forecast, Probe
+from guidedq.artifacts.guidance import AbstractGuidance, AbstractSequenceGradients, SiteGuidance
+from guidedq.artifacts.quantized_weight import QuantizedWeight, Segment
+from guidedq.artifacts.samples import CalibrationSet, SampleSet
+from guidedq.ir.graph import Graph, Site
+from guidedq.ir.model import Model
+from guidedq.ir.program import ActivationRounding, Batch
+from guidedq.progress import Progress
+from guidedq.quant.formats import AffineFormat
+
+
+class AbstractRewrite(ABC):
+    """A pass over the graph: takes one, returns one, and checks what it promises."""
+
+    @abstractmethod
+    def rewrite(self, graph: Graph) -> Graph:
+        """The rewritten graph; the one given stays as it is."""
+
+
+class AbstractSampler(ABC):
+    """Makes the calibration set."""
+
+    @abstractmethod
+    def sample(
+        self, model: Model, data: Sequence[Path], evaluation_data: Sequence[Path], *, seed: int, progress: Progress
+    ) -> CalibrationSet:
+        """Draw three disjoint sample sets that fit the model's inputs.
+
+        Args:
+            model: What the samples are for.
+            data: Files or folders to draw from; empty where the sampler makes its own.
+            evaluation_data: Where the evaluation samples come from; a tenth of `data` is held back if empty.
+            seed: Seeds the draw.
+            progress: Told about samples made.
+
+        Raises:
+            CalibrationError: the data do not fit the model, or are too few; the message says what is needed.
+        """
+
+
+class AbstractGuide(ABC):
+    """Measures which errors matter."""
+
+    @abstractmethod
+    def collect(
+        self,
+        model: Model,
+        samples: SampleSet,
+        folder: Path,
+        *,
+        seed: int,
+        memory_bytes: int | None,
+        progress: Progress,
+    ) -> AbstractGuidance:
+        """Run the model over the samples and leave the statistics of every quantizable site in `folder`.
+
+        Called again on a folder that an interrupted run left, it goes on where that one stopped, with the same result
+        to the bit.
+
+        Args:
+            model: What is to be quantized.
+            samples: Calibration inputs.
+            folder: Belongs to this call alone; may hold an interrupted run's progress.
+            seed: Seeds the sampled labels and cotangents.
+            memory_bytes: Bound on the statistics held at once; the sites are then done in several passes.
+            progress: Told about samples done.
+
+        Raises:
+            CalibrationError: a statistic is not finite.
+        """
+
+    @abstractmethod
+    def restore(self, folder: Path) -> AbstractGuidance:
+        """Read the guidance that `collect` left in `folder`."""
+
+
+class AbstractRounder(ABC):
+    """Chooses grids and codes for the rows of one weight."""
+
+    @abstractmethod
+    def round(
+        self, matrix: Float[Tensor, "out in"], guidance: SiteGuidance, formats: Sequence[AffineFormat], *, seed: int
+    ) -> Iterator[Segment]:
+        """Quantize all rows in each format, in the order of `formats`.
+
+        Rows do not depend on one another: rounding some rows alone (with the guidance of these rows) gives the same
+        codes as rounding them with others.
+        """
+
+
+class AbstractMeasurer(ABC):
+    """Measures rate-distortion curves."""
+
+    @abstractmethod
+    def measure(
+        self,
+        site: Site,
+        matrix: Float[Tensor, "out in"],
+        guidance: SiteGuidance,
+        gradients: AbstractSequenceGradients | None,
+        footprint: Footprint,
+        rounder: AbstractRounder,
+        *,
+        seed: int,
+    ) -> SiteCurve:
+        """Guided distortion and projections of every row of one site under every format of its footprint."""
+
+
+class AbstractAllocator(ABC):
+    """Chooses a format for every row within a budget."""
+
+    @abstractmethod
+    def allocate(
+        self, graph: Graph, curves: Mapping[str, SiteCurve], footprint: Footprint, limit_bytes: int
+    ) -> Allocation:
+        """The allocation of least distortion that this rule finds in `limit_bytes`.
+
+        Deterministic, never over the limit, never worse than the best uniform format that fits, and its distortion
+        never rises with the limit. Fused groups of `graph` get one format.
+
+        Raises:
+            BudgetError: even the smallest allocation is larger than `limit_bytes`.
+        """
+
+
+class AbstractForecaster(ABC):
+    """Predicts the loss of an allocation."""
+
+    @abstractmethod
+    def raw(self, allocation: Allocation, curves: Iterable[SiteCurve], units_per_sequence: float) -> tuple[float, ...]:
+        """Uncalibrated divergence for each kept sequence, loss per unit; a single number if there are no sequences."""
+
+    @abstractmethod
+    def forecast(self, raw: Sequence[float], probes: Sequence[Probe], evaluation_units: int, *, seed: int) -> Forecast:
+        """The calibrated forecast of an allocation whose raw prediction is `raw`."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emission:
+    """What a backend wrote.
+
+    Attributes:
+        weights_file: The file that the budget bounds (with its external data, if any, in `more_files`).
+        more_files: Further files that hold weights.
+        notices: What the user should know about how the runtime will run it.
+    """
+
+    weights_file: Path
+    more_files: tuple[Path, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk of everything that holds weights."""
+        return sum(path.stat().st_size for path in (self.weights_file, *self.more_files))
+
+
+class AbstractBackend(ABC):
+    """Writes an artifact and runs it."""
+
+    @abstractmethod
+    def footprint(self, model: Model, formats: Sequence[AffineFormat]) -> Footprint:
+        """What this backend can hold of `formats`, site by site, and for how many bytes; before any calibration.
+
+        Every quantizable site also gets a float format, the one it would be left in.
+
+        Raises:
+            BackendError: this backend cannot hold such a model at all; the message says which can.
+        """
+
+    @abstractmethod
+    def fuses(self, graph: Graph) -> Sequence[Sequence[str]]:
+        """Groups of sites that the runtime fuses and that must therefore share one format."""
+
+    @abstractmethod
+    def activations(self, model: Model) -> ActivationRounding | None:
+        """The rounding of activations that the runtime will do, `None` if it computes in floating point."""
+
+    @abstractmethod
+    def emit(self, model: Model, weights: Iterable[QuantizedWeight], folder: Path) -> Emission:
+        """Write the artifact into `folder`, an existing empty folder that becomes the user's.
+
+        Takes the weights one by one; none is held longer than it needs. Same inputs, same bytes.
+        """
+
+    @abstractmethod
+    def open(self, model: Model, folder: Path) -> Callable[[Batch], Tensor]:
+        """Load what `emit` wrote, with the runtime that users will use, as a function from inputs to the output."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> Any:
+        """Load what `emit` wrote as the runtime's own object: a torch module, an ONNX Runtime session.
+
+        Raises:
+            ArtifactError: a file is missing, truncated, altered or from a newer version.
+        """

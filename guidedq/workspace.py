@@ -1,0 +1,146 @@
+"""The workspace: where measured things are kept, keyed by the content of everything they came from.
+
+A second budget finds the guidance and the curves there; a killed run goes on from what it left. Nothing in it is
+precious: deleting it only costs time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from guidedq.artifacts.curves import SiteCurve
+from guidedq.artifacts.forecast import Measurement, Probe
+from guidedq.artifacts.samples import CalibrationSet, SampleSet
+from guidedq.quant.formats import parse_format
+
+LAYOUT_VERSION = 1
+"""Part of every key: raise it when what is stored changes its meaning, and old entries are simply not found."""
+KEY_LENGTH = 20
+"""Hex digits of a key: 80 bits, no two entries of one workspace will ever meet."""
+
+
+def default_workspace() -> Path:
+    """The user's cache folder: `$XDG_CACHE_HOME/guidedq`, or `~/.cache/guidedq`."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(root) if root else Path.home() / ".cache") / "guidedq"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """A folder of entries; an entry belongs to one key for ever.
+
+    Attributes:
+        root: The folder, made when needed.
+    """
+
+    root: Path
+
+    def entry(self, kind: str, *key: str) -> Path:
+        """The folder of one entry: made of `kind` and a digest of `key`; may be empty or half filled."""
+        text = json.dumps([LAYOUT_VERSION, kind, *key])
+        folder = self.root / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether `finish` was called on this entry."""
+    return (folder / "finished").exists()
+
+
+def finish(folder: Path) -> None:
+    """Mark an entry as whole."""
+    (folder / "finished").touch()
+
+
+def save_calibration_set(folder: Path, calibration: CalibrationSet) -> None:
+    """Keep a calibration set."""
+    for name in ("calibration", "probe", "evaluation"):
+        part: SampleSet = getattr(calibration, name)
+        tensors = {f"input.{key}": values.contiguous() for key, values in part.inputs.items()}
+        optional = {"mask": part.mask, "labels": part.labels}
+        tensors |= {key: values.contiguous() for key, values in optional.items() if values is not None}
+        _write_tensors(folder / f"{name}.safetensors", tensors)
+    _write_json(folder / "source.json", {"source": calibration.source})
+    finish(folder)
+
+
+def load_calibration_set(folder: Path) -> CalibrationSet:
+    """Read what `save_calibration_set` kept."""
+    parts: dict[str, SampleSet] = {}
+    for name in ("calibration", "probe", "evaluation"):
+        tensors = load_file(folder / f"{name}.safetensors")
+        inputs = {key.removeprefix("input."): values for key, values in tensors.items() if key.startswith("input.")}
+        parts[name] = SampleSet(inputs=inputs, mask=tensors.get("mask"), labels=tensors.get("labels"))
+    source: str = json.loads((folder / "source.json").read_text())["source"]
+    return CalibrationSet(**parts, source=source)
+
+
+def save_curve(folder: Path, number: int, curve: SiteCurve) -> None:
+    """Keep one site's curve."""
+    tensors = {"distortion": curve.distortion, "row_noise": curve.row_noise}
+    if curve.projections is not None:
+        tensors["projections"] = curve.projections
+    metadata = {"name": curve.name, "formats": ";".join(map(str, curve.formats))}
+    _write_tensors(_curve_file(folder, number), tensors, metadata)
+
+
+def load_curve(folder: Path, number: int, *, projections: bool) -> SiteCurve | None:
+    """Read one site's curve, with or without its projections; `None` if there is none, or it is damaged."""
+    try:
+        with safe_open(_curve_file(folder, number), "pt") as file:
+            metadata = file.metadata()
+            names = set(file.keys())
+            return SiteCurve(
+                name=metadata["name"],
+                formats=tuple(map(parse_format, metadata["formats"].split(";"))),
+                distortion=file.get_tensor("distortion"),
+                row_noise=file.get_tensor("row_noise"),
+                projections=file.get_tensor("projections") if projections and "projections" in names else None,
+            )
+    except (OSError, SafetensorError):
+        return None
+
+
+def save_probe(folder: Path, probe: Probe) -> None:
+    """Keep a probe."""
+    _write_json(folder / "probe.json", asdict(probe))
+    finish(folder)
+
+
+def load_probe(folder: Path) -> Probe:
+    """Read what `save_probe` kept."""
+    content: dict[str, Any] = json.loads((folder / "probe.json").read_text())
+    measured = content.pop("measured")
+    measured["kl_by_sample"] = tuple(measured["kl_by_sample"])
+    content["raw_kl_by_sequence"] = tuple(content["raw_kl_by_sequence"])
+    return Probe(measured=Measurement(**measured), **content)
+
+
+def _curve_file(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.safetensors"
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    partial = path.with_suffix(".partial")
+    contiguous: dict[str, torch.Tensor] = {name: values.contiguous() for name, values in tensors.items()}
+    save_file(contiguous, partial, metadata=dict(metadata) if metadata else None)
+    partial.replace(path)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    partial.replace(path)

@@ -1,0 +1,1 @@
+"""Decides: rewrites of the graph, curves, allocation, rounding and forecast."""

@@ -1,0 +1,1 @@
+"""Forecast: the loss of an allocation before it exists."""

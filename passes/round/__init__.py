@@ -1,0 +1,1 @@
+"""Rounding: from a weight to grids and codes."""
