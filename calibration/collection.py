@@ -88,9 +88,9 @@ class Collection:
             sequences=kept,
             sequence_units=units / len(samples),
             numbers={
-                "units": units,
-                "samples": len(samples),
-                "passes": len(shards),
+                "units": float(units),
+                "samples": float(len(samples)),
+                "passes": float(len(shards)),
                 "forward_backward_seconds": seconds,
             },
         )

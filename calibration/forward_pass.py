@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
 from guidedq.artifacts.samples import SampleSet
-from guidedq.ir.graph import Site, UseKind
+from guidedq.ir.graph import Site, Use, UseKind
 from guidedq.ir.model import Model
 from guidedq.ir.program import TorchProgram
 
@@ -39,11 +39,22 @@ def forward_pass(
     for site in sites:
         for use in site.uses:
             if use.operator in seen:
-                module = model.program.module if isinstance(model.program, TorchProgram) else None
-                operator = module.get_submodule(use.operator) if module is not None else None
-                inputs = _hide(seen[use.operator], batch.mask) if use.kind is UseKind.LINEAR else seen[use.operator]
-                record(as_event(site, use, operator, inputs, None))
+                record(_event(model, site, use, seen[use.operator], batch.mask))
     return seconds
+
+
+def observed_inputs(
+    model: Model, batch: SampleSet, sites: Sequence[Site], weights: Mapping[str, Tensor] | None
+) -> Iterator[tuple[str, Tensor]]:
+    """What each site's first use reads, `[sample, token, group, in]`, with `weights` in place of the model's own."""
+    seen = model.program.observe(batch.inputs, {site.uses[0].operator: None for site in sites}, weights=weights)
+    for site in sites:
+        yield site.name, _event(model, site, site.uses[0], seen[site.uses[0].operator], batch.mask).inputs
+
+
+def _event(model: Model, site: Site, use: Use, inputs: Tensor, mask: Tensor | None) -> Event:
+    module = model.program.module.get_submodule(use.operator) if isinstance(model.program, TorchProgram) else None
+    return as_event(site, use, module, _hide(inputs, mask) if use.kind is UseKind.LINEAR else inputs, None)
 
 
 def _hide(inputs: Tensor, mask: Tensor | None) -> Tensor:

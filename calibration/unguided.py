@@ -32,7 +32,7 @@ class NoGuide(AbstractGuide):
             shapes={site.name: (site.rows, site.columns) for site in sites},
             sequences=0,
             sequence_units=1.0,
-            numbers={"units": 0, "samples": 0, "passes": 0, "forward_backward_seconds": 0.0},
+            numbers={"units": 0.0, "samples": 0.0, "passes": 0.0, "forward_backward_seconds": 0.0},
         )
         guidance.save()
         return guidance

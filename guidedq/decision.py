@@ -9,7 +9,7 @@ from typing import final
 from torch import Tensor
 
 from guidedq.artifacts.allocation import Allocation
-from guidedq.artifacts.footprint import Footprint, largest_bytes, smallest_bytes
+from guidedq.artifacts.footprint import Footprint, largest_bytes, site_groups, smallest_bytes
 from guidedq.artifacts.forecast import Forecast, Probe
 from guidedq.artifacts.quantized_weight import AffineSegment, FloatSegment, QuantizedWeight, Segment, float_weight
 from guidedq.budget import Budget
@@ -95,8 +95,18 @@ def probes(job: Job, evidence: Evidence) -> tuple[Probe, ...]:
 
 def rounded(job: Job, evidence: Evidence, allocation: Allocation) -> Iterator[QuantizedWeight]:
     """The quantized weights of an allocation, one by one in graph order."""
-    for number, site in enumerate(job.model.graph.quantizable):
-        yield _round_site(job, evidence, allocation, site, job.seed + number)
+    graph, corrector = job.model.graph, job.recipe.correct
+    numbers = {site.name: number for number, site in enumerate(graph.quantizable)}
+    prefix: dict[str, Tensor] = {}
+    for group in site_groups(numbers, graph.shared_inputs if corrector.needs_prefix else ()):
+        sites = [graph.site(name) for name in group]
+        targets = corrector.targets(job.model, evidence.calibration.calibration, sites, prefix)
+        for site in sites:
+            seed = job.seed + numbers[site.name]
+            weight = _round_site(job, evidence, allocation, site, targets[site.name], seed)
+            if corrector.needs_prefix:
+                prefix[site.name] = site.stored(weight.dequantize())
+            yield weight
 
 
 def _allocate(job: Job, evidence: Evidence, limit_bytes: int) -> Allocation:
@@ -104,7 +114,7 @@ def _allocate(job: Job, evidence: Evidence, limit_bytes: int) -> Allocation:
 
 
 def _probe(job: Job, evidence: Evidence, limit_bytes: int) -> Probe:
-    rules = (stage_text(job.recipe.allocate, "allocate"), stage_text(job.recipe.forecast, "forecast"))
+    rules = tuple(stage_text(getattr(job.recipe, kind), kind) for kind in ("allocate", "forecast", "correct"))
     activations = job.backend.activations(job.model)
     footprint = f"{evidence.footprint.base_bytes} {limit_bytes}"
     fused = repr(job.model.graph.fused)
@@ -134,9 +144,10 @@ def _stored(graph: Graph, weight: QuantizedWeight) -> Tensor:
     return graph.site(weight.name).stored(weight.dequantize())
 
 
-def _round_site(job: Job, evidence: Evidence, allocation: Allocation, site: Site, seed: int) -> QuantizedWeight:
-    """Round a site in all formats that its rows use, and keep of each the rows that chose it."""
-    matrix = job.model.matrix(site)
+def _round_site(
+    job: Job, evidence: Evidence, allocation: Allocation, site: Site, matrix: Tensor, seed: int
+) -> QuantizedWeight:
+    """Round a matrix in all formats that its rows use, and keep of each the rows that chose it."""
     chosen = allocation.sites[site.name]
     used = [index for index, format in enumerate(chosen.formats) if format in chosen.used]
     if len(used) == 1 and isinstance(only := chosen.formats[used[0]], FloatFormat):

@@ -13,6 +13,7 @@ from guidedq.quant.formats import MAXIMUM_BITS, AffineFormat
 from guidedq.registry import KINDS, build_stage, parse_stage, stage_text, with_options
 from guidedq.stages import (
     AbstractAllocator,
+    AbstractCorrector,
     AbstractForecaster,
     AbstractGuide,
     AbstractMeasurer,
@@ -33,6 +34,7 @@ class Recipe:
         guide: Measures which errors matter.
         measure: Makes curves of it.
         round: Chooses the codes.
+        correct: Chooses what is rounded to.
         allocate: Chooses the formats.
         forecast: Predicts the loss.
         min_bits: Narrowest codes.
@@ -47,6 +49,7 @@ class Recipe:
     guide: AbstractGuide
     measure: AbstractMeasurer
     round: AbstractRounder
+    correct: AbstractCorrector
     allocate: AbstractAllocator
     forecast: AbstractForecaster
     min_bits: int = SMALLEST_WIDTH
@@ -116,7 +119,7 @@ class Recipe:
         return recipe
 
 
-_STAGES = ("guide", "measure", "round", "allocate", "forecast")
+_STAGES = ("guide", "measure", "round", "correct", "allocate", "forecast")
 _NAMED: Mapping[str, Sequence[str]] = {
     "default": (),
     "nearest": ("guide=none", "round=nearest{search=false}", "allocate=uniform"),

@@ -99,6 +99,29 @@ class AbstractGuide(ABC):
         """Read the guidance that `collect` left in `folder`."""
 
 
+class AbstractCorrector(ABC):
+    """Chooses what a weight is rounded to: itself, or what makes up for the sites rounded before it."""
+
+    @property
+    @abstractmethod
+    def needs_prefix(self) -> bool:
+        """Whether `targets` runs the model with the weights quantized so far."""
+
+    @abstractmethod
+    def targets(
+        self, model: Model, samples: SampleSet, sites: Sequence[Site], prefix: Mapping[str, Tensor]
+    ) -> Mapping[str, Float[Tensor, "out in"]]:
+        """The matrix that each of `sites` should be rounded to, by name.
+
+        Args:
+            model: The original.
+            samples: Calibration inputs.
+            sites: Sites that read one and the same input.
+            prefix: Quantized weights of all sites before these, by name, in the stored shape; empty unless
+                `needs_prefix`.
+        """
+
+
 class AbstractRounder(ABC):
     """Chooses grids and codes for the rows of one weight."""
 

@@ -1,0 +1,153 @@
+"""The contract that every rounder keeps: a new rounder is one line in the table."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from guidedq.artifacts.guidance import QuadraticTerm, SiteGuidance, identity_guidance
+from guidedq.artifacts.quantized_weight import AffineSegment
+from guidedq.passes.round.gptq import GptqRounder
+from guidedq.passes.round.nearest import NearestRounder
+from guidedq.passes.round.stochastic import StochasticRounder
+from guidedq.quant.formats import AffineFormat
+
+ROUNDERS = [
+    NearestRounder(),
+    NearestRounder(search=False),
+    StochasticRounder(),
+    GptqRounder(),
+    GptqRounder(activation_order=True),
+    GptqRounder(damping_fraction=0.1),
+]
+FORMATS = [
+    AffineFormat(bits=2, group_size=16),
+    AffineFormat(bits=3, group_size=64),
+    AffineFormat(bits=4, group_size=0, symmetric=True),
+    AffineFormat(bits=5, group_size=24, outliers=2),
+    AffineFormat(bits=8, group_size=128),
+]
+
+
+def guidance(rows: int, columns: int, samples: int = 0, groups: int = 1, seed: int = 0) -> SiteGuidance:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(groups, samples or 4 * columns, columns, generator=generator)
+    inputs = inputs @ torch.randn(columns, columns, generator=generator)
+    hessian = inputs.transpose(1, 2) @ inputs / inputs.shape[1]
+    weight = torch.rand(rows, generator=generator) + 0.5
+    group = torch.arange(rows) * groups // rows
+    return SiteGuidance(
+        terms=(QuadraticTerm(hessian=hessian, row_group=group, row_weight=weight, row_weight_error=0.1 * weight),)
+    )
+
+
+def weight_of(rows: int, columns: int, seed: int = 1) -> torch.Tensor:
+    return 0.1 * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def segments(rounder, matrix, given, formats=FORMATS) -> list[AffineSegment]:
+    return list(rounder.round(matrix, given, formats, seed=7))
+
+
+@pytest.fixture(params=ROUNDERS, ids=str)
+def rounder(request):
+    return request.param
+
+
+def test_each_format_gets_a_segment_of_all_rows_with_codes_in_range(rounder) -> None:
+    matrix = weight_of(6, 100)
+    for format, segment in zip(FORMATS, segments(rounder, matrix, guidance(6, 100)), strict=True):
+        assert segment.format == format
+        assert segment.rows.tolist() == list(range(6))
+        assert int(segment.codes.max()) < 2**format.bits
+        assert segment.outlier_columns.shape == (6, format.outliers)
+        assert bool((segment.outlier_columns.diff(dim=1) > 0).all())
+
+
+def test_more_bits_lose_less(rounder) -> None:
+    matrix, given = weight_of(8, 96), guidance(8, 96)
+    formats = [AffineFormat(bits=bits, group_size=32) for bits in range(2, 9)]
+    losses = [float(given.distortion(s.dequantize() - matrix).sum()) for s in segments(rounder, matrix, given, formats)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 1e-3 * losses[0]
+
+
+def test_same_inputs_give_the_same_codes(rounder) -> None:
+    matrix, given = weight_of(5, 40), guidance(5, 40)
+    for one, other in zip(segments(rounder, matrix, given), segments(rounder, matrix, given), strict=True):
+        assert torch.equal(one.codes, other.codes)
+        assert torch.equal(one.grid.scales, other.grid.scales)
+
+
+def test_the_weight_that_is_given_is_not_written_into(rounder) -> None:
+    matrix = weight_of(4, 48)
+    before = matrix.clone()
+    segments(rounder, matrix, guidance(4, 48))
+    assert torch.equal(matrix, before)
+
+
+def test_formats_do_not_depend_on_which_others_are_rounded_beside_them(rounder) -> None:
+    matrix, given = weight_of(5, 70), guidance(5, 70)
+    together = segments(rounder, matrix, given)
+    for format, expected in zip(FORMATS, together, strict=True):
+        (alone,) = segments(rounder, matrix, given, [format])
+        assert torch.equal(alone.codes, expected.codes)
+        assert torch.equal(alone.outlier_values, expected.outlier_values)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 64), (3, 172), (7, 1), (2, 65), (1, 1)], ids=lambda value: str(value)
+)
+def test_odd_shapes_round_and_come_back_close(rounder, rows: int, columns: int) -> None:
+    formats = [AffineFormat(bits=8, group_size=64), AffineFormat(bits=4, group_size=16)]
+    matrix = weight_of(rows, columns)
+    for segment in segments(rounder, matrix, guidance(rows, columns), formats):
+        error = (segment.dequantize() - matrix).abs().max()
+        assert float(error) <= 2.0 * float(segment.grid.scales.max()) * 2
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, -3.0])
+def test_constant_rows_are_stored_almost_exactly(rounder, value: float) -> None:
+    matrix = torch.full((3, 80), value)
+    for segment in segments(rounder, matrix, guidance(3, 80), [AffineFormat(bits=2, group_size=32)]):
+        assert float((segment.dequantize() - matrix).abs().max()) <= 2e-3 * abs(value)  # fp16 scales: 2^-11, fed forward
+
+
+def test_dead_inputs_and_rank_one_inputs_give_finite_weights(rounder) -> None:
+    matrix = weight_of(4, 64)
+    dead = guidance(4, 64)
+    hessian = dead.terms[0].hessian.clone()
+    hessian[:, 10:20], hessian[:, :, 10:20] = 0.0, 0.0
+    direction = torch.randn(64, generator=torch.Generator().manual_seed(2))
+    for moments in (hessian, torch.outer(direction, direction)[None], torch.zeros(1, 64, 64)):
+        term = QuadraticTerm(
+            hessian=moments,
+            row_group=torch.zeros(4, dtype=torch.int64),
+            row_weight=torch.ones(4),
+            row_weight_error=torch.zeros(4),
+        )
+        for segment in segments(rounder, matrix, SiteGuidance(terms=(term,))):
+            assert bool(torch.isfinite(segment.dequantize()).all())
+            assert float((segment.dequantize() - matrix).abs().max()) < 1.0
+
+
+def test_rows_of_several_metrics_are_each_rounded_in_their_own(rounder) -> None:
+    matrix, given = weight_of(6, 48), guidance(6, 48, groups=3)
+    term = given.terms[0]
+    whole = segments(rounder, matrix, given, [FORMATS[0]])[0]
+    if isinstance(rounder, StochasticRounder):
+        return  # its noise is drawn for the whole matrix
+    for group in range(3):
+        rows = (term.row_group == group).nonzero()[:, 0]
+        alone = QuadraticTerm(
+            hessian=term.hessian[group : group + 1],
+            row_group=torch.zeros(len(rows), dtype=torch.int64),
+            row_weight=term.row_weight[rows],
+            row_weight_error=term.row_weight_error[rows],
+        )
+        part = segments(rounder, matrix[rows], SiteGuidance(terms=(alone,)), [FORMATS[0]])[0]
+        assert torch.equal(part.codes, whole.codes[rows])
+
+
+def test_an_empty_list_of_formats_gives_no_segment(rounder) -> None:
+    assert segments(rounder, weight_of(2, 16), identity_guidance(2, 16), []) == []
