@@ -17,10 +17,10 @@ from guidedq.ir.model import Model
 from guidedq.progress import Progress
 from guidedq.stages import AbstractGuide
 
-from .collection import AbstractStatistics, Collection
+from .collection import AbstractStatistics, Collection, Recompute
 from .events import Event
 from .kfac import DiagonalStatistics
-from .statistics import Sums, row_groups
+from .statistics import Sums, assembled, row_groups, second_moment
 from .store import StoredGuidance
 
 LARGEST_OUTPUT_FACTOR = 4096
@@ -38,17 +38,22 @@ class ArticleGuide(AbstractGuide):
     Attributes:
         sequences: Sequence gradients kept for the forecast; 0 lets the model's size decide, -1 keeps none.
         checkpoint_seconds: How often an unfinished pass is saved.
+        recompute: Run blocks again in the backward pass to save memory: `always`, `never`, or `auto` for large models.
     """
 
     sequences: int = 0
     checkpoint_seconds: float = 60.0
+    recompute: Recompute = "auto"
 
     def collect(
         self, model: Model, samples: SampleSet, folder: Path, *, seed: int, memory_bytes: int | None, progress: Progress
     ) -> AbstractGuidance:
         """One forward and one backward pass per batch, and shard."""
         run = Collection(
-            statistics=RowSumStatistics(), sequences=self.sequences, checkpoint_seconds=self.checkpoint_seconds
+            statistics=RowSumStatistics(),
+            sequences=self.sequences,
+            checkpoint_seconds=self.checkpoint_seconds,
+            recompute=self.recompute,
         )
         return run.run(model, samples, folder, seed=seed, memory_bytes=memory_bytes, progress=progress)
 
@@ -75,7 +80,7 @@ class RowSumStatistics(AbstractStatistics):
         grouped = event.inputs.flatten(0, 1).transpose(0, 1)
         flat = event.gradients.flatten(0, 1)
         outputs = flat.t() @ flat if event.site.rows <= LARGEST_OUTPUT_FACTOR else flat.square().sum(0)
-        return {"inputs": grouped.transpose(1, 2) @ grouped, "outputs": outputs, **diagonal}
+        return {**second_moment("inputs", grouped), "outputs": outputs, **diagonal}
 
     def term(self, site: Site, use: Use, sums: Sums, units: int) -> QuadraticTerm:
         """The diagonal metric of row sums, per token or sample."""
@@ -84,7 +89,7 @@ class RowSumStatistics(AbstractStatistics):
             return diagonal
         outputs = sums["outputs"]
         rows = outputs.abs().sum(1) if outputs.dim() == 2 else outputs
-        columns = sums["inputs"].abs().sum(-1)
+        columns = assembled("inputs", sums).abs().sum(-1)
         hessian = torch.diag_embed(columns) * (rows.mean() / sums["tokens"]).float() / units
         weight = rows / rows.mean().clamp(min=torch.finfo(torch.float32).tiny)
         error = diagonal.row_weight_error / diagonal.row_weight.clamp(min=torch.finfo(torch.float32).tiny) * weight

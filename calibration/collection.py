@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 import torch
+from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
@@ -24,10 +25,15 @@ from .backward_pass import backward_pass, batch_size, units_of
 from .events import Event
 from .forward_pass import forward_pass
 from .statistics import Sums
-from .store import StoredGuidance, gradient_file, save_tensors, write_site
+from .store import StoredGuidance, gradient_files, save_tensors, write_site
 
 GRADIENT_BYTES = 2 * 2**30
 """Disk that sequence gradients may take when their number is left open: one byte per weight and sequence."""
+ROWS_AT_ONCE = 8192
+"""Rows of a weight gradient that are formed at once: a large vocabulary's would take as much memory as the head."""
+RECOMPUTED_PARAMETERS = 50_000_000
+"""Parameters from which activations are recomputed: there a sequence's activations weigh more than the model."""
+Recompute = Literal["auto", "always", "never"]
 FEWEST_SEQUENCES = 16
 MOST_SEQUENCES = 256
 
@@ -57,11 +63,13 @@ class Collection:
         statistics: What is summed.
         sequences: Sequence gradients to keep; 0 lets their number follow from the model's size, -1 keeps none.
         checkpoint_seconds: How often an unfinished pass is saved.
+        recompute: Run blocks again in the backward pass to save memory; `auto` for large models.
     """
 
     statistics: AbstractStatistics
     sequences: int
     checkpoint_seconds: float
+    recompute: Recompute = "auto"
 
     def run(
         self, model: Model, samples: SampleSet, folder: Path, *, seed: int, memory_bytes: int | None, progress: Progress
@@ -108,47 +116,49 @@ class Collection:
         seed: int,
         progress: Progress,
     ) -> None:
-        names = {site.name: index for index, site in enumerate(model.graph.quantizable)}
+        numbers = {site.name: index for index, site in enumerate(model.graph.quantizable)}
         sums, first, seconds = state.restore()
         progress.advance(first)
         saved = time.monotonic()
         size = batch_size(model, samples)
         while first < len(samples):
             batch = samples.part(first, first + size)
-            pending: dict[str, Tensor] = {}
+            wanted = range(first, min(first + len(batch), kept))
 
-            def record(event: Event) -> None:
+            def record(event: Event, wanted: range = wanted) -> None:
                 _add(sums, f"{event.use.operator}|", self.statistics.sums(event))
-                if first < kept:
-                    _gather(pending, event, kept - first)
+                write_gradients(event, state.folder, numbers[event.site.name], kept, wanted)
 
-            run: Callable[..., float] = backward_pass if backward else forward_pass
-            seconds += run(model, batch, first, shard, record, seed=seed)
-            for name, gradients in pending.items():
-                file = gradient_file(state.folder, names[name], kept, (gradients.shape[1], gradients.shape[2]))
-                for index, gradient in enumerate(gradients):
-                    file.write(first + index, gradient)
+            if backward:
+                again = self.recomputes(model)
+                seconds += backward_pass(model, batch, first, shard, record, seed=seed, recompute=again)
+            else:
+                seconds += forward_pass(model, batch, shard, record)
             first += len(batch)
             progress.advance(len(batch))
             if time.monotonic() - saved > self.checkpoint_seconds and first < len(samples):
                 state.save(sums, first, seconds)
                 saved = time.monotonic()
-        self._finish(model, samples, shard, names, sums, state)
+        self._finish(model, samples, shard, numbers, sums, state)
         state.save({}, len(samples), seconds)
+
+    def recomputes(self, model: Model) -> bool:
+        """Whether blocks are run again in the backward pass instead of keeping what they computed."""
+        return self.recompute == "always" or (self.recompute == "auto" and model.parameters >= RECOMPUTED_PARAMETERS)
 
     def _finish(
         self,
         model: Model,
         samples: SampleSet,
         shard: Sequence[Site],
-        names: Mapping[str, int],
+        numbers: Mapping[str, int],
         sums: Mapping[str, Tensor],
         state: _ShardState,
     ) -> None:
         units = units_of(model.objective, samples)
         for site in shard:
             terms = [_term(self.statistics, site, use, sums, units) for use in site.uses]
-            write_site(state.folder, names[site.name], [term for term in terms if term is not None] or _unseen(site))
+            write_site(state.folder, numbers[site.name], [term for term in terms if term is not None] or _unseen(site))
 
 
 def shards_of(sites: Sequence[Site], memory_bytes: int | None) -> list[tuple[Site, ...]]:
@@ -218,20 +228,30 @@ def _add(sums: dict[str, Tensor], prefix: str, more: Mapping[str, Tensor]) -> No
             sums[key] = values.clone()
 
 
-def _gather(pending: dict[str, Tensor], event: Event, wanted: int) -> None:
-    """Add the weight gradients of the batch's first `wanted` samples; a tied weight's uses add up."""
+def write_gradients(event: Event, folder: Path, number: int, kept: int, wanted: range) -> None:
+    """Write the weight gradients of the batch's first samples, `wanted` by their place in the set, block by block."""
+    if not wanted:
+        return
     assert event.gradients is not None
-    site, gradients = event.site, event.gradients[:wanted]
+    site, use = event.site, event.site.uses.index(event.use)
+    files = gradient_files(folder, number, len(site.uses), kept, (site.rows, site.columns))
+    for index, sequence in enumerate(wanted):
+        for start in range(0, site.rows, ROWS_AT_ONCE):
+            stop = min(start + ROWS_AT_ONCE, site.rows)
+            files.write(use, sequence, start, _rows_gradient(event, index, start, stop))
+
+
+def _rows_gradient(event: Event, index: int, start: int, stop: int) -> Float[Tensor, "n in"]:
+    assert event.gradients is not None
+    site, gradients = event.site, event.gradients[index]
     if event.use.kind is UseKind.EMBEDDING:
-        rows = event.rows_read[:wanted]
-        found = torch.zeros(len(rows), site.rows, site.columns)
-        for index in range(len(rows)):
-            found[index].index_add_(0, rows[index], gradients[index])
-    else:
-        inputs = event.inputs[:wanted]
-        split = gradients.unflatten(2, (site.input_groups, -1))
-        found = torch.einsum("stgo,stgi->sgoi", split, inputs).flatten(1, 2)
-    pending[site.name] = pending[site.name] + found if site.name in pending else found
+        rows = event.rows_read[index]
+        mine = (rows >= start) & (rows < stop)
+        return torch.zeros(stop - start, site.columns).index_add_(0, rows[mine] - start, gradients[mine])
+    if site.input_groups == 1:
+        return gradients[:, start:stop].t() @ event.inputs[index, :, 0]
+    split = gradients.unflatten(1, (site.input_groups, -1))
+    return torch.einsum("tgo,tgi->goi", split, event.inputs[index]).flatten(0, 1)[start:stop]
 
 
 def _term(

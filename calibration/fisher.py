@@ -16,10 +16,10 @@ from guidedq.ir.model import Model
 from guidedq.progress import Progress
 from guidedq.stages import AbstractGuide
 
-from .collection import AbstractStatistics, Collection
+from .collection import AbstractStatistics, Collection, Recompute
 from .events import Event
 from .hessian import InputStatistics
-from .statistics import Sums, guided_sums, guided_term
+from .statistics import Sums, assembled, guided_sums, guided_term
 from .store import StoredGuidance
 
 
@@ -34,18 +34,25 @@ class FisherGuide(AbstractGuide):
         groups: Blocks of rows with a Hessian of their own.
         sequences: Sequence gradients kept for the forecast; 0 lets the model's size decide, -1 keeps none.
         checkpoint_seconds: How often an unfinished pass is saved.
+        recompute: Run blocks again in the backward pass to save memory: `always`, `never`, or `auto` for large models.
     """
 
     groups: int = 1
     sequences: int = 0
     checkpoint_seconds: float = 60.0
+    recompute: Recompute = "auto"
 
     def collect(
         self, model: Model, samples: SampleSet, folder: Path, *, seed: int, memory_bytes: int | None, progress: Progress
     ) -> AbstractGuidance:
         """One forward and one backward pass per batch, and shard."""
         statistics = GuidedStatistics(groups=self.groups) if model.program.differentiable else InputStatistics()
-        run = Collection(statistics=statistics, sequences=self.sequences, checkpoint_seconds=self.checkpoint_seconds)
+        run = Collection(
+            statistics=statistics,
+            sequences=self.sequences,
+            checkpoint_seconds=self.checkpoint_seconds,
+            recompute=self.recompute,
+        )
         return run.run(model, samples, folder, seed=seed, memory_bytes=memory_bytes, progress=progress)
 
     def restore(self, folder: Path) -> AbstractGuidance:
@@ -70,4 +77,4 @@ class GuidedStatistics(AbstractStatistics):
 
     def term(self, site: Site, use: Use, sums: Sums, units: int) -> QuadraticTerm:
         """See `guided_term`."""
-        return guided_term(site, use, sums, self.groups, units)
+        return guided_term(site, use, sums, assembled("hessian", sums), self.groups, units)

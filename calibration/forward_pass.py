@@ -15,19 +15,10 @@ from guidedq.ir.program import TorchProgram
 from .events import Event, as_event
 
 
-def forward_pass(
-    model: Model,
-    batch: SampleSet,
-    first_sample: int,
-    sites: Sequence[Site],
-    record: Callable[[Event], None],
-    *,
-    seed: int,
-) -> float:
+def forward_pass(model: Model, batch: SampleSet, sites: Sequence[Site], record: Callable[[Event], None]) -> float:
     """One forward pass; `record` hears an event without gradients for each use of each of `sites`.
 
-    Positions that the batch's mask hides are set to zero, so that they add nothing to a second moment. Nothing is
-    drawn: `first_sample` and `seed` are there for the likeness with `backward_pass`.
+    Positions that the batch's mask hides are set to zero, so that they add nothing to a second moment.
 
     Returns:
         Seconds that the pass took, without those spent in `record`.

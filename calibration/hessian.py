@@ -19,7 +19,7 @@ from guidedq.stages import AbstractGuide
 
 from .collection import AbstractStatistics, Collection
 from .events import Event
-from .statistics import Sums, row_groups, token_frequencies
+from .statistics import Sums, assembled, row_groups, second_moment, token_frequencies
 from .store import StoredGuidance
 
 
@@ -52,11 +52,10 @@ class InputStatistics(AbstractStatistics):
         return False
 
     def sums(self, event: Event) -> Mapping[str, Tensor]:
-        """`hessian` [input_group, in, in], or `counts` [vocabulary]."""
+        """`hessian` (strips of [input_group, in, in]), or `counts` [vocabulary]."""
         if event.use.kind is UseKind.EMBEDDING:
             return {"counts": event.rows_read.reshape(-1).bincount(minlength=event.site.rows).double()}
-        grouped = event.inputs.flatten(0, 1).transpose(0, 1)
-        return {"hessian": grouped.transpose(1, 2) @ grouped}
+        return second_moment("hessian", event.inputs.flatten(0, 1).transpose(0, 1))
 
     def term(self, site: Site, use: Use, sums: Sums, units: int) -> QuadraticTerm:
         """Rows of a linear use count alike; rows of an embedding as often as they are read."""
@@ -64,6 +63,6 @@ class InputStatistics(AbstractStatistics):
             hessian, assignment = torch.eye(site.columns)[None], torch.zeros(site.rows, dtype=torch.int64)
             weight = token_frequencies(sums["counts"]).float()
         else:
-            hessian, assignment, weight = sums["hessian"] / units, row_groups(site, 1), torch.ones(site.rows)
+            hessian, assignment, weight = assembled("hessian", sums) / units, row_groups(site, 1), torch.ones(site.rows)
         error = torch.zeros(site.rows)
         return QuadraticTerm(hessian=hessian, row_group=assignment, row_weight=weight, row_weight_error=error)

@@ -17,9 +17,9 @@ from guidedq.ir.model import Model
 from guidedq.progress import Progress
 from guidedq.stages import AbstractGuide
 
-from .collection import AbstractStatistics, Collection
+from .collection import AbstractStatistics, Collection, Recompute
 from .events import Event
-from .statistics import Sums, guided_sums, guided_term
+from .statistics import Sums, assembled, guided_sums, guided_term
 from .store import StoredGuidance
 
 
@@ -31,17 +31,22 @@ class KfacGuide(AbstractGuide):
     Attributes:
         sequences: Sequence gradients kept for the forecast; 0 lets the model's size decide, -1 keeps none.
         checkpoint_seconds: How often an unfinished pass is saved.
+        recompute: Run blocks again in the backward pass to save memory: `always`, `never`, or `auto` for large models.
     """
 
     sequences: int = 0
     checkpoint_seconds: float = 60.0
+    recompute: Recompute = "auto"
 
     def collect(
         self, model: Model, samples: SampleSet, folder: Path, *, seed: int, memory_bytes: int | None, progress: Progress
     ) -> AbstractGuidance:
         """One forward and one backward pass per batch, and shard."""
         run = Collection(
-            statistics=DiagonalStatistics(), sequences=self.sequences, checkpoint_seconds=self.checkpoint_seconds
+            statistics=DiagonalStatistics(),
+            sequences=self.sequences,
+            checkpoint_seconds=self.checkpoint_seconds,
+            recompute=self.recompute,
         )
         return run.run(model, samples, folder, seed=seed, memory_bytes=memory_bytes, progress=progress)
 
@@ -61,23 +66,18 @@ class DiagonalStatistics(AbstractStatistics):
 
     def sums(self, event: Event) -> Mapping[str, Tensor]:
         """`column_moment` [input_group, in], `tokens`, and the moments of `guided_sums`."""
-        assert event.gradients is not None
-        guided = dict(guided_sums(event, 1)) if event.use.kind is UseKind.EMBEDDING else None
-        if guided is not None:
-            return guided
-        moments = {name: values for name, values in _moments_of(event).items()}
+        if event.use.kind is UseKind.EMBEDDING:
+            return guided_sums(event, 1)
         tokens = torch.tensor(float(event.inputs.shape[0] * event.inputs.shape[1]), dtype=torch.float64)
-        return {"column_moment": event.inputs.square().sum((0, 1)), "tokens": tokens, **moments}
+        return {"column_moment": event.inputs.square().sum((0, 1)), "tokens": tokens, **_moments_of(event)}
 
     def term(self, site: Site, use: Use, sums: Sums, units: int) -> QuadraticTerm:
         """A diagonal Hessian: mean squared input times mean squared gradient, summed over tokens, per unit."""
         if use.kind is UseKind.EMBEDDING:
-            diagonal = torch.diag_embed(sums["hessian"].diagonal(dim1=1, dim2=2))
-            return guided_term(site, use, {**sums, "hessian": diagonal}, 1, units)
-        mean_gradient = (sums["row_moment"].sum() / site.rows / sums["tokens"]).float()
-        return guided_term(
-            site, use, {**sums, "hessian": torch.diag_embed(sums["column_moment"]) * mean_gradient}, 1, units
-        )
+            diagonal = assembled("hessian", sums).diagonal(dim1=1, dim2=2)
+        else:
+            diagonal = sums["column_moment"] * (sums["row_moment"].sum() / site.rows / sums["tokens"]).float()
+        return guided_term(site, use, sums, torch.diag_embed(diagonal), 1, units)
 
 
 def _moments_of(event: Event) -> dict[str, Tensor]:

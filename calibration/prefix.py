@@ -53,7 +53,9 @@ class PrefixCorrector(AbstractCorrector):
                 flat, reference = behind.reshape(-1, behind.shape[-1]), before[name].reshape(-1, behind.shape[-1])
                 square[name] += flat.t() @ flat
                 cross[name] += (reference - flat).t() @ flat
-        return {site.name: self._target(model.matrix(site), cross.get(site.name), square.get(site.name)) for site in sites}
+        return {
+            site.name: self._target(model.matrix(site), cross.get(site.name), square.get(site.name)) for site in sites
+        }
 
     def _target(self, matrix: Tensor, cross: Tensor | None, square: Tensor | None) -> Float[Tensor, "out in"]:
         if cross is None or square is None or not bool(square.any()):

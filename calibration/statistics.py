@@ -20,6 +20,9 @@ from .events import Event
 Sums = Mapping[str, Tensor]
 """Named sums; merging two runs adds them name by name."""
 
+STRIP_ROWS = 256
+"""Rows of a second moment that are formed at once: wide enough for full speed of the matrix product."""
+
 
 def merge(a: Sums, b: Sums) -> dict[str, Tensor]:
     """The statistics of both runs together."""
@@ -39,31 +42,33 @@ def guided_sums(event: Event, groups: int) -> dict[str, Tensor]:
     second moments are of the gradient that reaches the looked-up row.
 
     Returns:
-        `hessian` [k, in, in], `row_moment` [out] (sum of squared gradients, or of tokens that read a row),
+        `hessian` (strips of [k, in, in], see `second_moment`), `row_moment` [out] (sum of squared gradients, or of tokens that read a row),
         `row_moment_square` [out] (sum over samples of the square of each sample's `row_moment`), `samples` [].
     """
     assert event.gradients is not None
     if event.use.kind is UseKind.EMBEDDING:
         flat = event.gradients.reshape(-1, event.site.columns)
         counts = _counts(event.rows_read, event.site.rows)
-        hessian = (flat.t() @ flat)[None]
-        return {"hessian": hessian, **_moments(counts)}
+        return {**second_moment("hessian", flat[None]), **_moments(counts)}
     squares = event.gradients.square()
     assignment = row_groups(event.site, groups)
     total = int(assignment[-1]) + 1
     sizes = assignment.bincount(minlength=total)
     weights = torch.zeros(*squares.shape[:2], total).index_add_(2, assignment, squares) / sizes
-    hessian = torch.stack(
+    roots = weights.sqrt()
+    scaled = torch.stack(
         [
-            _second_moment(event.inputs[:, :, group * event.site.input_groups // total], weights[:, :, group])
+            (event.inputs[:, :, group * event.site.input_groups // total] * roots[:, :, group, None]).flatten(0, 1)
             for group in range(total)
         ]
     )
-    return {"hessian": hessian, **_moments(squares.sum(1).double())}
+    return {**second_moment("hessian", scaled), **_moments(squares.sum(1).double())}
 
 
-def guided_term(site: Site, use: Use, sums: Sums, groups: int, units: int) -> QuadraticTerm:
-    """The quadratic term of one use, per token or sample, from its sums over `units` tokens or samples."""
+def guided_term(
+    site: Site, use: Use, sums: Sums, hessian: Float[Tensor, "group in in"], groups: int, units: int
+) -> QuadraticTerm:
+    """The quadratic term of one use, per token or sample, from its sums (and `hessian`, a sum) over `units` of them."""
     moment, error = sums["row_moment"], moment_error(sums)
     if use.kind is UseKind.EMBEDDING:
         weight, error = token_frequencies(moment), error / moment.sum().clamp(min=1.0)
@@ -77,8 +82,29 @@ def guided_term(site: Site, use: Use, sums: Sums, groups: int, units: int) -> Qu
         scale = means.clamp(min=torch.finfo(torch.float64).tiny)[assignment]
         weight, error = moment / scale, error / scale
     return QuadraticTerm(
-        hessian=sums["hessian"] / units, row_group=assignment, row_weight=weight.float(), row_weight_error=error.float()
+        hessian=hessian / units, row_group=assignment, row_weight=weight.float(), row_weight_error=error.float()
     )
+
+
+def second_moment(name: str, vectors: Float[Tensor, "group token in"]) -> dict[str, Tensor]:
+    """The sum of `v v^T` over tokens, its upper triangle alone: strips of rows, each from its diagonal onwards.
+
+    Returns:
+        `<name>.0`, `<name>.1` and so on, strip i `[group, 256, in - 256 i]`: half the memory and work of the square.
+    """
+    columns = vectors.shape[2]
+    return {
+        f"{name}.{index}": vectors[:, :, start : start + STRIP_ROWS].transpose(1, 2) @ vectors[:, :, start:]
+        for index, start in enumerate(range(0, columns, STRIP_ROWS))
+    }
+
+
+def assembled(name: str, sums: Sums) -> Float[Tensor, "group in in"]:
+    """The symmetric matrices whose strips `second_moment` took."""
+    strips = [sums[f"{name}.{index}"] for index in range(sum(key.startswith(f"{name}.") for key in sums))]
+    whole = torch.cat([torch.nn.functional.pad(strip, (strips[0].shape[2] - strip.shape[2], 0)) for strip in strips], 1)
+    upper = whole.triu()
+    return upper + whole.triu(1).transpose(1, 2)
 
 
 def moment_error(sums: Sums) -> Float[Tensor, "out"]:
@@ -91,17 +117,12 @@ def moment_error(sums: Sums) -> Float[Tensor, "out"]:
 
 
 def token_frequencies(counts: Float[Tensor, "vocabulary"]) -> Float[Tensor, "vocabulary"]:
-    """How often each row will be read, by Good and Turing: rows read once tell how much unseen ones will get together."""
+    """How often each row will be read (Good and Turing): rows read once tell how much all the unseen ones will get."""
     total = counts.sum().clamp(min=1.0)
     unseen = counts == 0
     mass = ((counts == 1).sum().clamp(min=1.0) / total).clamp(max=0.5) if bool(unseen.any()) else torch.tensor(0.0)
     seen = counts / total * (1.0 - mass)
     return torch.where(unseen, mass / unseen.sum().clamp(min=1), seen)
-
-
-def _second_moment(inputs: Tensor, weights: Tensor) -> Float[Tensor, "in in"]:
-    scaled = (inputs * weights.sqrt()[..., None]).reshape(-1, inputs.shape[-1])
-    return scaled.t() @ scaled
 
 
 def _moments(by_sample: Float[Tensor, "sample out"]) -> dict[str, Tensor]:

@@ -24,20 +24,20 @@ from guidedq.artifacts.guidance import AbstractGuidance, AbstractSequenceGradien
 from guidedq.errors import ArtifactError
 
 CODE_LIMIT = 127.0
-"""int8, symmetric: rounding a gradient adds about half a percent of noise to a projection, far below its sampling noise."""
+"""int8, symmetric: rounding adds about half a percent of noise to a projection, far below its sampling noise."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GradientFile(AbstractSequenceGradients):
-    """Per-sequence weight gradients of one site in two flat files.
+class GradientFiles(AbstractSequenceGradients):
+    """Per-sequence weight gradients of one site: a file of codes per use of the weight, whose sum is the gradient.
 
     Attributes:
-        path: Of the codes; the scales lie beside it.
+        paths: Of the codes; the scales lie beside them.
         shape: `(sequences, out, in)`.
     """
 
-    path: Path
+    paths: tuple[Path, ...]
     shape: tuple[int, int, int]
 
     @property
@@ -45,29 +45,32 @@ class GradientFile(AbstractSequenceGradients):
         """How many sequences were kept."""
         return self.shape[0]
 
-    def write(self, sequence: int, gradient: Float[Tensor, "out in"]) -> None:
-        """Put one sequence's gradient in its place; writing it again changes nothing."""
+    def write(self, use: int, sequence: int, start: int, gradient: Float[Tensor, "n in"]) -> None:
+        """Put rows `start` and following of one use's gradient in their place; writing them again changes nothing."""
         scales = gradient.abs().amax(1) / CODE_LIMIT
         codes = torch.round(gradient / torch.where(scales > 0, scales, 1.0)[:, None]).to(torch.int8)
         _, rows, columns = self.shape
-        _write_at(self.path, sequence * rows * columns, codes.numpy().tobytes())
-        _write_at(self._scales, sequence * rows * 4, scales.numpy().tobytes())
+        place = sequence * rows + start
+        _write_at(self.paths[use], place * columns, codes.numpy().tobytes())
+        _write_at(self.paths[use].with_suffix(".scales"), place * 4, scales.numpy().tobytes())
 
     def rows(self, start: int, stop: int) -> Float[Tensor, "sequence out in"]:
         """The gradients of rows `start` to `stop - 1` in float32."""
+        total = self._use(self.paths[0], start, stop)
+        for path in self.paths[1:]:
+            total += self._use(path, start, stop)
+        return total
+
+    def _use(self, path: Path, start: int, stop: int) -> Float[Tensor, "sequence out in"]:
         sequences, rows, columns = self.shape
-        scales = torch.from_numpy(np.fromfile(self._scales, dtype=np.float32)).reshape(sequences, rows)[:, start:stop]
-        parts: list[Tensor] = []
-        with self.path.open("rb") as file:
+        scales = torch.from_numpy(np.fromfile(path.with_suffix(".scales"), dtype=np.float32))
+        values = torch.empty(sequences, stop - start, columns)
+        with path.open("rb") as file:
             for sequence in range(sequences):
                 file.seek((sequence * rows + start) * columns)
-                data = np.frombuffer(file.read((stop - start) * columns), dtype=np.int8)
-                parts.append(torch.from_numpy(data.reshape(stop - start, columns).astype(np.float32)))
-        return torch.stack(parts).mul_(scales[..., None])
-
-    @property
-    def _scales(self) -> Path:
-        return self.path.with_suffix(".scales")
+                codes = np.frombuffer(file.read((stop - start) * columns), dtype=np.int8)
+                values[sequence] = torch.from_numpy(codes.reshape(stop - start, columns).astype(np.float32))
+        return values.mul_(scales.reshape(sequences, rows)[:, start:stop, None])
 
 
 @final
@@ -107,11 +110,11 @@ class StoredGuidance(AbstractGuidance):
 
     def gradients(self, name: str) -> AbstractSequenceGradients | None:
         """The sequence gradients of one site, read as they are asked for."""
-        return (
-            gradient_file(self.folder, self._number(name), self.sequences, self.shapes[name])
-            if self.sequences
-            else None
-        )
+        if not self.sequences:
+            return None
+        number = self._number(name)
+        uses = len(list((self.folder / "gradients").glob(f"{number:05d}-*.codes")))
+        return gradient_files(self.folder, number, uses, self.sequences, self.shapes[name]) if uses else None
 
     def save(self) -> None:
         """Write the index; the sites' files are there already."""
@@ -147,9 +150,10 @@ def site_file(folder: Path, number: int) -> Path:
     return folder / "sites" / f"{number:05d}.safetensors"
 
 
-def gradient_file(folder: Path, number: int, sequences: int, shape: tuple[int, int]) -> GradientFile:
+def gradient_files(folder: Path, number: int, uses: int, sequences: int, shape: tuple[int, int]) -> GradientFiles:
     """Where the sequence gradients of a site lie."""
-    return GradientFile(path=folder / "gradients" / f"{number:05d}.codes", shape=(sequences, *shape))
+    paths = tuple(folder / "gradients" / f"{number:05d}-{use}.codes" for use in range(uses))
+    return GradientFiles(paths=paths, shape=(sequences, *shape))
 
 
 def write_site(folder: Path, number: int, terms: Sequence[QuadraticTerm]) -> None:

@@ -145,6 +145,9 @@ def make_job(
         raise OutputError(f"the workspace {root} is a file. Name a folder with --workspace.")
     is_demo = isinstance(model, str) and model == DEMO
     loaded = model if isinstance(model, Model) else load(model)
+    told = progress or SilentProgress()
+    for notice in loaded.notices:
+        told.notice(notice)
     writer: AbstractBackend = backend if isinstance(backend, AbstractBackend) else _backend(backend, loaded)
     return Job(
         model=_rewritten(loaded, chosen, writer),
@@ -156,7 +159,7 @@ def make_job(
         seed=seed,
         workspace=Workspace(root=root),
         memory_bytes=max_memory,
-        progress=progress or SilentProgress(),
+        progress=told,
     )
 
 

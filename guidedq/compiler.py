@@ -24,6 +24,7 @@ from guidedq.job import Job
 from guidedq.output import check_output, new_folder
 from guidedq.progress import tracked
 from guidedq.report.build import build_report, plan_point
+from guidedq.report.wording import forecast_text
 from guidedq.report.write import write_report
 
 CURVE_BITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
@@ -40,9 +41,15 @@ class Artifact:
 
 
 def compile_model(
-    job: Job, budget: Budget, out: Path, *, overwrite: bool = False, largest_loss_increase: float | None = None
+    job: Job,
+    budget: Budget,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    largest_loss_increase: float | None = None,
+    curve_bits: Sequence[float] = CURVE_BITS,
 ) -> Artifact:
-    """Compile within a budget.
+    """Compile within a budget; the forecast is told before anything is written.
 
     Raises:
         GateError: forecast or measured loss increase exceed `largest_loss_increase`; nothing is left in `out`.
@@ -55,8 +62,10 @@ def compile_model(
         check_weights(job.model, job.model.graph.quantizable)
     evidence = gather(job, footprint)
     decision = decide(job, evidence, limit)
-    _gate("forecast", decision.forecast.loss_increase, largest_loss_increase, job.model.objective.unit)
-    curve = _curve(job, evidence)
+    unit = job.model.objective.unit
+    job.progress.notice(forecast_text(decision.forecast, decision.allocation.bytes, job.model.parameters, unit))
+    _gate("forecast", decision.forecast.loss_increase, largest_loss_increase, unit)
+    curve = _curve(job, evidence, curve_bits)
     with new_folder(out, overwrite=overwrite) as folder:
         with job.stopwatch.time("emit"):
             weights = rounded(job, evidence, decision.allocation)
@@ -73,7 +82,7 @@ def compile_model(
                 predict_quantized=job.backend.open(job.model, folder),
                 progress=job.progress,
             )
-        _gate("measured", measured.loss_increase, largest_loss_increase, job.model.objective.unit)
+        _gate("measured", measured.loss_increase, largest_loss_increase, unit)
         report = build_report(job, budget, limit, evidence, decision, emission, measured, curve)
         write_report(report, folder)
     return Artifact(folder=out, report=report)
@@ -94,10 +103,10 @@ def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
     return tuple(plan_point(job, b.text, decision) for b, decision in zip(budgets, decisions, strict=True))
 
 
-def _curve(job: Job, evidence: Evidence) -> tuple[PlanPoint, ...]:
+def _curve(job: Job, evidence: Evidence, sizes: Sequence[float]) -> tuple[PlanPoint, ...]:
     """The forecast over the feasible part of a fixed range of sizes, for the report's picture."""
     points: list[PlanPoint] = []
-    for bits in CURVE_BITS:
+    for bits in sizes:
         budget = parse_budget(f"{bits}bits")
         try:
             limit = limit_of(budget, job, evidence.footprint)

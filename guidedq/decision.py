@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -35,6 +35,25 @@ class Decision:
 
     allocation: Allocation
     forecast: Forecast
+
+
+@final
+class DequantizedOnUse(Mapping[str, Tensor]):
+    """Quantized weights as the tensors that stand for them, made each time one is asked for: one byte a weight held."""
+
+    def __init__(self, weights: Mapping[str, tuple[Site, QuantizedWeight]]) -> None:
+        """Hold the weights of these sites, by name."""
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        site, weight = self._weights[name]
+        return site.stored(weight.dequantize())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 def limit_of(budget: Budget, job: Job, footprint: Footprint) -> int:
@@ -125,7 +144,7 @@ def _probe(job: Job, evidence: Evidence, limit_bytes: int) -> Probe:
             allocation = _allocate(job, evidence, limit_bytes)
             raw = job.recipe.forecast.raw(allocation, evidence.curves.stream(), evidence.guidance.units_per_sequence)
             weights = tracked(job.progress, "probe", rounded(job, evidence, allocation), len(allocation.sites))
-            stored = {weight.name: _stored(job.model.graph, weight) for weight in weights}
+            stored = DequantizedOnUse({weight.name: (job.model.graph.site(weight.name), weight) for weight in weights})
             measured = measure(
                 job.model.program,
                 evidence.calibration.probe,
@@ -138,10 +157,6 @@ def _probe(job: Job, evidence: Evidence, limit_bytes: int) -> Probe:
             mean = sum(raw) / len(raw)
             save_probe(entry, Probe(raw_kl_by_sequence=raw, raw_kl=mean, measured=measured, bytes=allocation.bytes))
     return load_probe(entry)
-
-
-def _stored(graph: Graph, weight: QuantizedWeight) -> Tensor:
-    return graph.site(weight.name).stored(weight.dequantize())
 
 
 def _round_site(

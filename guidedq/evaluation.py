@@ -212,7 +212,7 @@ def _chunks(rows: int, classes: int) -> Iterator[slice]:
 
 
 def _weighted(share: Tensor, values: Tensor) -> Float[Tensor, "row"]:
-    """`sum of share * values` by row; a class without probability adds nothing even where its logit is minus infinity."""
+    """`sum of share * values` by row; a class without probability adds nothing, even if its logit is minus infinity."""
     return torch.where(share > 0, share * values, 0.0).sum(-1)
 
 

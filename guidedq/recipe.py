@@ -180,6 +180,7 @@ def _default() -> Recipe:
         "guide": "fisher",
         "measure": "rounded",
         "round": "gptq",
+        "correct": "none",
         "allocate": "lagrangian",
         "forecast": "projected",
     }

@@ -32,6 +32,24 @@ class TinyLanguageModel(nn.Module):
         return self.head(hidden)
 
 
+class StackedLanguageModel(nn.Module):
+    """Three blocks of two linear layers in a module list, an embedding and a head of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, WIDTH)) for _ in range(3)
+        )
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden = self.embed(input_ids)
+        for layer in self.layers:
+            hidden = hidden + layer(torch.roll(hidden, 1, dims=1))
+        return self.head(hidden)
+
+
 class TinyConvolution(nn.Module):
     """Two convolutions, one of them grouped, and a classifier."""
 
@@ -55,6 +73,21 @@ def tiny_language_model(seed: int = 0) -> Model:
     )
     spec = InputSpec(name="input_ids", dtype=torch.int64, shape=(None, None))
     return _model(TinyLanguageModel, sites, Objective.LANGUAGE_MODEL, spec, seed, vocabulary_size=VOCABULARY)
+
+
+def stacked_language_model(seed: int = 0) -> Model:
+    """`StackedLanguageModel` with random weights."""
+    linear = [(f"layers.{index}.{part}", part) for index in range(3) for part in (0, 2)]
+    sites = (
+        _site("embed.weight", (VOCABULARY, WIDTH), ("embed", UseKind.EMBEDDING)),
+        *(
+            _site(f"{name}.weight", (WIDTH, HIDDEN) if part else (HIDDEN, WIDTH), (name, UseKind.LINEAR))
+            for name, part in linear
+        ),
+        _site("head.weight", (VOCABULARY, WIDTH), ("head", UseKind.LINEAR)),
+    )
+    spec = InputSpec(name="input_ids", dtype=torch.int64, shape=(None, None))
+    return _model(StackedLanguageModel, sites, Objective.LANGUAGE_MODEL, spec, seed, vocabulary_size=VOCABULARY)
 
 
 def tiny_convolution(seed: int = 0) -> Model:
@@ -89,7 +122,9 @@ def _model(
         torch.manual_seed(seed)
         module = build().eval().requires_grad_(False)
     operators = [(use.operator, site) for site in sites for use in site.uses]
-    nodes = [(name, {"operator": type(module.get_submodule(name)).__name__, "site": site.name}) for name, site in operators]
+    nodes = [
+        (name, {"operator": type(module.get_submodule(name)).__name__, "site": site.name}) for name, site in operators
+    ]
     return Model(
         name=build.__name__,
         path=Path(),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import VOCABULARY, tiny_convolution, tiny_language_model
+from tiny_models import VOCABULARY, stacked_language_model, tiny_convolution, tiny_language_model
 from tolerances import GRADIENT_INT8, SUM_FLOAT32
 from torch import Tensor
 
@@ -19,7 +19,14 @@ from guidedq.calibration.collection import shards_of
 from guidedq.calibration.fisher import FisherGuide
 from guidedq.calibration.hessian import HessianGuide
 from guidedq.calibration.kfac import KfacGuide
-from guidedq.calibration.statistics import guided_sums, merge, token_frequencies
+from guidedq.calibration.statistics import (
+    STRIP_ROWS,
+    assembled,
+    guided_sums,
+    merge,
+    second_moment,
+    token_frequencies,
+)
 from guidedq.calibration.store import StoredGuidance
 from guidedq.calibration.unguided import NoGuide
 from guidedq.errors import CalibrationError
@@ -121,7 +128,9 @@ def test_convolution_statistics_equal_a_loop_over_positions(tmp_path: Path) -> N
                 window = inputs[:, row : row + 3, column : column + 3]
                 for group in range(2):
                     x = window[2 * group : 2 * group + 2].reshape(-1)
-                    hessian[group] += gradients[2 * group : 2 * group + 2, row, column].square().mean() * torch.outer(x, x)
+                    hessian[group] += gradients[2 * group : 2 * group + 2, row, column].square().mean() * torch.outer(
+                        x, x
+                    )
     assert terms[0].row_group.tolist() == [0, 0, 1, 1]
     torch.testing.assert_close(terms[0].hessian, hessian / len(batch), rtol=SUM_FLOAT32, atol=1e-7)
 
@@ -172,7 +181,12 @@ def test_the_draw_for_a_sample_does_not_depend_on_its_batch_nor_on_the_order(tmp
     backward_pass(model, batch, 0, sites, lambda event: whole.append(guided_sums(event, 1)), seed=SEED)
     for index in reversed(range(5)):
         backward_pass(
-            model, batch.part(index, index + 1), index, sites, lambda event: single.append(guided_sums(event, 1)), seed=SEED
+            model,
+            batch.part(index, index + 1),
+            index,
+            sites,
+            lambda event: single.append(guided_sums(event, 1)),
+            seed=SEED,
         )
     total = single[0]
     for part in single[1:]:
@@ -227,9 +241,7 @@ def test_an_interrupted_collection_goes_on_to_the_same_bits(tmp_path: Path) -> N
     guide = FisherGuide(checkpoint_seconds=0.0)
     whole = collect(guide, model, batch, tmp_path / "whole")
     with pytest.raises(Interrupted):
-        guide.collect(
-            model, batch, tmp_path / "killed", seed=SEED, memory_bytes=None, progress=Interrupting(after=20)
-        )
+        guide.collect(model, batch, tmp_path / "killed", seed=SEED, memory_bytes=None, progress=Interrupting(after=20))
     assert list((tmp_path / "killed").glob("shard-*"))
     resumed = collect(guide, model, batch, tmp_path / "killed")
     for site in model.graph.sites:
@@ -241,6 +253,27 @@ def test_an_interrupted_collection_goes_on_to_the_same_bits(tmp_path: Path) -> N
         assert torch.equal(a.rows(0, site.rows), b.rows(0, site.rows))
 
 
+def test_recomputing_blocks_gives_the_same_guidance(tmp_path: Path) -> None:
+    model, batch = stacked_language_model(), tokens()
+    kept = collect(FisherGuide(recompute="never"), model, batch, tmp_path / "kept")
+    again = collect(FisherGuide(recompute="always"), model, batch, tmp_path / "again")
+    for site in model.graph.sites:
+        for one, other in zip(kept.site(site.name).terms, again.site(site.name).terms, strict=True):
+            torch.testing.assert_close(one.hessian, other.hessian, rtol=SUM_FLOAT32, atol=1e-8)
+            torch.testing.assert_close(one.row_weight, other.row_weight, rtol=SUM_FLOAT32, atol=1e-8)
+        a, b = kept.gradients(site.name), again.gradients(site.name)
+        assert a is not None
+        assert b is not None
+        torch.testing.assert_close(a.rows(0, site.rows), b.rows(0, site.rows), rtol=0.02, atol=1e-4)
+
+
+def test_strips_assemble_to_the_whole_second_moment() -> None:
+    vectors = torch.randn(2, 9, 2 * STRIP_ROWS + 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        assembled("h", second_moment("h", vectors)), vectors.transpose(1, 2) @ vectors, rtol=1e-4, atol=1e-4
+    )
+
+
 def test_masked_positions_add_nothing(tmp_path: Path) -> None:
     model = tiny_language_model()
     short = tokens(3, 6)
@@ -248,9 +281,9 @@ def test_masked_positions_add_nothing(tmp_path: Path) -> None:
     mask = torch.tensor([[True] * 6 + [False] * 2] * 3)
     hidden = collect(HessianGuide(), model, SampleSet(inputs={"input_ids": padded}, mask=mask), tmp_path / "b")
     term = hidden.site("down.weight").terms[0]
-    inputs = torch.cat([
-        model.program.observe({"input_ids": padded}, {"down": None})["down"][index, :6] for index in range(3)
-    ])
+    inputs = torch.cat(
+        [model.program.observe({"input_ids": padded}, {"down": None})["down"][index, :6] for index in range(3)]
+    )
     torch.testing.assert_close(term.hessian[0], inputs.t() @ inputs / 18, rtol=SUM_FLOAT32, atol=1e-7)
 
 

@@ -1,0 +1,121 @@
+"""Hearing what operators read and how the loss answers, with or without keeping the activations in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from guidedq.errors import CalibrationError
+from guidedq.ir.graph import Site, Use
+
+from .events import Event, as_event
+
+
+@final
+class Ear:
+    """Pairs the input of every operator with the gradient of its output.
+
+    Inside recomputed blocks an input is not kept in the forward pass: it comes by again when the block is run anew, just
+    before or just after the gradient, and whichever is second completes the event.
+    """
+
+    def __init__(self, record: Callable[[Event], None], blocks: Sequence[str]) -> None:
+        """Hear with `record`; operators under `blocks` are recomputed."""
+        self.seconds = 0.0
+        """Spent in `record`."""
+        self._record = record
+        self._blocks = tuple(f"{block}." for block in blocks)
+        self._backwards = False
+        self._inputs: dict[str, Tensor] = {}
+        self._gradients: dict[str, Tensor] = {}
+        self._called: set[str] = set()
+
+    def turn_back(self) -> None:
+        """The forward pass is over."""
+        self._backwards = True
+
+    @contextmanager
+    def listening(self, module: nn.Module, sites: Sequence[Site]) -> Iterator[None]:
+        """Hear all uses of these sites."""
+        handles: list[Any] = []
+        for site in sites:
+            for use in site.uses:
+                operator = module.get_submodule(use.operator)
+                recomputed = use.operator.startswith(self._blocks) if self._blocks else False
+                if recomputed:
+                    handles.append(operator.register_forward_pre_hook(self._returning(site, use)))
+                handles.append(operator.register_forward_hook(self._passing(site, use, kept=not recomputed)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _returning(self, site: Site, use: Use) -> Any:
+        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            if self._backwards and (gradients := self._gradients.pop(use.operator, None)) is not None:
+                self._hear(site, use, module, arguments[0].detach(), gradients)
+            elif self._backwards:
+                self._inputs[use.operator] = arguments[0].detach()
+
+        return hook
+
+    def _passing(self, site: Site, use: Use, *, kept: bool) -> Any:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+            output = output if output.requires_grad else output.requires_grad_()
+            inputs = arguments[0].detach() if kept else None
+            if self._backwards:
+                return output
+            if not kept and use.operator in self._called:
+                raise CalibrationError(
+                    f"{use.operator} runs twice in one pass; set guide.recompute=never for this model."
+                )
+            self._called.add(use.operator)
+
+            def answer(gradients: Tensor) -> None:
+                seen = inputs if inputs is not None else self._inputs.pop(use.operator, None)
+                if seen is None:
+                    self._gradients[use.operator] = gradients.detach()
+                else:
+                    self._hear(site, use, module, seen, gradients.detach())
+
+            output.register_hook(answer)
+            return output
+
+        return hook
+
+    def _hear(self, site: Site, use: Use, module: nn.Module, inputs: Tensor, gradients: Tensor) -> None:
+        start = time.perf_counter()
+        with torch.no_grad():
+            self._record(as_event(site, use, module, inputs, gradients))
+        self.seconds += time.perf_counter() - start
+
+
+def repeated_blocks(module: nn.Module) -> tuple[str, ...]:
+    """Names of the repeated units: members of the outermost module lists of two or more."""
+    found: list[str] = []
+    for name, child in module.named_modules():
+        if isinstance(child, nn.ModuleList) and len(child) > 1 and not name.startswith(tuple(f"{f}." for f in found)):
+            found += [f"{name}.{index}" for index in range(len(child))]
+    return tuple(found)
+
+
+@contextmanager
+def recomputed(module: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
+    """Run these submodules under activation checkpointing."""
+    patched = [module.get_submodule(name) for name in blocks]
+    for block in patched:
+        run = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        block.__dict__["forward"] = run
+    try:
+        yield
+    finally:
+        for block in patched:
+            del block.__dict__["forward"]

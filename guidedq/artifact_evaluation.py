@@ -1,0 +1,101 @@
+"""Measure an artifact anew, on any data, against the model that it was made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from guidedq.artifacts.forecast import Measurement
+from guidedq.artifacts.report import Report
+from guidedq.errors import ArtifactError, CalibrationError
+from guidedq.evaluation import measure
+from guidedq.frontend import DEMO, load
+from guidedq.ir.model import Model
+from guidedq.progress import Progress
+from guidedq.registry import parse_stage
+from guidedq.stages import AbstractBackend, AbstractSampler
+
+
+def evaluate_artifact(
+    folder: Path,
+    original: str | Path | None,
+    data: Sequence[Path],
+    *,
+    samples: int | None = None,
+    sequence_length: int | None = None,
+    seed: int = 0,
+    progress: Progress,
+) -> tuple[Model, Measurement]:
+    """The original, and the artifact measured against it on everything that is drawn from `data`.
+
+    Args:
+        folder: What a compile wrote.
+        original: The model that it was made from; `None` to go by the name in the report.
+        data: Files or folders; may be empty for the demo, which has text of its own.
+        samples: How many samples to draw for the larger part; the sampler's default if `None`.
+        sequence_length: Tokens of a sequence.
+        seed: Seeds the draw.
+        progress: Told about the work.
+
+    Raises:
+        ArtifactError: `folder` is no artifact, or `original` is not the model that it was made from.
+        CalibrationError: the data do not fit the model.
+        ModelError: the original cannot be loaded.
+    """
+    if not (folder / "report.json").is_file():
+        raise ArtifactError(f"{folder} has no report.json. Expected a folder that guidedq compile wrote.")
+    if missing := [path for path in data if not path.exists()]:
+        raise CalibrationError(f"no such data: {', '.join(map(str, missing))}.")
+    report = Report.read(folder / "report.json")
+    name = _original(report, original)
+    if not data and name != DEMO:
+        raise CalibrationError("nothing to measure on: pass --data with text or with a file of the model's inputs.")
+    model = load(name)
+    if model.digest != report.model.digest:
+        raise ArtifactError(
+            f"{folder} was made from another model than {name}: digest {report.model.digest[:12]} in its report, "
+            f"{model.digest[:12]} found. Name the original with --model."
+        )
+    backend: AbstractBackend = parse_stage(report.backend, "backend")
+    predict = backend.open(model, folder)
+    options = {"samples": samples, "sequence-length": sequence_length}
+    words = " ".join(f"{option}={value}" for option, value in options.items() if value is not None)
+    sampler: AbstractSampler = parse_stage(f"{'files' if data else 'demo'}{{{words}}}", "sample")
+    drawn = sampler.sample(model, data, (), seed=seed, progress=progress)
+    parts = (drawn.calibration, drawn.probe, drawn.evaluation) if data else (drawn.evaluation,)
+    return model, joined(
+        [measure(model.program, part, model.objective, predict_quantized=predict, progress=progress) for part in parts]
+    )
+
+
+def joined(parts: Sequence[Measurement]) -> Measurement:
+    """One measurement of several disjoint sample sets: means weighted by their units."""
+    units = sum(part.units for part in parts)
+
+    def mean(values: Sequence[float]) -> float:
+        return math.fsum(value * part.units for value, part in zip(values, parts, strict=True)) / units
+
+    def mean_of_known(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return mean(known) if len(known) == len(parts) else None
+
+    return Measurement(
+        kl=mean([part.kl for part in parts]),
+        loss_before=mean([part.loss_before for part in parts]),
+        loss_after=mean([part.loss_after for part in parts]),
+        agreement=mean([part.agreement for part in parts]),
+        accuracy_before=mean_of_known([part.accuracy_before for part in parts]),
+        accuracy_after=mean_of_known([part.accuracy_after for part in parts]),
+        units=units,
+        kl_by_sample=tuple(loss for part in parts for loss in part.kl_by_sample),
+    )
+
+
+def _original(report: Report, named: str | Path | None) -> str | Path:
+    if named is not None:
+        return named
+    name = report.model.name
+    if name == DEMO or Path(name).exists():
+        return name
+    raise ArtifactError(f"where is {name}, the original? It is not in this folder: name it with --model.")
