@@ -18,11 +18,20 @@ line's own error as `benchmarks/forecast.py` measures it at 3 to 6 bits."""
 STEEPEST_SLOPE = 1.5
 """The divergence is quadratic in the error, as the raw prediction is, up to saturation and higher orders: slopes beyond
 1.5 or below its inverse come from noise in the probes."""
+APART = 0.1
+"""Log distance of two probes below which their slope is noise."""
+NEAR = 0.1
+"""Log distance at which a probe counts half of what it would at the very place."""
 SMALLEST = 1e-12
+"""Divergences below are rounding errors of the logits."""
+Values = NDArray[np.float64]
 
 
 def calibrated(raw: Sequence[float], probes: Sequence[Probe], evaluation_units: int, *, seed: int) -> Forecast:
     """Fit `log measured = c0 + c1 log raw` through the probes and read the allocation's divergence from it.
+
+    The interval is a bootstrap: sequences are drawn alike for the target and all probes, so that the noise they share
+    cancels; the probes' samples are drawn too, and the line's own error and the noise of the evaluation are added.
 
     Args:
         raw: Uncalibrated divergence of the allocation, for each kept sequence.
@@ -32,16 +41,22 @@ def calibrated(raw: Sequence[float], probes: Sequence[Probe], evaluation_units: 
     """
     generator = np.random.default_rng(seed)
     target = np.asarray(raw, dtype=np.float64)
-    sequences = [np.asarray(probe.raw_kl_by_sequence, dtype=np.float64) for probe in probes]
-    measured = [np.asarray(probe.measured.kl_by_sample, dtype=np.float64) for probe in probes]
-    kl = _predict(_mean(target), [_mean(values) for values in sequences], [probe.measured.kl for probe in probes])
-    replicates = np.empty(REPLICATES)
-    for index in range(REPLICATES):
-        replicates[index] = _replicate(generator, target, sequences, measured, [probe.measured.kl for probe in probes])
+    raws = [np.asarray(probe.raw_kl_by_sequence, dtype=np.float64) for probe in probes]
+    measured = [probe.measured.kl for probe in probes]
+    kl = float(_predict(_column(target.mean()), [_column(values.mean()) for values in raws], _columns(measured))[0])
+    drawn = generator.integers(0, len(target), (REPLICATES, len(target)))
+    replicates = _predict(
+        target[drawn].mean(1),
+        [
+            values[drawn].mean(1) if len(values) == len(target) else np.full(REPLICATES, values.mean())
+            for values in raws
+        ],
+        [_resampled(generator, probe) for probe in probes],
+    )
     noise = np.hypot(LINE_ERROR, _evaluation_noise(probes, evaluation_units))
     spread = np.log(np.maximum(replicates, SMALLEST)) + generator.normal(0.0, noise, REPLICATES)
-    low, high = np.exp(np.percentile(spread, INTERVAL))
-    low, high = min(float(low), kl), max(float(high), kl)
+    low, high = (float(bound) for bound in np.exp(np.percentile(spread, INTERVAL)))
+    low, high = min(low, kl), max(high, kl)
     gain = _loss_per_divergence(kl, probes)
     increases = sorted((gain * low, gain * high))
     return Forecast(
@@ -51,38 +66,41 @@ def calibrated(raw: Sequence[float], probes: Sequence[Probe], evaluation_units: 
         loss_increase=gain * kl,
         loss_increase_low=increases[0],
         loss_increase_high=increases[1],
-        raw_kl=_mean(target),
+        raw_kl=float(target.mean()),
     )
 
 
-def _replicate(
-    generator: np.random.Generator,
-    target: NDArray[np.float64],
-    sequences: Sequence[NDArray[np.float64]],
-    measured: Sequence[NDArray[np.float64]],
-    kl: Sequence[float],
-) -> float:
-    """One bootstrap replicate: the same drawn sequences for the target and every probe, so that common noise cancels."""
-    drawn = generator.integers(0, len(target), len(target))
-    raws = [_mean(values[drawn]) if len(values) == len(target) else _mean(values) for values in sequences]
-    seen: list[float] = []
-    for samples, value in zip(measured, kl, strict=True):
-        part = generator.integers(0, len(samples), len(samples)) if len(samples) else np.zeros(0, dtype=np.int64)
-        scale = _mean(samples[part]) / max(_mean(samples), SMALLEST) if len(samples) else 1.0
-        seen.append(value * scale)
-    return _predict(_mean(target[drawn]), raws, seen)
-
-
-def _predict(raw: float, raws: Sequence[float], measured: Sequence[float]) -> float:
+def _predict(raw: Values, raws: Sequence[Values], measured: Sequence[Values]) -> Values:
+    """Divergence at `raw` by the line through the probes, for every replicate; a nearer probe counts more."""
     if not raws:
         return raw
-    x, y = np.log(np.maximum(raws, SMALLEST)), np.log(np.maximum(measured, SMALLEST))
-    slope = 1.0
-    if len(raws) > 1 and float(np.ptp(x)) > np.log(1.1):
-        slope = float(np.clip(np.polyfit(x, y, 1)[0], 1 / STEEPEST_SLOPE, STEEPEST_SLOPE))
-    weights = 1.0 / (0.1 + np.abs(x - np.log(max(raw, SMALLEST))))
-    intercept = float(np.average(y - slope * x, weights=weights))
-    return float(np.exp(intercept + slope * np.log(max(raw, SMALLEST))))
+    at = np.log(np.maximum(raw, SMALLEST))
+    x = np.stack([np.log(np.maximum(values, SMALLEST)) for values in raws])
+    y = np.stack([np.log(np.maximum(values, SMALLEST)) for values in measured])
+    centred = x - x.mean(0)
+    spread = (centred**2).sum(0)
+    slope = np.where(spread > SMALLEST, (centred * y).sum(0) / np.maximum(spread, SMALLEST), 1.0)
+    slope = np.where(np.ptp(x, axis=0) > APART, np.clip(slope, 1 / STEEPEST_SLOPE, STEEPEST_SLOPE), 1.0)
+    weights = 1.0 / (NEAR + np.abs(x - at))
+    intercept = (weights * (y - slope * x)).sum(0) / weights.sum(0)
+    return np.exp(intercept + slope * at)
+
+
+def _resampled(generator: np.random.Generator, probe: Probe) -> Values:
+    """The probe's measured divergence over bootstrap draws of its samples."""
+    samples = np.asarray(probe.measured.kl_by_sample, dtype=np.float64)
+    if len(samples) < 2 or samples.mean() <= SMALLEST:
+        return np.full(REPLICATES, probe.measured.kl)
+    drawn = samples[generator.integers(0, len(samples), (REPLICATES, len(samples)))].mean(1)
+    return probe.measured.kl * drawn / samples.mean()
+
+
+def _column(value: float) -> Values:
+    return np.asarray([value], dtype=np.float64)
+
+
+def _columns(values: Sequence[float]) -> list[Values]:
+    return [_column(value) for value in values]
 
 
 def _loss_per_divergence(kl: float, probes: Sequence[Probe]) -> float:
@@ -90,8 +108,9 @@ def _loss_per_divergence(kl: float, probes: Sequence[Probe]) -> float:
     ratios = [probe.measured.loss_increase / probe.measured.kl for probe in probes if probe.measured.kl > SMALLEST]
     if not ratios:
         return 1.0
-    distances = [abs(np.log(probe.measured.kl / max(kl, SMALLEST))) for probe in probes if probe.measured.kl > SMALLEST]
-    return float(np.average(ratios, weights=[1.0 / (0.1 + distance) for distance in distances]))
+    measured = [probe.measured.kl for probe in probes if probe.measured.kl > SMALLEST]
+    distances = [abs(np.log(value / max(kl, SMALLEST))) for value in measured]
+    return float(np.average(ratios, weights=[1.0 / (NEAR + distance) for distance in distances]))
 
 
 def _evaluation_noise(probes: Sequence[Probe], evaluation_units: int) -> float:
@@ -103,7 +122,3 @@ def _evaluation_noise(probes: Sequence[Probe], evaluation_units: int) -> float:
             per_unit = values.std(ddof=1) / values.mean() * np.sqrt(probe.measured.units / len(values))
             found.append(float(per_unit / np.sqrt(max(evaluation_units, 1))))
     return float(np.mean(found)) if found else 0.0
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if values.size else 0.0
