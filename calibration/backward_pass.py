@@ -57,7 +57,7 @@ def backward_pass(
     assert isinstance(model.program, TorchProgram)
     module = model.program.module
     blocks = repeated_blocks(module) if recompute else ()
-    ear = Ear(record, blocks)
+    ear = Ear(record, blocks, len(batch))
     start = time.perf_counter()
     with ear.listening(module, sites), recomputed(module, blocks):
         with torch.enable_grad():

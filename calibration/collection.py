@@ -243,7 +243,10 @@ def write_gradients(event: Event, folder: Path, number: int, kept: int, wanted: 
 
 def _rows_gradient(event: Event, index: int, start: int, stop: int) -> Float[Tensor, "n in"]:
     assert event.gradients is not None
-    site, gradients = event.site, event.gradients[index]
+    site = event.site
+    if index >= len(event.gradients):  # the batch shared one call, whose gradient went to its first sample
+        return torch.zeros(stop - start, site.columns)
+    gradients = event.gradients[index]
     if event.use.kind is UseKind.EMBEDDING:
         rows = event.rows_read[index]
         mine = (rows >= start) & (rows < stop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
@@ -38,21 +39,35 @@ class Event:
         return self.inputs
 
 
-def as_event(site: Site, use: Use, module: nn.Module | None, inputs: Tensor, gradients: Tensor | None) -> Event:
+def as_event(site: Site, use: Use, module: nn.Module, inputs: Tensor, gradients: Tensor | None, samples: int) -> Event:
     """Bring one operator's input and output gradient into the form of an `Event`.
 
-    `module` is the operator's own, needed for convolutions: it knows stride, padding and dilation.
+    An operator may see its batch flattened (`[sample x token, in]`), or once for all samples (a table of positions):
+    what the batch shares is one sample, whose gradient is the sum over the batch.
+
+    Args:
+        site: Whose weight it reads.
+        use: The operator.
+        module: The operator's own module: a convolution's knows stride, padding and dilation.
+        inputs: What it read.
+        gradients: Gradient of its output, if there was a backward pass.
+        samples: In the batch.
     """
-    samples = inputs.shape[0]
-    if use.kind is UseKind.EMBEDDING:
-        columns = site.columns
-        flat = None if gradients is None else gradients.reshape(samples, -1, columns)
-        return Event(site=site, use=use, inputs=inputs.reshape(samples, -1).long(), gradients=flat)
     if use.kind is UseKind.CONVOLUTION:
-        assert module is not None
         patches = convolution_patches(module, inputs.float(), site)
         flat = None if gradients is None else gradients.flatten(2).transpose(1, 2)
         return Event(site=site, use=use, inputs=patches, gradients=flat)
-    tokens = inputs.float().reshape(samples, -1, 1, site.columns)
-    flat = None if gradients is None else gradients.reshape(samples, -1, site.rows)
-    return Event(site=site, use=use, inputs=tokens, gradients=flat)
+    if use.kind is UseKind.EMBEDDING:
+        split = _samples_in(inputs.numel(), inputs.shape, samples)
+        flat = None if gradients is None else gradients.reshape(split, -1, site.columns)
+        return Event(site=site, use=use, inputs=inputs.reshape(split, -1).long(), gradients=flat)
+    split = _samples_in(inputs.numel() // site.columns, inputs.shape, samples)
+    flat = None if gradients is None else gradients.reshape(split, -1, site.rows)
+    return Event(site=site, use=use, inputs=inputs.float().reshape(split, -1, 1, site.columns), gradients=flat)
+
+
+def _samples_in(tokens: int, shape: torch.Size, samples: int) -> int:
+    """Into how many samples an input of so many tokens falls."""
+    if shape[0] == samples:
+        return samples
+    return samples if shape[0] > samples and tokens % samples == 0 and len(shape) == 2 else 1

@@ -10,7 +10,6 @@ from torch import Tensor
 from guidedq.artifacts.samples import SampleSet
 from guidedq.ir.graph import Site, Use, UseKind
 from guidedq.ir.model import Model
-from guidedq.ir.program import TorchProgram
 
 from .events import Event, as_event
 
@@ -30,7 +29,7 @@ def forward_pass(model: Model, batch: SampleSet, sites: Sequence[Site], record: 
     for site in sites:
         for use in site.uses:
             if use.operator in seen:
-                record(_event(model, site, use, seen[use.operator], batch.mask))
+                record(_event(model, site, use, seen[use.operator], batch))
     return seconds
 
 
@@ -40,12 +39,12 @@ def observed_inputs(
     """What each site's first use reads, `[sample, token, group, in]`, with `weights` in place of the model's own."""
     seen = model.program.observe(batch.inputs, {site.uses[0].operator: None for site in sites}, weights=weights)
     for site in sites:
-        yield site.name, _event(model, site, site.uses[0], seen[site.uses[0].operator], batch.mask).inputs
+        yield site.name, _event(model, site, site.uses[0], seen[site.uses[0].operator], batch).inputs
 
 
-def _event(model: Model, site: Site, use: Use, inputs: Tensor, mask: Tensor | None) -> Event:
-    module = model.program.module.get_submodule(use.operator) if isinstance(model.program, TorchProgram) else None
-    return as_event(site, use, module, _hide(inputs, mask) if use.kind is UseKind.LINEAR else inputs, None)
+def _event(model: Model, site: Site, use: Use, inputs: Tensor, batch: SampleSet) -> Event:
+    seen = _hide(inputs, batch.mask) if use.kind is UseKind.LINEAR else inputs
+    return as_event(site, use, model.program.operator(use.operator), seen, None, len(batch))
 
 
 def _hide(inputs: Tensor, mask: Tensor | None) -> Tensor:

@@ -26,7 +26,11 @@ from .store import StoredGuidance
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HessianGuide(AbstractGuide):
-    """Layer output error: `H = E[x x^T]`, every output alike (GPTQ, Frantar et al. 2023). Forward passes only."""
+    """Layer output error: `H = E[x x^T]`, every output alike (GPTQ, Frantar et al. 2023). Forward passes only.
+
+    Attributes:
+        checkpoint_seconds: How often an unfinished pass is saved.
+    """
 
     checkpoint_seconds: float = 60.0
 

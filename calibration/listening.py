@@ -26,8 +26,9 @@ class Ear:
     before or just after the gradient, and whichever is second completes the event.
     """
 
-    def __init__(self, record: Callable[[Event], None], blocks: Sequence[str]) -> None:
-        """Hear with `record`; operators under `blocks` are recomputed."""
+    def __init__(self, record: Callable[[Event], None], blocks: Sequence[str], samples: int) -> None:
+        """Hear a batch of `samples` with `record`; operators under `blocks` are recomputed."""
+        self._samples = samples
         self.seconds = 0.0
         """Spent in `record`."""
         self._record = record
@@ -94,7 +95,7 @@ class Ear:
     def _hear(self, site: Site, use: Use, module: nn.Module, inputs: Tensor, gradients: Tensor) -> None:
         start = time.perf_counter()
         with torch.no_grad():
-            self._record(as_event(site, use, module, inputs, gradients))
+            self._record(as_event(site, use, module, inputs, gradients, self._samples))
         self.seconds += time.perf_counter() - start
 
 

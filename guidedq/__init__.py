@@ -1,11 +1,11 @@
-"""guidedq: give it a trained model and a size, and get the best model of that size, with its loss predicted beforehand."""
+"""guidedq: a trained model and a size in, the best model of that size out, with its loss predicted beforehand."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from guidedq.api import Artifact, compile, load, load_quantized, plan  # noqa: A004
+    from guidedq.api import Artifact, compile, load, load_quantized, plan
     from guidedq.errors import GuidedQError
 
 __all__ = ["Artifact", "GuidedQError", "__version__", "compile", "load", "load_quantized", "plan"]

@@ -23,7 +23,7 @@ PathLike = str | Path
 DEMO = "demo"
 
 
-def compile(  # noqa: A001 - the verb of the field, always used as guidedq.compile
+def compile(
     model: Model | PathLike,
     *,
     budget: str,
@@ -103,7 +103,7 @@ def plan(model: Model | PathLike, *, budgets: Sequence[str], **options: Any) -> 
 
 
 def load_quantized(folder: PathLike) -> Any:
-    """Load an artifact: a torch module that runs (and generates, if it is a language model), or an ONNX Runtime session.
+    """Load an artifact: a torch module that runs (and generates, for a language model), or an ONNX Runtime session.
 
     Raises:
         ArtifactError: it is no artifact, damaged, or from a newer version.
@@ -181,7 +181,7 @@ def _sampler(
             f"{spec.name} {list(spec.shape)} {spec.dtype}".replace("None", "any") for spec in model.inputs
         )
         raise CalibrationError(
-            f"{model.name} needs calibration data: pass --data with a .npz or .safetensors file of its inputs ({wanted})"
+            f"{model.name} needs calibration data: pass --data with an .npz or .safetensors file of inputs ({wanted})"
             + (", or text." if model.tokenizer is not None else ".")
         )
     options = {"samples": samples, "sequence-length": sequence_length}

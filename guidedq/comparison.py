@@ -11,6 +11,7 @@ from typing import Any, final
 from guidedq.artifacts.report import Report
 from guidedq.budget import Budget
 from guidedq.compiler import compile_model
+from guidedq.errors import BudgetError
 from guidedq.job import Job, Stopwatch
 from guidedq.output import check_output
 from guidedq.recipe import Recipe, load_recipe
@@ -21,6 +22,8 @@ UNIFORM = ("nearest", "gptq", "guided-uniform")
 PLAIN = UNIFORM[:2]
 """Those that know nothing of the end loss."""
 GUIDED = "guided"
+EQUAL = "guided-equal"
+"""The guided recipe once more, in no more bytes than the best plain uniform file, which rarely fills the budget."""
 UNIFORM_GROUP_SIZES = (32, 64, 128)
 """The group sizes in use: the best that fits is taken, so that a uniform variant does not lose by its granularity."""
 LISTED_FORMATS = 3
@@ -47,7 +50,7 @@ class Compared:
     @property
     def seconds(self) -> float:
         """Of all stages together; less than alone where the workspace already had something."""
-        return sum(self.report.seconds.values())
+        return sum(self.report.seconds.values(), 0.0)
 
     @property
     def formats(self) -> str:
@@ -67,7 +70,7 @@ def variants(recipe: Recipe) -> Mapping[str, Recipe]:
 
 
 def compare_variants(job: Job, budget: Budget, *, out: Path | None, overwrite: bool) -> tuple[Compared, ...]:
-    """Compile every variant within the budget.
+    """Compile every variant within the budget, and the guided one also in the bytes of its best plain rival.
 
     Args:
         job: Its recipe is the guided variant's; all share model, backend, data and workspace.
@@ -80,18 +83,29 @@ def compare_variants(job: Job, budget: Budget, *, out: Path | None, overwrite: b
     """
     chosen = variants(job.recipe)
     if out is not None:
-        for name in chosen:
+        for name in (*chosen, EQUAL):
             check_output(out / name, overwrite=overwrite)
     with tempfile.TemporaryDirectory(prefix="guidedq-compare-") as scratch:
-        compared: list[Compared] = []
-        for name, recipe in chosen.items():
+
+        def compiled(name: str, recipe: Recipe, asked: Budget) -> Compared:
             job.progress.notice(f"variant {name}")
             mine = replace(job, recipe=recipe, stopwatch=Stopwatch())
             folder = (Path(scratch) if out is None else out) / name
-            artifact = compile_model(mine, budget, folder, overwrite=overwrite, curve_bits=())
-            kept = None if out is None else folder
-            compared.append(Compared(name=name, recipe=recipe, report=artifact.report, folder=kept))
+            artifact = compile_model(mine, asked, folder, overwrite=overwrite, curve_bits=())
+            return Compared(name=name, recipe=recipe, report=artifact.report, folder=None if out is None else folder)
+
+        compared = [compiled(name, recipe, budget) for name, recipe in chosen.items()]
+        spent = counted_bytes(best_uniform(compared).report)
+        try:
+            compared.append(compiled(EQUAL, job.recipe, Budget(text=f"{spent}B", kind="bytes", amount=float(spent))))
+        except BudgetError as error:
+            job.progress.notice(f"no {EQUAL}: {error}")
     return tuple(compared)
+
+
+def counted_bytes(report: Report) -> int:
+    """The bytes that the budget bounds: the whole file, or under the scope `linear` the sites alone."""
+    return report.size.file_bytes if report.budget.scope == "file" else sum(site.bytes for site in report.sites)
 
 
 def best_uniform(compared: Sequence[Compared]) -> Compared:

@@ -56,10 +56,10 @@ def compile_model(
         GuidedQError: the budget, the data, the model or the output folder will not do.
     """
     check_output(out, overwrite=overwrite)
-    footprint = job.backend.footprint(job.model, job.recipe.formats)
-    limit = limit_of(budget, job, footprint)
     with job.stopwatch.time("check"):
         check_weights(job.model, job.model.graph.quantizable)
+        footprint = job.backend.footprint(job.model, job.recipe.formats)
+        limit = limit_of(budget, job, footprint)
     evidence = gather(job, footprint)
     decision = decide(job, evidence, limit)
     unit = job.model.objective.unit
@@ -94,10 +94,10 @@ def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
     Raises:
         BudgetError: a budget is not feasible.
     """
-    footprint = job.backend.footprint(job.model, job.recipe.formats)
-    limits = [limit_of(budget, job, footprint) for budget in budgets]
     with job.stopwatch.time("check"):
         check_weights(job.model, job.model.graph.quantizable)
+        footprint = job.backend.footprint(job.model, job.recipe.formats)
+        limits = [limit_of(budget, job, footprint) for budget in budgets]
     evidence = gather(job, footprint)
     decisions: list[Decision] = [decide(job, evidence, limit) for limit in limits]
     return tuple(plan_point(job, b.text, decision) for b, decision in zip(budgets, decisions, strict=True))

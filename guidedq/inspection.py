@@ -94,7 +94,8 @@ def _attributes(attributes: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
         return f"label={_quoted(operator)}"
     shape = " x ".join(map(str, shapes.get(site, ())))
     words = [_escaped(word) for word in (operator, str(site), shape) if word]
-    return f'shape=box, label="{"\\n".join(words)}"'
+    label = "\\n".join(words)
+    return f'shape=box, label="{label}"'
 
 
 def _quoted(text: str) -> str:

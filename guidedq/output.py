@@ -1,10 +1,10 @@
-"""Writing where the user asked: into a temporary folder beside it, renamed when whole; nothing is overwritten unasked."""
+"""Writing where the user asked: into a temporary folder beside it, renamed when whole; never overwriting unasked."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def check_output(out: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
+def new_folder(out: Path, *, overwrite: bool) -> Generator[Path]:
     """A temporary folder that becomes `out` when the block ends well, and vanishes when it does not.
 
     Raises:

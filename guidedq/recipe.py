@@ -1,12 +1,13 @@
-"""Recipes: which stages, with which options, over which formats. A recipe is a value with a TOML text that round-trips."""
+"""Recipes: which stages, with which options, over which formats. A recipe is a value whose TOML text round-trips."""
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final, get_args, get_type_hints
 
 from guidedq.errors import RecipeError
 from guidedq.quant.formats import MAXIMUM_BITS, AffineFormat
@@ -23,6 +24,8 @@ from guidedq.stages import (
 Scope = Literal["file", "linear"]
 SMALLEST_WIDTH = 2
 """One bit per weight is a format of its own kind (signs); the affine grid begins to make sense at two."""
+FINE_BITS = 4
+"""Widest codes for which small groups pay: another bit halves the error, smaller groups take some tenths off it."""
 
 
 @final
@@ -39,7 +42,7 @@ class Recipe:
         forecast: Predicts the loss.
         min_bits: Narrowest codes.
         max_bits: Widest codes.
-        group_sizes: Candidates; 0 is one scale per row.
+        group_sizes: Candidates; 0 is one scale per row. Codes wider than 4 bits are offered with the last one alone.
         symmetric: Also offer formats without zero points.
         outliers: Candidates: weights per row that stay at 16 bits.
         scope: What the budget counts: the whole file, or only linear and convolution weights (the rest is left alone).
@@ -54,7 +57,7 @@ class Recipe:
     forecast: AbstractForecaster
     min_bits: int = SMALLEST_WIDTH
     max_bits: int = MAXIMUM_BITS
-    group_sizes: tuple[int, ...] = (64,)
+    group_sizes: tuple[int, ...] = (32, 64, 128)
     symmetric: bool = False
     outliers: tuple[int, ...] = (0,)
     scope: Scope = "file"
@@ -77,7 +80,7 @@ class Recipe:
         return tuple(
             AffineFormat(bits=bits, group_size=group_size, symmetric=symmetric, outliers=outliers)
             for bits in range(self.min_bits, self.max_bits + 1)
-            for group_size in self.group_sizes
+            for group_size in (self.group_sizes if bits <= FINE_BITS else self.group_sizes[-1:])
             for symmetric in ((False, True) if self.symmetric else (False,))
             for outliers in self.outliers
         )
@@ -98,10 +101,13 @@ class Recipe:
     def with_settings(self, settings: Sequence[str]) -> Recipe:
         """The recipe with settings spelled `stage.option=value` or `stage=name` or `option=value`.
 
+        Applied in order; the recipe's own options (`min-bits=3`) last and together, for they limit one another.
+
         Raises:
             RecipeError: a setting names no stage or option, or its value does not fit.
         """
         recipe = self
+        own: dict[str, str] = {}
         for setting in settings:
             path, separator, value = setting.partition("=")
             kind, dot, option = path.strip().partition(".")
@@ -113,10 +119,10 @@ class Recipe:
             elif not dot and kind in _STAGES:
                 recipe = replace(recipe, **{kind: parse_stage(value, kind)})
             elif not dot:
-                recipe = with_options(recipe, "the recipe", {kind: value})
+                own[kind] = value
             else:
                 raise RecipeError(f"--set {setting}: there is no stage {kind!r}. Stages: {', '.join(_STAGES)}.")
-        return recipe
+        return with_options(recipe, "the recipe", own)
 
 
 _STAGES = ("guide", "measure", "round", "correct", "allocate", "forecast")
@@ -147,9 +153,11 @@ def load_recipe(name_or_path: str = "default") -> Recipe:
     if not path.is_file():
         raise RecipeError(f"{name_or_path!r} is no recipe: neither a file nor one of {', '.join(_NAMED)}.")
     try:
-        return parse_recipe(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return parse_recipe(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is no TOML: {error}.") from error
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
 
 
 def parse_recipe(toml: str) -> Recipe:
@@ -158,21 +166,35 @@ def parse_recipe(toml: str) -> Recipe:
     Raises:
         RecipeError: unknown names or wrong types.
     """
-    recipe = _default()
-    known = {field.name: field for field in fields(Recipe)}
-    for spelled, value in tomllib.loads(toml).items():
+    try:
+        content = tomllib.loads(toml)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"no TOML: {error}.") from error
+    hints = get_type_hints(Recipe)
+    known = [field.name for field in fields(Recipe)]
+    values: dict[str, Any] = {}
+    for spelled, value in content.items():
         name = spelled.replace("-", "_")
         if name not in known:
-            raise RecipeError(f"a recipe has no {spelled!r}. It has: {', '.join(known).replace('_', '-')}.")
-        text = (
-            ",".join(map(str, value))
-            if isinstance(value, list)
-            else str(value).lower()
-            if isinstance(value, bool)
-            else str(value)
-        )
-        recipe = recipe.with_settings([f"{name if name in _STAGES else spelled}={text}"])
-    return recipe
+            names = ", ".join(known).replace("_", "-")
+            raise RecipeError(f"a recipe has no {spelled!r}. It has: {names}.")
+        if name in _STAGES and isinstance(value, str):
+            values[name] = parse_stage(value, name)
+        else:
+            values[name] = _typed(value, hints[name], spelled)
+    return replace(_default(), **values)
+
+
+def _typed(value: Any, wanted: Any, spelled: str) -> Any:
+    """A TOML value as the field's type; TOML has no tuples."""
+    arguments = get_args(wanted)
+    if isinstance(value, list) and arguments and arguments[-1] is Ellipsis:
+        return tuple(_typed(item, arguments[0], spelled) for item in cast("list[Any]", value))
+    if value in arguments or (wanted in (bool, int, str) and type(value) is wanted):
+        return value
+    kinds = {bool: "true or false", int: "a whole number", str: "a text"}
+    listed = "a list" if arguments[-1:] == (Ellipsis,) else " or ".join(map(str, arguments))
+    raise RecipeError(f"{spelled} = {value!r}: expected {kinds.get(wanted) or listed or 'the text of a stage'}.")
 
 
 def _default() -> Recipe:
@@ -192,4 +214,6 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return str(value) if isinstance(value, int) else '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return (
+        str(value) if isinstance(value, int) else json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    )

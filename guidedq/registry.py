@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, get_args, get_type_hints
 
 from guidedq.errors import RecipeError
@@ -24,8 +25,14 @@ def available(kind: str) -> Mapping[str, type[Any]]:
     """
     if kind not in KINDS:
         raise RecipeError(f"{kind!r} is no kind of stage. Kinds: {', '.join(KINDS)}.")
-    found = {point.name: point for point in entry_points(group=f"guidedq.{kind}")}
+    found = {point.name: point for point in _installed(f"guidedq.{kind}")}
     return {name: found[name].load() for name in sorted(found)}
+
+
+@cache
+def _installed(group: str) -> tuple[EntryPoint, ...]:
+    """The group's entry points; looking through all installed packages takes a while, and they stay as they are."""
+    return tuple(entry_points(group=group))
 
 
 def name_of(stage: Any, kind: str) -> str:

@@ -87,7 +87,7 @@ def common_formats(footprint: Footprint, group: Sequence[str]) -> tuple[Format, 
     if not common:
         listed = "; ".join(f"{name}: {', '.join(map(str, footprint.sites[name].formats))}" for name in group)
         raise FormatError(
-            f"the runtime fuses {', '.join(group)}, which must share one format, and they have none in common ({listed})."
+            f"the runtime fuses {', '.join(group)}: they must share one format and have none in common ({listed})."
         )
     return common
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, final
 
@@ -78,6 +79,11 @@ class SiteFacts:
     bytes: int
     distortion: float
     rows: Mapping[str, int]
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return prod(self.shape)
 
 
 @final

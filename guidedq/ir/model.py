@@ -44,6 +44,20 @@ class InputSpec:
     shape: tuple[int | None, ...]
 
 
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSpec:
+    """The output of the model's file that the program returns.
+
+    Attributes:
+        name: Its name in the file.
+        probabilities: Whether the file's output holds probabilities; the program then returns their logarithm.
+    """
+
+    name: str
+    probabilities: bool = False
+
+
 SourceKind = Literal["hugging_face", "onnx", "torch_export"]
 
 
@@ -66,6 +80,7 @@ class Model:
         vocabulary_size: Token ids are below this, if the model takes tokens.
         context_length: Longest sequence that it takes, if there is a limit.
         notices: What the user should know about how it was loaded.
+        output: The output that the program returns, where the model's file names its outputs (ONNX).
     """
 
     name: str
@@ -81,6 +96,7 @@ class Model:
     vocabulary_size: int | None = None
     context_length: int | None = None
     notices: tuple[str, ...] = ()
+    output: OutputSpec | None = None
 
     def matrix(self, site: Site) -> Float[Tensor, "out in"]:
         """The site's weight as a float32 matrix.

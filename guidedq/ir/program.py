@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
-from torch.func import functional_call
 
 Batch = Mapping[str, Tensor]
 """Named model inputs, the first axis of each is the sample."""
@@ -45,8 +44,16 @@ class AbstractProgram(ABC):
         """The stored weight called `name`, not to be written into."""
 
     @abstractmethod
+    def operator(self, name: str) -> nn.Module:
+        """The module that runs the operator called `name`: it takes the activation first and holds its `weight`."""
+
+    @abstractmethod
     def predict(
-        self, batch: Batch, *, weights: Mapping[str, Tensor] | None = None, activations: ActivationRounding | None = None
+        self,
+        batch: Batch,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        activations: ActivationRounding | None = None,
     ) -> Tensor:
         """The model's output in float32, without gradients.
 
@@ -57,7 +64,9 @@ class AbstractProgram(ABC):
         """
 
     @abstractmethod
-    def observe(self, batch: Batch, operators: Mapping[str, None]) -> Mapping[str, Tensor]:
+    def observe(
+        self, batch: Batch, operators: Mapping[str, None], *, weights: Mapping[str, Tensor] | None = None
+    ) -> Mapping[str, Tensor]:
         """The first input of each of `operators` while the model runs on `batch`, without gradients."""
 
 
@@ -78,9 +87,15 @@ class TorchProgram(AbstractProgram):
 
     Every operator named by a site's use is a submodule of that name; its forward takes the activation first and
     returns one tensor. Parameters are frozen (no gradients), the module is in evaluation mode and runs in float32.
+
+    Attributes:
+        module: Takes named inputs, returns one tensor.
+        aliases: From a site's name to the path of its parameter, where these differ (an initializer's name may hold
+            characters that a path cannot).
     """
 
     module: nn.Module
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def differentiable(self) -> bool:
@@ -89,18 +104,31 @@ class TorchProgram(AbstractProgram):
 
     def parameter(self, name: str) -> Tensor:
         """The module's parameter or buffer called `name`."""
-        owner, _, leaf = name.rpartition(".")
+        owner, _, leaf = self.aliases.get(name, name).rpartition(".")
         return getattr(self.module.get_submodule(owner), leaf)
 
+    def operator(self, name: str) -> nn.Module:
+        """The submodule called `name`."""
+        return self.module.get_submodule(name)
+
     def predict(
-        self, batch: Batch, *, weights: Mapping[str, Tensor] | None = None, activations: ActivationRounding | None = None
+        self,
+        batch: Batch,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        activations: ActivationRounding | None = None,
     ) -> Tensor:
-        """The output in float32; `weights` stand in through `torch.func.functional_call`, tied ones everywhere."""
-        with torch.no_grad(), _rounding(self.module, activations):
-            output: Tensor = functional_call(self.module, dict(weights or {}), args=(), kwargs=dict(batch))
+        """The output in float32; `weights` stand in wherever a submodule holds the parameter, tied ones everywhere.
+
+        A weight is asked of the mapping each time that a submodule runs, so a mapping may make its values when asked.
+        """
+        with torch.no_grad(), _replaced(self, weights or {}), _rounding(self.module, activations):
+            output: Tensor = self.module(**batch)
         return output.float()
 
-    def observe(self, batch: Batch, operators: Mapping[str, None]) -> Mapping[str, Tensor]:
+    def observe(
+        self, batch: Batch, operators: Mapping[str, None], *, weights: Mapping[str, Tensor] | None = None
+    ) -> Mapping[str, Tensor]:
         """Run with forward hooks; an operator that is called twice is observed at its last call."""
         seen: dict[str, Tensor] = {}
 
@@ -109,7 +137,7 @@ class TorchProgram(AbstractProgram):
 
         handles = [self.module.get_submodule(name).register_forward_pre_hook(remember(name)) for name in operators]
         try:
-            self.predict(batch)
+            self.predict(batch, weights=weights)
         finally:
             for handle in handles:
                 handle.remove()
@@ -123,6 +151,39 @@ def round_activations(values: Tensor, block_size: int) -> Tensor:
     scales = padded.abs().amax(-1, keepdim=True) / 127.0
     codes = torch.round(padded / torch.where(scales > 0, scales, 1.0)).clamp_(-127, 127)
     return (codes * scales).flatten(-2)[..., :columns]
+
+
+@contextmanager
+def _replaced(program: TorchProgram, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let every submodule that holds one of the parameters run with the weight that stands in for it."""
+    named = {id(program.parameter(name)): name for name in weights}
+    patched: list[nn.Module] = []
+    for module in program.module.modules():
+        held = {leaf: named[id(p)] for leaf, p in module.named_parameters(recurse=False) if id(p) in named}
+        if held:
+            module.__dict__["forward"] = _forward_with(module, held, weights)
+            patched.append(module)
+    try:
+        yield
+    finally:
+        for module in patched:
+            del module.__dict__["forward"]
+
+
+def _forward_with(module: nn.Module, held: Mapping[str, str], weights: Mapping[str, Tensor]) -> Any:
+    forward = module.forward
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        kept = {leaf: module._parameters[leaf] for leaf in held}  # noqa: SLF001
+        module._parameters.update(
+            {leaf: nn.Parameter(weights[name], requires_grad=False) for leaf, name in held.items()}
+        )
+        try:
+            return forward(*arguments, **keywords)
+        finally:
+            module._parameters.update(kept)
+
+    return call
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from jaxtyping import Float, Float16, UInt8
 from torch import Tensor
+from torch.nn.functional import pad
 
 from guidedq.quant.formats import AffineFormat
 
@@ -77,10 +78,11 @@ def dequantize(codes: UInt8[Tensor, "out in"], grid: Grid, format: AffineFormat)
 
     The difference is exact and the product is rounded once, so the result does not depend on the machine.
     """
-    columns = codes.shape[1]
-    scales = expand_groups(grid.scales.float(), columns, format)
-    zero_points = expand_groups(grid.zero_points.float(), columns, format)
-    return (codes.float() - zero_points) * scales
+    rows, columns = codes.shape
+    groups, width = grid.scales.shape[1], format.columns_per_group(columns)
+    values = pad(codes, (0, groups * width - columns)).view(rows, groups, width).float()
+    values.sub_(grid.zero_points.float()[:, :, None]).mul_(grid.scales.float()[:, :, None])
+    return values.flatten(1)[:, :columns].contiguous()
 
 
 def _storable(scales: Tensor) -> Tensor:

@@ -82,7 +82,8 @@ def build_report(
             "allocation": decision.allocation.digest,
         },
         guidance=dict(evidence.guidance.facts),
-        versions={name: importlib.metadata.version(name) for name in VERSIONS_OF} | {"python": platform.python_version()},
+        versions={name: importlib.metadata.version(name) for name in VERSIONS_OF}
+        | {"python": platform.python_version()},
         seed=job.seed,
         notices=(*model.notices, *emission.notices),
     )

@@ -16,6 +16,7 @@ from guidedq.artifacts.samples import SampleSet
 from guidedq.calibration.article import ArticleGuide
 from guidedq.calibration.backward_pass import SEED_STRIDE, backward_pass
 from guidedq.calibration.collection import shards_of
+from guidedq.calibration.events import as_event
 from guidedq.calibration.fisher import FisherGuide
 from guidedq.calibration.hessian import HessianGuide
 from guidedq.calibration.kfac import KfacGuide
@@ -30,6 +31,7 @@ from guidedq.calibration.statistics import (
 from guidedq.calibration.store import StoredGuidance
 from guidedq.calibration.unguided import NoGuide
 from guidedq.errors import CalibrationError
+from guidedq.ir.graph import Site, Use, UseKind
 from guidedq.ir.model import Model
 from guidedq.progress import SilentProgress
 
@@ -265,6 +267,19 @@ def test_recomputing_blocks_gives_the_same_guidance(tmp_path: Path) -> None:
         assert a is not None
         assert b is not None
         torch.testing.assert_close(a.rows(0, site.rows), b.rows(0, site.rows), rtol=0.02, atol=1e-4)
+
+
+def test_a_table_of_positions_that_the_batch_shares_is_one_sample() -> None:
+    model = tiny_language_model()
+    site = model.graph.site("up.weight")
+    table = Site(name="p", shape=(5, 3), uses=(Use(operator="p", kind=UseKind.EMBEDDING),))
+    module, positions, gradients = torch.nn.Identity(), torch.arange(4), torch.randn(4, 3)
+    for shape in ((1, 4), (4,)):
+        event = as_event(table, table.uses[0], module, positions.reshape(shape), gradients.reshape(*shape, 3), 6)
+        assert event.rows_read.tolist() == [[0, 1, 2, 3]]
+        assert torch.equal(event.gradients, gradients[None])
+    flat = as_event(site, site.uses[0], module, torch.randn(6 * 7, 8), torch.randn(6 * 7, 12), 6)
+    assert flat.inputs.shape == (6, 7, 1, 8)
 
 
 def test_strips_assemble_to_the_whole_second_moment() -> None:

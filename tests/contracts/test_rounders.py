@@ -110,7 +110,9 @@ def test_odd_shapes_round_and_come_back_close(rounder, rows: int, columns: int) 
 def test_constant_rows_are_stored_almost_exactly(rounder, value: float) -> None:
     matrix = torch.full((3, 80), value)
     for segment in segments(rounder, matrix, guidance(3, 80), [AffineFormat(bits=2, group_size=32)]):
-        assert float((segment.dequantize() - matrix).abs().max()) <= 2e-3 * abs(value)  # fp16 scales: 2^-11, fed forward
+        assert float((segment.dequantize() - matrix).abs().max()) <= 2e-3 * abs(
+            value
+        )  # fp16 scales: 2^-11, fed forward
 
 
 def test_dead_inputs_and_rank_one_inputs_give_finite_weights(rounder) -> None:

@@ -71,7 +71,9 @@ def test_feedback_is_the_ldl_factorization_of_the_damped_hessian() -> None:
 
 
 def test_a_hessian_that_is_not_finite_is_refused() -> None:
-    metric = RowMetric(rows=torch.arange(1), hessian=torch.full((3, 3), torch.nan), dead=torch.zeros(3, dtype=torch.bool))
+    metric = RowMetric(
+        rows=torch.arange(1), hessian=torch.full((3, 3), torch.nan), dead=torch.zeros(3, dtype=torch.bool)
+    )
     with pytest.raises(CalibrationError, match="not positive definite"):
         feedback(metric, 0.01)
 
@@ -105,9 +107,7 @@ def test_outliers_keep_their_weights_and_shrink_the_error_of_a_row_with_one_huge
     weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(1)) * 0.01
     weight[:, 17] = 3.0
     given = guidance_of(moments(64), 4)
-    plain, kept = GptqRounder().round(
-        weight, given, [AffineFormat(bits=3), AffineFormat(bits=3, outliers=1)], seed=0
-    )
+    plain, kept = GptqRounder().round(weight, given, [AffineFormat(bits=3), AffineFormat(bits=3, outliers=1)], seed=0)
     assert isinstance(kept, AffineSegment)
     assert kept.outlier_columns[:, 0].tolist() == [17] * 4
     assert float(given.distortion(kept.dequantize() - weight).sum()) < 0.2 * float(

@@ -1,0 +1,114 @@
+"""The ONNX backend: one file that stock ONNX Runtime runs, with codes of any width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from torch import Tensor
+
+from guidedq.artifacts.footprint import Footprint
+from guidedq.artifacts.quantized_weight import QuantizedWeight
+from guidedq.errors import BackendError
+from guidedq.ir.graph import Graph, UseKind
+from guidedq.ir.model import Model
+from guidedq.ir.program import ActivationRounding, Batch
+from guidedq.quant.formats import AffineFormat, FloatFormat
+from guidedq.stages import AbstractBackend, Emission
+
+from .accounting import count_footprint, stored_bytes
+from .emission import write_model
+from .export import export_model
+from .runtime import check_model, notices_of, open_function, open_session
+from .settings import INTEGER_LEVEL, Settings
+from .skeleton import Skeleton, build_skeleton
+from .source import read_source
+from .unpacking import BITWISE_OPSET
+
+REPRESENTATIVE_BLOCK = 64
+"""The block whose rounding of activations is forecast, before the formats are known: half and twice of it differ by
+less than a tenth in the error that they make."""
+LARGEST_HALF = 65504.0
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxBackend(AbstractBackend):
+    """Writes `model.onnx` for stock ONNX Runtime.
+
+    Attributes:
+        accuracy_level: How MatMulNBits computes: 4 rounds activations to int8 and is the fast one, 0 to 3 use floats.
+        opset: Version of the standard operators for models that are exported; an ONNX file keeps its own.
+        fused: Give the sites that read one tensor (query, key, value; gate, up) one format.
+        external_bytes: Models that could be larger than this keep their tensors in `model.onnx.data`.
+    """
+
+    accuracy_level: int = INTEGER_LEVEL
+    opset: int = 21
+    fused: bool = False
+    external_bytes: int = 1_500_000_000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.accuracy_level <= INTEGER_LEVEL:
+            raise BackendError(f"accuracy_level is 0 to {INTEGER_LEVEL}, found {self.accuracy_level}.")
+        if self.opset < BITWISE_OPSET:
+            raise BackendError(f"models are exported in opset {BITWISE_OPSET} or newer, found {self.opset}.")
+
+    def footprint(self, model: Model, formats: Sequence[AffineFormat]) -> Footprint:
+        """The exact bytes of every site, from the model's own graph; see `AbstractBackend.footprint`."""
+        skeleton, settings = self._prepare(model)
+        floats = {site.name: _float_format(model.matrix(site)) for site in model.graph.quantizable}
+        return count_footprint(skeleton, formats, floats, settings)
+
+    def fuses(self, graph: Graph) -> Sequence[Sequence[str]]:
+        """ONNX Runtime fuses none by itself; the groups that read one tensor if `fused` is set."""
+        return graph.shared_inputs if self.fused else ()
+
+    def activations(self, model: Model) -> ActivationRounding | None:
+        """MatMulNBits at accuracy level 4 rounds what it multiplies to symmetric int8 per block of inputs."""
+        if self.accuracy_level != INTEGER_LEVEL:
+            return None
+        uses = [use for site in model.graph.quantizable for use in site.uses]
+        return ActivationRounding(
+            operators={use.operator: REPRESENTATIVE_BLOCK for use in uses if use.kind is UseKind.LINEAR}
+        )
+
+    def emit(self, model: Model, weights: Iterable[QuantizedWeight], folder: Path) -> Emission:
+        """Write `model.onnx`; check it against the standard, and that the runtime loads it and folds the unpacking."""
+        skeleton, settings = self._prepare(model)
+        path, *more = write_model(skeleton, weights, settings, folder)
+        faults = check_model(path, model.path if model.source == "onnx" else None)
+        return Emission(weights_file=path, more_files=tuple(more), notices=(*faults, *notices_of(path, settings)))
+
+    def open(self, model: Model, folder: Path) -> Callable[[Batch], Tensor]:
+        """The model as ONNX Runtime runs it, with its default options."""
+        return open_function(folder)
+
+    def load(self, folder: Path) -> Any:
+        """An `onnxruntime.InferenceSession` with default options."""
+        return open_session(folder)
+
+    def _prepare(self, model: Model) -> tuple[Skeleton, Settings]:
+        """The graph without its weights, and how it will be written."""
+        sites = model.graph.quantizable
+        if model.source == "onnx":
+            proto = read_source(model.path)
+            names = {site.name: site.name for site in sites}
+        else:
+            proto, names = export_model(model, self.opset)
+        skeleton = build_skeleton(proto, sites, names)
+        largest = stored_bytes(skeleton.proto, external=False) + sum(2 * site.parameters for site in sites)
+        settings = Settings(
+            accuracy_level=self.accuracy_level,
+            opset=skeleton.opset,
+            element_type=skeleton.element_type,
+            external=largest > self.external_bytes,
+        )
+        return skeleton, settings
+
+
+def _float_format(matrix: Tensor) -> FloatFormat:
+    """fp16, unless some weight is too large for it."""
+    return FloatFormat(dtype="fp16" if float(matrix.abs().max()) <= LARGEST_HALF else "fp32")

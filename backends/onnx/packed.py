@@ -1,0 +1,169 @@
+"""A weight as the runtime's quantized operators take it: codes in a container, scales and zero points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from guidedq.quant.formats import AffineFormat
+
+from .layout import (
+    BYTE_BITS,
+    FAST_TWO_BIT_BLOCKS,
+    LARGEST_BLOCK,
+    LARGEST_GATHER_BLOCK,
+    block_of,
+    container_bytes,
+)
+from .patch import Patch
+from .settings import Settings
+from .skeleton import Slot
+from .streams import AffineRows, store_order, store_scales, store_stream
+
+PLAIN_PARAMETERS = 2**16
+"""From this size on, codes that fill their container are stored as the runtime wants them, so that nothing is left to
+do at load; below, one tensor less in the file counts for more."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """Names of the parts of a weight in the graph.
+
+    Attributes:
+        data: The codes: `[out, blocks, bytes of a block]`, or `[out, bytes]` if only look-ups read it.
+        scales: The scales `[out, blocks]`.
+        scales_stored: The scales are still fp16, not yet of the type that the operators compute in.
+        zero_points: The zero points `[out, bytes]`, `None` if they are the container's middle.
+        container: Bits of a code.
+        block: Columns of a block.
+        groups: Blocks of a row.
+    """
+
+    data: str
+    scales: str
+    scales_stored: bool
+    zero_points: str | None
+    container: int
+    block: int
+    groups: int
+
+
+def smallest_block(slot: Slot, formats: Sequence[AffineFormat]) -> int | None:
+    """The block size that holds rows of all these formats side by side, `None` if one of them cannot be held."""
+    largest = LARGEST_BLOCK if slot.linear else LARGEST_GATHER_BLOCK
+    blocks = [block_of(format, slot.site.columns, largest) for format in formats]
+    known = [block for block in blocks if block is not None]
+    return min(known) if len(known) == len(blocks) else None
+
+
+def uniform_container(slot: Slot, format: AffineFormat, block: int, settings: Settings) -> int:
+    """Bits of the container for a site of one format: the next of 2, 4 and 8 at which the runtime is fast."""
+    fast = settings.integer and block in FAST_TWO_BIT_BLOCKS
+    if format.bits == 2 and (fast or not slot.linear):
+        return 2
+    return 4 if format.bits <= 4 else 8
+
+
+def is_plain(slot: Slot, format: AffineFormat, container: int, block: int) -> bool:
+    """Whether the codes are stored as the runtime takes them: they fill the container and need no padding."""
+    unpadded = not slot.linear or slot.site.columns % block == 0
+    return format.bits == container and unpadded and slot.site.parameters >= PLAIN_PARAMETERS
+
+
+def write_uniform(
+    patch: Patch, slot: Slot, rows: AffineRows, settings: Settings, *, container: int, block: int
+) -> Packed:
+    """Store a weight of one format."""
+    columns = slot.site.columns
+    groups = rows.format.groups(columns)
+    scales = store_scales(patch, rows, columns)
+    if is_plain(slot, rows.format, container, block):
+        data, zero_points = _store_plain(patch, slot, rows, container, block)
+        return Packed(
+            data=data,
+            scales=scales,
+            scales_stored=True,
+            zero_points=zero_points,
+            container=container,
+            block=block,
+            groups=groups,
+        )
+    stream = store_stream(patch, rows, container, columns, settings)
+    zero_points, stored = None, True
+    if not rows.format.symmetric:
+        stream, zero_points = patch.call_for(2, "Rows", [stream, scales], K=columns, b=container)
+    elif rows.format.bits < container:
+        # the codes go to the top of the container, whose middle is then their own
+        shift = patch.constant(np.array(container - rows.format.bits, dtype=np.uint8))
+        stream = patch.node("BitShift", [stream, shift], direction="LEFT")
+        factor = patch.constant(np.array(2.0 ** (rows.format.bits - container), dtype=np.float32))
+        scales = patch.node("Mul", [patch.node("Cast", [scales], to=1), factor])
+        scales, stored = patch.node("Cast", [scales], to=settings.element_type), False
+    if rows.format.symmetric:
+        stream = patch.call("RowsS", [stream, scales], K=columns, b=container)
+    data = _arranged(patch, slot, stream, scales, container=container, block=block)
+    return Packed(
+        data=data,
+        scales=scales,
+        scales_stored=stored,
+        zero_points=zero_points,
+        container=container,
+        block=block,
+        groups=groups,
+    )
+
+
+def write_mixed(
+    patch: Patch, slot: Slot, segments: Sequence[AffineRows], settings: Settings, *, container: int, block: int
+) -> Packed:
+    """Store a weight whose rows have several formats: each segment is unpacked, then the rows are put in order."""
+    columns = slot.site.columns
+    groups = -(-columns // block)
+    parts: list[list[str]] = []
+    for rows in segments:
+        stream = store_stream(patch, rows, container, columns, settings)
+        scales = store_scales(patch, rows, columns)
+        own = smallest_block(slot, [rows.format])
+        assert own is not None
+        options = {"K": columns, "b": container, "v": [groups], "q": [1, 1, own // block]}
+        if rows.format.symmetric:
+            middle = patch.constant(np.array(2 ** (rows.format.bits - 1), dtype=np.uint8))
+            parts.append(patch.call_for(3, "SegmentS", [stream, scales, middle], **options))
+        else:
+            parts.append(patch.call_for(3, "Segment", [stream, scales], **options))
+    joined = [patch.node("Concat", names, axis=0) for names in zip(*parts, strict=True)]
+    order = store_order(patch, segments)
+    stream, zero_points, scales = patch.call_for(3, "Mix", [*joined, order], b=container)
+    data = _arranged(patch, slot, stream, scales, container=container, block=block)
+    return Packed(
+        data=data,
+        scales=scales,
+        scales_stored=False,
+        zero_points=zero_points,
+        container=container,
+        block=block,
+        groups=groups,
+    )
+
+
+def _arranged(patch: Patch, slot: Slot, stream: str, scales: str, *, container: int, block: int) -> str:
+    """Container bytes as the operators take them: in blocks for matrix products, flat for look-ups alone."""
+    if slot.linear:
+        return patch.call("Blob", [stream, scales], b=container, g=block)
+    return patch.call("Data", [stream], K=slot.site.columns, b=container)
+
+
+def _store_plain(patch: Patch, slot: Slot, rows: AffineRows, container: int, block: int) -> tuple[str, str | None]:
+    columns = slot.site.columns
+    groups = rows.format.groups(columns)
+    width = -(-columns * container // BYTE_BITS)
+    shape = (rows.count, groups, block * container // BYTE_BITS) if slot.linear else (rows.count, width)
+    data = patch.store(np.uint8, shape, lambda: container_bytes(rows.codes, container).reshape(shape))
+    if rows.format.symmetric:
+        return data, None
+    zero_width = -(-groups * container // BYTE_BITS)
+    return data, patch.store(np.uint8, (rows.count, zero_width), lambda: container_bytes(rows.zero_points, container))

@@ -1,0 +1,132 @@
+"""Opening what was written with stock ONNX Runtime, and looking at what it makes of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto
+from torch import Tensor
+
+from guidedq.errors import ArtifactError, BackendError
+from guidedq.ir.program import Batch
+
+from .emission import MODEL_FILE
+from .settings import Settings
+from .unpacking import DOMAIN, UNPACKING_OPERATORS
+
+MAIN_OUTPUT = "logits"
+
+
+def open_session(folder: Path) -> Any:
+    """A session of ONNX Runtime with its default options.
+
+    Raises:
+        ArtifactError: there is no model file in `folder`, or the runtime refuses it.
+    """
+    import onnxruntime
+
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        raise ArtifactError(f"{folder} holds no {MODEL_FILE}: it is not a folder that the onnx backend wrote.")
+    try:
+        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own exceptions have no common class
+        raise ArtifactError(f"{path}: ONNX Runtime {onnxruntime.__version__} refuses it: {error}") from error
+
+
+def open_function(folder: Path) -> Callable[[Batch], Tensor]:
+    """The model as a function from named inputs to its main output in float32."""
+    session = open_session(folder)
+    known = {entry.name for entry in session.get_inputs()}
+    outputs = [entry.name for entry in session.get_outputs()]
+    output = MAIN_OUTPUT if MAIN_OUTPUT in outputs else outputs[0]
+
+    def run(batch: Batch) -> Tensor:
+        feeds = {name: values.numpy() for name, values in batch.items() if name in known}
+        return torch.from_numpy(np.asarray(session.run([output], feeds)[0])).float()
+
+    return run
+
+
+def check_model(path: Path, source: Path | None) -> tuple[str, ...]:
+    """Check the file against the ONNX standard; a source that is itself not valid is only worth a notice.
+
+    Raises:
+        BackendError: it is not valid, though the source is, or there is none.
+    """
+    fault = _fault(path)
+    if fault is None:
+        return ()
+    if source is not None and _fault(source) is not None:
+        return (f"the model breaks the ONNX standard, as its source does: {fault}",)
+    raise BackendError(f"{path.name} is not a valid ONNX model: {fault}")
+
+
+def _fault(path: Path) -> str | None:
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def notices_of(path: Path, settings: Settings) -> tuple[str, ...]:
+    """What the runtime makes of the model, in words.
+
+    Raises:
+        BackendError: the runtime refuses the model.
+    """
+    model = loaded_by_runtime(path)
+    left = unfolded(model, onnx.load_model(str(path), load_external_data=False))
+    kinds = Counter(
+        f"{node.op_type} {_option(node, 'bits')} bits"
+        for node in model.graph.node
+        if node.op_type in ("MatMulNBits", "GatherBlockQuantized")
+    )
+    notices: list[str] = []
+    if kinds:
+        notices.append(
+            "ONNX Runtime runs " + ", ".join(f"{number} x {kind}" for kind, number in sorted(kinds.items())) + "."
+        )
+    if any(kind.startswith("MatMulNBits") for kind in kinds):
+        rounding = "activations are rounded to int8 per block" if settings.integer else "activations stay in float"
+        notices.append(f"MatMulNBits accuracy_level is {settings.accuracy_level}: {rounding}.")
+    if left:
+        notices.append(f"{sum(left.values())} nodes that unpack weights were not folded at load; calls will be slow.")
+    return tuple(notices)
+
+
+def loaded_by_runtime(path: Path) -> ModelProto:
+    """The graph that ONNX Runtime runs, after its own optimization, without the tensors' values."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(optimized)
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        try:
+            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's own exceptions have no common class
+            raise BackendError(f"ONNX Runtime {onnxruntime.__version__} refuses {path.name}: {error}") from error
+        return onnx.load_model(str(optimized), load_external_data=False)
+
+
+def unfolded(loaded: ModelProto, written: ModelProto) -> Counter[str]:
+    """Nodes of unpacking that are left in the loaded graph, by operator; those of the model itself are not counted."""
+    own = Counter(node.op_type for node in written.graph.node if node.domain != DOMAIN)
+    left = Counter(node.op_type for node in loaded.graph.node if node.op_type in UNPACKING_OPERATORS)
+    return left - own
+
+
+def _option(node: onnx.NodeProto, name: str) -> Any:
+    return next((onnx.helper.get_attribute_value(item) for item in node.attribute if item.name == name), None)

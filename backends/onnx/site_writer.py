@@ -1,0 +1,71 @@
+"""Choosing how a site is written: one place, used when bytes are counted and when the file is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from guidedq.artifacts.quantized_weight import AffineSegment, QuantizedWeight
+from guidedq.errors import FormatError
+from guidedq.quant.formats import AffineFormat, FloatFormat, Format
+
+from .convolution import write_dense, write_float
+from .matmul import write_packed
+from .packed import smallest_block
+from .patch import Patch
+from .settings import Settings
+from .skeleton import Slot
+from .streams import AffineRows, FloatRows
+
+MOST_SEGMENTS = 4
+"""Two bits a row say which segment it belongs to."""
+
+
+def can_hold(slot: Slot, format: AffineFormat) -> bool:
+    """Whether rows of this format can be stored in the slot."""
+    if format.outliers:
+        return False
+    return not slot.readers or smallest_block(slot, [format]) is not None
+
+
+def segments_of(weight: QuantizedWeight) -> list[AffineRows | FloatRows]:
+    """The segments as the writers take them."""
+    return [
+        AffineRows(format=segment.format, count=len(segment.rows), segment=segment)
+        if isinstance(segment, AffineSegment)
+        else FloatRows(format=segment.format, count=len(segment.rows), segment=segment)
+        for segment in weight.segments
+    ]
+
+
+def rows_of(formats: Sequence[Format], count: int) -> list[AffineRows | FloatRows]:
+    """Segments of `count` rows each, without data, to count the bytes of."""
+    return [
+        FloatRows(format=format, count=count)
+        if isinstance(format, FloatFormat)
+        else AffineRows(format=format, count=count)
+        for format in formats
+    ]
+
+
+def write_site(patch: Patch, slot: Slot, segments: Sequence[AffineRows | FloatRows], settings: Settings) -> bool:
+    """Put a site into the patch.
+
+    Returns:
+        Whether the nodes that read it are replaced; else they read the restored weight under its old name.
+
+    Raises:
+        FormatError: a segment's format is not one that `can_hold` allows.
+    """
+    first = segments[0]
+    if len(segments) == 1 and isinstance(first, FloatRows):
+        write_float(patch, slot, first)
+        return False
+    affine = [rows for rows in segments if isinstance(rows, AffineRows)]
+    for rows in affine:
+        if not can_hold(slot, rows.format):
+            raise FormatError(f"{slot.site.name}: the onnx backend cannot hold {rows.format} here.")
+    if slot.readers and len(affine) == len(segments):
+        write_packed(patch, slot, affine, settings)
+        return True
+    write_dense(patch, slot, segments, settings)
+    return False

@@ -1,0 +1,118 @@
+"""Storing the rows of one segment: their packed codes, and the calls that unpack them while the model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import final
+
+import numpy as np
+
+from guidedq.artifacts.quantized_weight import AffineSegment, FloatSegment
+from guidedq.quant.formats import AffineFormat, FloatFormat
+
+from .layout import BYTE_BITS, Stream, container_bytes
+from .patch import Patch
+from .settings import Settings
+
+ORDER_BITS = 2
+"""Bits that say which segment a row belongs to: up to four segments."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AffineRows:
+    """Some rows in an affine format; `segment` is `None` while bytes are only counted."""
+
+    format: AffineFormat
+    count: int
+    segment: AffineSegment | None = None
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The codes, `[n, in]`."""
+        assert self.segment is not None
+        return self.segment.codes.numpy()
+
+    @property
+    def zero_points(self) -> np.ndarray:
+        """The zero points to be stored, `[n, groups]`; no column if the format is symmetric."""
+        assert self.segment is not None
+        stored = self.segment.grid.zero_points.numpy()
+        return stored[:, :0] if self.format.symmetric else stored
+
+    @property
+    def scales(self) -> np.ndarray:
+        """The scales, fp16, `[n, groups]`."""
+        assert self.segment is not None
+        return self.segment.grid.scales.numpy()
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatRows:
+    """Some rows in floating point; `segment` is `None` while bytes are only counted."""
+
+    format: FloatFormat
+    count: int
+    segment: FloatSegment | None = None
+
+
+def stream_of(format: AffineFormat, container: int, columns: int) -> Stream:
+    """The stored form of rows in this format."""
+    zero_points = 0 if format.symmetric else format.groups(columns)
+    return Stream(bits=format.bits, container=container, columns=columns, zero_points=zero_points)
+
+
+def store_stream(patch: Patch, rows: AffineRows, container: int, columns: int, settings: Settings) -> str:
+    """Store codes and zero points; gives the name of the flat container bytes, with bytes to spare at the end.
+
+    Without bitwise operators the bytes hold one code each, whatever the container.
+    """
+    stream = stream_of(rows.format, container if settings.bitwise else BYTE_BITS, columns)
+    packed = cache(lambda: stream.pack(rows.codes, rows.zero_points))
+    stored = [
+        patch.store(np.uint8, (stream.part_bytes(part, rows.count),), lambda index=index: packed()[index])
+        for index, part in enumerate(stream.parts)
+    ]
+    if stream.parts == (stream.container,):
+        return stored[0]
+    inputs = [
+        [name, *_part_constants(patch, stream, part, settings)] for name, part in zip(stored, stream.parts, strict=True)
+    ]
+    if len(inputs) == 1:
+        return patch.call("Part", inputs[0])
+    joins = [patch.constant(np.array(part, dtype=np.uint8)) for part in stream.parts[1:]]
+    unpacked = patch.call("Pair", [*inputs[0], *inputs[1], joins[0]])
+    for further, join in zip(inputs[2:], joins[1:], strict=True):
+        unpacked = patch.call("Join", [unpacked, *further, join])
+    return unpacked
+
+
+def store_scales(patch: Patch, rows: AffineRows, columns: int) -> str:
+    """Store the fp16 scales `[n, groups]`."""
+    return patch.store(np.float16, (rows.count, rows.format.groups(columns)), lambda: rows.scales)
+
+
+def store_order(patch: Patch, segments: Sequence[AffineRows | FloatRows]) -> str:
+    """Store which segment each row belongs to; gives the name of the rows' places in the joined segments."""
+    count = sum(segment.count for segment in segments)
+
+    def belongs() -> np.ndarray:
+        index = np.zeros((1, count), dtype=np.uint8)
+        for number, rows in enumerate(segments):
+            assert rows.segment is not None
+            index[0, rows.segment.rows.numpy()] = number
+        return container_bytes(index, ORDER_BITS)
+
+    stored = patch.store(np.uint8, (1, -(-count * ORDER_BITS // BYTE_BITS)), belongs)
+    return patch.call("Order", [stored], n=[count])
+
+
+def _part_constants(patch: Patch, stream: Stream, part: int, settings: Settings) -> tuple[str, str]:
+    """Shifts and mask of a part; without bitwise operators left shifts that drop what is above, and the shift back."""
+    if settings.bitwise:
+        return patch.constant(stream.shifts(part)), patch.constant(stream.mask(part))
+    down = BYTE_BITS - part
+    return patch.constant(np.uint8(down) - stream.shifts(part)), patch.constant(np.array(down, dtype=np.uint8))

@@ -1,0 +1,1 @@
+"""The torch backend: a folder with packed weights, which plain torch arithmetic runs."""

@@ -1,0 +1,100 @@
+"""The torch backend as a stage."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from guidedq.artifacts.footprint import Footprint
+from guidedq.artifacts.quantized_weight import QuantizedWeight
+from guidedq.errors import BackendError
+from guidedq.ir.graph import Graph
+from guidedq.ir.model import Model
+from guidedq.ir.program import ActivationRounding, Batch
+from guidedq.quant.formats import AffineFormat
+from guidedq.stages import AbstractBackend, Emission
+
+from .candidates import site_footprint
+from .contents import contents_of
+from .folder import write_folder
+from .loading import load_folder
+from .weights_file import base_bytes
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedTorchBackend(AbstractBackend):
+    """Writes a folder that `guidedq.load_quantized` loads: true widths of 1 to 8 bits, any format in any row.
+
+    Attributes:
+        fused: Give sites that read one input one format, as a runtime that fuses them would need. Plain torch does not.
+    """
+
+    fused: bool = False
+
+    def footprint(self, model: Model, formats: Sequence[AffineFormat]) -> Footprint:
+        """What each site can be stored as; the counts are those of the file, to the byte.
+
+        Raises:
+            BackendError: the model did not come from a Hugging Face folder.
+        """
+        _check_source(model)
+        contents = contents_of(model)
+        sites = model.graph.quantizable
+        return Footprint(
+            base_bytes=base_bytes(contents.tensors, sites),
+            sites={site.name: site_footprint(site, model.program.parameter(site.name), formats) for site in sites},
+        )
+
+    def fuses(self, graph: Graph) -> Sequence[Sequence[str]]:
+        """Nothing, unless asked for."""
+        return graph.shared_inputs if self.fused else ()
+
+    def activations(self, model: Model) -> ActivationRounding | None:
+        """None: it computes in floating point."""
+        return None
+
+    def emit(self, model: Model, weights: Iterable[QuantizedWeight], folder: Path) -> Emission:
+        """Write configuration, tokenizer, packed weights and manifest.
+
+        Raises:
+            BackendError: the model did not come from a Hugging Face folder, or the weights are not its sites.
+        """
+        _check_source(model)
+        return Emission(weights_file=write_folder(model, weights, folder))
+
+    def open(self, model: Model, folder: Path) -> Callable[[Batch], Tensor]:
+        """The loaded model as a function to its main output, in float32."""
+        from guidedq.frontend.transformer_module import TransformerModule
+
+        loaded = load_folder(folder)
+        accepted = inspect.signature(loaded.forward).parameters
+        module = TransformerModule(loaded, {"use_cache": False} if "use_cache" in accepted else {})
+
+        def predict(batch: Batch) -> Tensor:
+            with torch.no_grad():
+                return module(**batch).float()
+
+        return predict
+
+    def load(self, folder: Path) -> Any:
+        """The transformers model with packed modules, in float32 and evaluation mode.
+
+        Raises:
+            ArtifactError: a file is missing, truncated, altered or from a newer version.
+        """
+        return load_folder(folder)
+
+
+def _check_source(model: Model) -> None:
+    if model.source != "hugging_face":
+        raise BackendError(
+            f"the torch backend writes Hugging Face models; {model.name} is an {model.source} model. "
+            "`--backend onnx` can write it."
+        )

@@ -1,0 +1,64 @@
+"""Which formats a site can be stored in, and for how many bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from guidedq.artifacts.footprint import SiteFootprint
+from guidedq.errors import BackendError
+from guidedq.ir.graph import Site
+from guidedq.quant.formats import AffineFormat, FloatFormat, Format
+from guidedq.quant.grid import LARGEST_SCALE, SMALLEST_SCALE, scale_of_range
+from guidedq.quant.packing import INDEX_BITS, MAXIMUM_SEGMENTS, OUTLIER_COLUMNS, PREFIX_BYTES, SEGMENT_HEADER
+
+from .contents import stored_dtype
+
+FLOAT_NAMES: dict[torch.dtype, Literal["fp16", "bf16"]] = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def site_footprint(site: Site, values: Tensor, formats: Sequence[AffineFormat]) -> SiteFootprint:
+    """What of `formats` can hold the weight `values`, besides the 16-bit float that loses least.
+
+    Left out are formats as large as that float, formats that differ from an earlier one in name only (groups no
+    shorter than a row), more outliers than a row has columns, and those whose scale, for the site's whole range, is no
+    normal fp16 number: they would clip the weight or waste their bits.
+
+    Raises:
+        BackendError: no 16-bit float can hold the weight.
+    """
+    dtype = stored_dtype(values)
+    if dtype not in FLOAT_NAMES:
+        raise BackendError(
+            f"{site.name}: its weights are not finite numbers that 16 bits can hold. Mend the checkpoint."
+        )
+    whole = FloatFormat(dtype=FLOAT_NAMES[dtype])
+    low, high = (bound.float() for bound in values.detach().aminmax())
+    found: dict[tuple[int, int, bool, int], Format] = {}
+    for format in formats:
+        key = (format.bits, format.columns_per_group(site.columns), format.symmetric, format.outliers)
+        if _can_hold(format, site.columns, low, high) and format.row_bytes(site.columns) < whole.row_bytes(
+            site.columns
+        ):
+            found.setdefault(key, format)
+    held = (*found.values(), whole)
+    return SiteFootprint(
+        formats=held,
+        row_bytes=tuple(format.row_bytes(site.columns) for format in held),
+        segment_bytes=(SEGMENT_HEADER.size,) * len(held),
+        site_bytes=PREFIX_BYTES,
+        mixed_row_bits=INDEX_BITS,
+        segments=MAXIMUM_SEGMENTS,
+    )
+
+
+def _can_hold(format: AffineFormat, columns: int, low: Tensor, high: Tensor) -> bool:
+    if format.outliers:
+        largest = max(-float(low), float(high))
+        if format.outliers >= columns or columns > OUTLIER_COLUMNS or largest > LARGEST_SCALE:
+            return False
+    scale = float(scale_of_range(low, high, format))
+    return scale == 0.0 or SMALLEST_SCALE <= scale <= LARGEST_SCALE

@@ -1,0 +1,79 @@
+"""The folder that a Hugging Face model becomes: configuration and tokenizer as they were, packed weights, manifest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from guidedq.artifacts.manifest import Manifest, SiteEntry, file_entry, write_manifest
+from guidedq.artifacts.quantized_weight import QuantizedWeight
+from guidedq.errors import BackendError
+from guidedq.ir.model import Model
+
+from .contents import Contents, contents_of, model_state
+from .weights_file import write_weights_file
+
+CONTAINER = "packed_torch"
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+GENERATION_CONFIG_NAME = "generation_config.json"
+COPIED_NAMES = (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "normalizer.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+"""Files by which transformers builds a model and prepares its inputs. Code is never copied."""
+
+
+def write_folder(model: Model, weights: Iterable[QuantizedWeight], folder: Path) -> Path:
+    """Write everything into `folder`, and return the weights file.
+
+    Raises:
+        BackendError: the original's configuration is gone, or the weights do not fit the model.
+    """
+    if not (model.path / CONFIG_NAME).is_file():
+        raise BackendError(f"{model.path} has no {CONFIG_NAME} any more: the torch backend copies it from there.")
+    contents = contents_of(model)
+    path = folder / WEIGHTS_NAME
+    write_weights_file(path, contents.tensors, model_state(model), model.graph.quantizable, weights)
+    names = [name for name in COPIED_NAMES if (model.path / name).is_file()]
+    for name in names:
+        shutil.copyfile(model.path / name, folder / name)
+    write_manifest(_manifest(model, contents, folder, (WEIGHTS_NAME, *names)), folder)
+    return path
+
+
+def _manifest(model: Model, contents: Contents, folder: Path, names: Iterable[str]) -> Manifest:
+    sites = tuple(
+        SiteEntry(
+            name=site.name,
+            shape=site.shape,
+            storage=site.storage.value,
+            parameters=contents.site_names[site.name],
+        )
+        for site in model.graph.quantizable
+    )
+    return Manifest(
+        container=CONTAINER,
+        model_name=model.name,
+        model_source=model.source,
+        model_digest=model.digest,
+        files={name: file_entry(folder / name) for name in names},
+        sites=sites,
+        tied=contents.tied,
+    )

@@ -1,0 +1,148 @@
+"""Modules that keep their weight packed and dequantize it on use, in plain torch arithmetic.
+
+A packed weight stays packed in memory; each call unpacks it anew (some 100 million weights a second on one core), an
+embedding only the rows that are asked for. Values are those of the reference dequantization bit for bit, then cast to
+the module's floating dtype (float32 unless `.half()` or `.bfloat16()` was called).
+"""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+
+from guidedq.artifacts.packed_weight import read_segment, segment_rows
+from guidedq.quant.packing import read_layout
+
+
+@final
+class PackedWeight(nn.Module):
+    """One weight as its blob; tied modules share one. Calling it gives the weight in the model's own shape."""
+
+    blob: Tensor
+    listed: Tensor
+    places: Tensor
+    dtype_anchor: Tensor
+
+    def __init__(self, blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, ...], *, transposed: bool) -> None:
+        """Take the blob of a weight whose shape in the model is `shape`, and whose matrix is its transpose if so said.
+
+        Raises:
+            ArtifactError: the blob's header or its index of rows does not fit.
+        """
+        super().__init__()
+        self.shape = shape
+        self.transposed = transposed
+        rows = shape[-1] if transposed else shape[0]
+        self.layout = read_layout(blob, name, (rows, torch.Size(shape).numel() // rows))
+        listed = torch.cat(segment_rows(blob, name, self.layout))
+        self.register_buffer("blob", blob)
+        self.register_buffer("listed", listed.int(), persistent=False)  # rows, segment after segment
+        self.register_buffer("places", listed.argsort().int(), persistent=False)  # where each row is listed
+        self.register_buffer("dtype_anchor", torch.empty(0), persistent=False)
+
+    def forward(self) -> Tensor:
+        """The weight, in the shape in which the model stores it."""
+        return self.matrix().t() if self.transposed else self.matrix().reshape(self.shape)
+
+    def matrix(self) -> Float[Tensor, "out in"]:
+        """The weight as a matrix."""
+        values = self.dtype_anchor.new_empty(self.layout.shape)
+        start = 0
+        for part in self.layout.segments:
+            rows = self.listed[start : start + part.rows].long()
+            segment = read_segment(self.blob, part, values.shape[1], rows).dequantize().to(values.dtype)
+            if len(self.layout.segments) == 1:
+                return segment
+            values[rows] = segment
+            start += part.rows
+        return values
+
+    def rows(self, index: Int64[Tensor, "n"]) -> Float[Tensor, "n in"]:
+        """Some rows of the matrix, in any order, repeated or not; the others are not unpacked.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        values = self.dtype_anchor.new_empty(len(index), self.layout.shape[1])
+        places = self.places.index_select(0, index).long()
+        start = 0
+        for part in self.layout.segments:
+            chosen = ((places >= start) & (places < start + part.rows)).nonzero()[:, 0]
+            own = places.index_select(0, chosen) - start
+            if len(chosen):
+                segment = read_segment(self.blob, part, values.shape[1], own, own)
+                values[chosen] = segment.dequantize().to(values.dtype)
+            start += part.rows
+        return values
+
+    def extra_repr(self) -> str:
+        """Shape and formats, for people."""
+        return f"{self.shape}, {', '.join(str(part.format) for part in self.layout.segments)}"
+
+
+@final
+class PackedLinear(nn.Module):
+    """A linear layer, or GPT-2's Conv1D: both multiply by the matrix `[out, in]`."""
+
+    bias: Tensor | None
+
+    def __init__(self, packed: PackedWeight, bias: Tensor | None) -> None:
+        super().__init__()
+        self.packed = packed
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantized weight, in the shape in which the model stores it."""
+        return self.packed()
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Multiply, and add the bias."""
+        return nn.functional.linear(values, self.packed.matrix(), self.bias)
+
+
+@final
+class PackedEmbedding(nn.Module):
+    """An embedding, which unpacks only the rows that it looks up."""
+
+    def __init__(self, packed: PackedWeight) -> None:
+        super().__init__()
+        self.packed = packed
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole dequantized table."""
+        return self.packed()
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Look rows up."""
+        return self.packed.rows(indices.reshape(-1).long()).unflatten(0, indices.shape)
+
+
+def packed_module(module: nn.Module, parameter: str, packed: PackedWeight) -> nn.Module:
+    """The module that stands in for `module`, whose parameter of that name is now packed.
+
+    Linear, Conv1D and Embedding get their own class. Any other (a convolution, a subclass with a forward of its own)
+    becomes an instance of `Packed<its class>`, derived on the spot, where the parameter is a property that dequantizes.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    if type(module) in (nn.Linear, Conv1D):
+        return PackedLinear(packed, module.bias)  # pyright: ignore[reportArgumentType]
+    if type(module) is nn.Embedding and module.max_norm is None:
+        return PackedEmbedding(packed)
+    return _with_property(module, parameter, packed)
+
+
+def _with_property(module: Any, parameter: str, packed: PackedWeight) -> nn.Module:
+    original: type[nn.Module] = type(module)
+    child = f"packed_{parameter}"
+    weight = property(lambda self: getattr(self, child)())
+    name = original.__name__ if original.__name__.startswith("Packed") else f"Packed{original.__name__}"
+    delattr(module, parameter)
+    module.add_module(child, packed)
+    module.__class__ = type(name, (original,), {parameter: weight})
+    return module

@@ -1,0 +1,95 @@
+"""Samples from files: text for models with a tokenizer, arrays of named inputs for any model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from guidedq.artifacts.samples import CalibrationSet, SampleSet
+from guidedq.errors import CalibrationError
+from guidedq.ir.model import Model, Objective
+from guidedq.progress import Progress
+from guidedq.stages import AbstractSampler
+
+from .arrays import read_arrays, split_arrays, split_two_arrays
+from .data_files import DataKind, check_apart, data_files
+from .evaluation_data import evaluation_samples, read_texts
+from .packing import pack, pack_two
+from .sentences import split_lines, split_two
+from .split import Sizes, without_samples_of
+from .text_inputs import what_it_needs
+
+SMALLEST_POOL = 3
+"""One sample for each part."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSampler(AbstractSampler):
+    """Draws from .txt, .jsonl, .npz and .safetensors files, or folders of these.
+
+    Attributes:
+        samples: Calibration samples; fewer if the data have fewer.
+        sequence_length: Tokens of a sequence, at most what the model takes.
+        probe_samples: Samples on which the forecast is calibrated.
+        evaluation_samples: Text samples on which the loss is measured. Of arrays the whole tenth that is held back is
+            taken, or all of the evaluation file, up to 2000.
+    """
+
+    samples: int = 64
+    sequence_length: int = 512
+    probe_samples: int = 8
+    evaluation_samples: int = 16
+
+    def sample(
+        self, model: Model, data: Sequence[Path], evaluation_data: Sequence[Path], *, seed: int, progress: Progress
+    ) -> CalibrationSet:
+        """Draw without replacement; text for language models is packed, for others padded and masked."""
+        if not data:
+            raise CalibrationError(f"no data given. {what_it_needs(model)}")
+        sizes = Sizes(
+            samples=self.samples,
+            probe=self.probe_samples,
+            evaluation=self.evaluation_samples,
+            sequence_length=self.sequence_length,
+        )
+        files, kind = data_files(data)
+        check_apart(files, data_files(evaluation_data)[0] if evaluation_data else ())
+        progress.start("sample", 1)
+        draw = _from_arrays if kind is DataKind.ARRAYS else _from_text
+        calibration, probe, evaluation = draw(model, files, evaluation_data, sizes, seed=seed, progress=progress)
+        progress.advance()
+        return CalibrationSet(
+            calibration=calibration,
+            probe=without_samples_of(probe, calibration, part="probe"),
+            evaluation=without_samples_of(evaluation, calibration, probe, part="evaluation"),
+            source=", ".join(path.name for path in data),
+        )
+
+
+def _from_arrays(
+    model: Model, files: Sequence[Path], evaluation_data: Sequence[Path], sizes: Sizes, *, seed: int, progress: Progress
+) -> list[SampleSet]:
+    pool = read_arrays(model, files)
+    if not evaluation_data:
+        return split_arrays(pool, sizes, seed=seed)
+    held = evaluation_samples(model, evaluation_data, sizes, known=frozenset(), seed=seed, progress=progress)
+    return [*split_two_arrays(pool, sizes, seed=seed), held]
+
+
+def _from_text(
+    model: Model, files: Sequence[Path], evaluation_data: Sequence[Path], sizes: Sizes, *, seed: int, progress: Progress
+) -> list[SampleSet]:
+    texts = read_texts(model, files, progress, at_least=SMALLEST_POOL)
+    packed = model.objective is Objective.LANGUAGE_MODEL
+    if not evaluation_data:
+        if packed:
+            return pack(model, texts, sizes, seed=seed, progress=progress)
+        return split_lines(model, texts, sizes, seed=seed)
+    known = frozenset(texts)
+    held = evaluation_samples(model, evaluation_data, sizes, known=known, seed=seed, progress=progress)
+    if packed:
+        return [*pack_two(model, texts, sizes, seed=seed, progress=progress), held]
+    return [*split_two(model, texts, sizes, seed=seed), held]

@@ -1,0 +1,5 @@
+"""`python -m guidedq`: the command line."""
+
+from guidedq.cli import main
+
+main()

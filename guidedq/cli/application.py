@@ -1,0 +1,96 @@
+"""All commands under one roof, and what an error becomes on the way out."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, final
+
+import typer
+from typer.core import TyperGroup
+
+from guidedq import __version__
+from guidedq.cli.compare import compare
+from guidedq.cli.compile import compile_command
+from guidedq.cli.evaluate import evaluate
+from guidedq.cli.inspect import inspect_command
+from guidedq.cli.plan import plan
+from guidedq.cli.stages import stages
+from guidedq.errors import GateError, GuidedQError
+
+EXIT_ERROR = 1
+EXIT_GATE = 3
+EXIT_INTERRUPTED = 130
+"""128 and the number of SIGINT, as shells do."""
+
+HELP = """
+Give it a trained model and a size, and get the best model of that size, with its loss predicted beforehand.
+
+MODEL is a Hugging Face folder, an .onnx file, a .pt2 file (torch.export), a name on the hub (org/name), or demo, a
+small language model inside the package.
+"""
+EXAMPLES = "Try: guidedq compile demo --budget 3.5bits"
+
+
+@final
+class Commands(TyperGroup):
+    """The group of commands: turns our errors into one message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except GateError as error:
+            _say(f"gate missed: {error}")
+            raise typer.Exit(EXIT_GATE) from error
+        except GuidedQError as error:
+            _say(f"error: {error}")
+            raise typer.Exit(EXIT_ERROR) from error
+        except KeyboardInterrupt as error:
+            _say("stopped; nothing was left in the output folder. The same command goes on where it stopped.")
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if not _is_usage(error):
+                error.add_note(f"This is a bug of guidedq {__version__}: please report it, with all of the above.")
+            raise
+
+
+application = typer.Typer(
+    cls=Commands,
+    help=HELP,
+    epilog=EXAMPLES,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@application.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """The options before any command."""
+    if version:
+        sys.stdout.write(f"guidedq {__version__}\n")
+        raise typer.Exit
+
+
+application.callback(help=HELP, invoke_without_command=True)(options)
+application.command("compile")(compile_command)
+application.command("plan")(plan)
+application.command("compare")(compare)
+application.command("eval")(evaluate)
+application.command("inspect")(inspect_command)
+application.command("stages")(stages)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _is_usage(error: Exception) -> bool:
+    """Whether typer raised it to report wrong usage; its class has moved between versions."""
+    return hasattr(error, "exit_code") and hasattr(error, "format_message")

@@ -1,0 +1,160 @@
+"""`guidedq compile`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from guidedq.artifacts.report import Report
+from guidedq.cli.console import print_facts, print_json, working
+from guidedq.cli.options import (
+    BackendOption,
+    BudgetOption,
+    DataOption,
+    EvaluationOption,
+    JobOptions,
+    JsonOption,
+    KeepOption,
+    LengthOption,
+    MaxBitsOption,
+    MemoryOption,
+    MinBitsOption,
+    ModelArgument,
+    OutOption,
+    OverwriteOption,
+    RecipeOption,
+    SamplesOption,
+    ScopeOption,
+    SeedOption,
+    SetOption,
+    ThreadsOption,
+    WorkspaceOption,
+)
+from guidedq.report.wording import (
+    agreement_name,
+    bytes_text,
+    increase_text,
+    interval_text,
+    loss_text,
+    perplexity,
+    seconds_text,
+    share_text,
+    signed_text,
+    verdict,
+)
+
+GateOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-loss-increase",
+        metavar="X",
+        help="A gate for pipelines: exit 3, and leave nothing, if forecast or measured loss increase exceed X.",
+    ),
+]
+
+
+def compile_command(
+    model: ModelArgument,
+    budget: BudgetOption,
+    data: DataOption = None,
+    eval_data: EvaluationOption = None,
+    samples: SamplesOption = None,
+    sequence_length: LengthOption = None,
+    seed: SeedOption = 0,
+    backend: BackendOption = None,
+    out: OutOption = None,
+    overwrite: OverwriteOption = False,
+    max_loss_increase: GateOption = None,
+    min_bits: MinBitsOption = None,
+    max_bits: MaxBitsOption = None,
+    scope: ScopeOption = None,
+    keep: KeepOption = None,
+    recipe: RecipeOption = "default",
+    set: SetOption = None,
+    workspace: WorkspaceOption = None,
+    max_memory: MemoryOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    r"""Compile a model within a budget: the forecast first, then the file, then the measurement.
+
+    \b
+    guidedq compile demo --budget 3.5bits
+    guidedq compile ./smollm2 --budget 60MB --data wiki.txt --out small
+    guidedq compile net.onnx --budget 4bits --data images.npz
+    """
+    options = JobOptions(
+        data=data,
+        eval_data=eval_data,
+        samples=samples,
+        sequence_length=sequence_length,
+        seed=seed,
+        backend=backend,
+        min_bits=min_bits,
+        max_bits=max_bits,
+        scope=scope,
+        keep=keep,
+        recipe=recipe,
+        set=set,
+        workspace=workspace,
+        max_memory=max_memory,
+    )
+    with working(threads=threads) as progress:
+        from guidedq.api import compile
+
+        artifact = compile(
+            model,
+            budget=budget,
+            out=out,
+            overwrite=overwrite,
+            max_loss_increase=max_loss_increase,
+            progress=progress,
+            **options.arguments(),
+        )
+    if json:
+        print_json(asdict(artifact.report) | {"folder": str(artifact.folder)})
+        return
+    notices = [("notice", notice) for notice in artifact.report.notices if notice not in progress.told]
+    folder = str(artifact.folder)
+    places = [("files", f"{folder} (report.html tells all)"), ("load", f'guidedq.load_quantized("{folder}")')]
+    print_facts([*summary(artifact.report), *notices, *places])
+
+
+def summary(report: Report) -> list[tuple[str, str]]:
+    """The report in a few lines."""
+    model, size, measured = report.model, report.size, report.measured
+    counted = "" if report.budget.scope == "file" else " for linear and convolution weights alone"
+    return [
+        ("model", f"{model.name}, {model.parameters:,} parameters, {model.sites} sites"),
+        (
+            "size",
+            f"{bytes_text(size.file_bytes)} = {size.bits_per_weight:.3f} bits per weight, "
+            f"{size.linear_bits_per_weight:.3f} in the linear layers",
+        ),
+        ("budget", f"{report.budget.asked}{counted} = {bytes_text(report.budget.bytes)}"),
+        ("KL", f"{interval_text(report.forecast)} {model.unit} forecast; {loss_text(measured.kl)} measured"),
+        (
+            "loss",
+            f"{increase_text(report.forecast)} forecast; {signed_text(measured.loss_increase)} measured, "
+            f"{loss_text(measured.loss_before)} to {loss_text(measured.loss_after)} {model.unit}",
+        ),
+        *quality(report),
+        ("", verdict(report)),
+        ("seconds", ", ".join(f"{name} {seconds_text(value)}" for name, value in report.seconds.items())),
+        ("memory", f"{bytes_text(report.peak_memory_bytes)} at most"),
+    ]
+
+
+def quality(report: Report) -> list[tuple[str, str]]:
+    """Perplexity, accuracy and agreement, where they mean something."""
+    measured = report.measured
+    facts: list[tuple[str, str]] = []
+    if report.model.objective == "language_model":
+        before, after = perplexity(measured.loss_before), perplexity(measured.loss_after)
+        facts.append(("perplexity", f"{loss_text(before)} to {loss_text(after)} ({measured.tokens:,} tokens)"))
+    if measured.accuracy_before is not None and measured.accuracy_after is not None:
+        facts.append(("accuracy", f"{share_text(measured.accuracy_before)} to {share_text(measured.accuracy_after)}"))
+    facts.append(("agreement", f"{share_text(measured.agreement)} ({agreement_name(report.model.objective)})"))
+    return facts

@@ -1,0 +1,195 @@
+"""The options that several commands share, and what they become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, final
+
+import typer
+
+from guidedq.budget import parse_budget
+from guidedq.errors import BudgetError
+
+DATA = "Data"
+SEARCH = "What may be chosen"
+WORK = "How it runs"
+
+
+class ScopeName(StrEnum):
+    """What a budget counts."""
+
+    FILE = "file"
+    LINEAR = "linear"
+
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder, an .onnx or .pt2 file, a name on the hub, or demo.")
+]
+BudgetOption = Annotated[
+    str, typer.Option("--budget", "-b", metavar="SIZE", help="3.5bits (all bytes over all parameters) or 120MB.")
+]
+DataOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        rich_help_panel=DATA,
+        help="Calibration data: .txt, .jsonl, .npz, .safetensors, or a folder of these. May be repeated. "
+        "Without it a language model writes its own.",
+    ),
+]
+EvaluationOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--eval-data",
+        metavar="FILE",
+        rich_help_panel=DATA,
+        help="Evaluation data; without it, a tenth of --data is held back.",
+    ),
+]
+SamplesOption = Annotated[
+    int | None, typer.Option("--samples", min=1, rich_help_panel=DATA, help="Calibration samples. Default: 64.")
+]
+LengthOption = Annotated[
+    int | None,
+    typer.Option("--sequence-length", min=1, rich_help_panel=DATA, help="Tokens of a sequence. Default: 512."),
+]
+SeedOption = Annotated[int, typer.Option("--seed", rich_help_panel=DATA, help="Seeds every draw.")]
+BackendOption = Annotated[
+    str | None,
+    typer.Option(
+        "--backend", metavar="torch|onnx", help="What to write. Default: torch for a Hugging Face model, else onnx."
+    ),
+]
+MinBitsOption = Annotated[
+    int | None,
+    typer.Option("--min-bits", rich_help_panel=SEARCH, help="Narrowest codes. Default: 2."),
+]
+MaxBitsOption = Annotated[
+    int | None,
+    typer.Option("--max-bits", rich_help_panel=SEARCH, help="Widest codes. Default: 8."),
+]
+ScopeOption = Annotated[
+    ScopeName | None,
+    typer.Option(
+        "--scope",
+        rich_help_panel=SEARCH,
+        help="What the budget counts: the whole file, or only linear and convolution weights (the rest is left alone).",
+    ),
+]
+KeepOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        metavar="PATTERN",
+        rich_help_panel=SEARCH,
+        help="Leave these sites alone: *.lm_head.*. May be repeated.",
+    ),
+]
+RecipeOption = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        rich_help_panel=SEARCH,
+        help="default, nearest, gptq, guided-uniform, article, or a TOML file.",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="STAGE.OPTION=VALUE",
+        rich_help_panel=SEARCH,
+        help="Change the recipe: round.damping-fraction=0.02, guide=hessian, group-sizes=32,64. May be repeated. "
+        "`guidedq stages` lists all.",
+    ),
+]
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace",
+        metavar="DIR",
+        rich_help_panel=WORK,
+        help="Where measured things are kept for the next budget. Default: the user's cache folder.",
+    ),
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory", metavar="SIZE", rich_help_panel=WORK, help="Bound on the statistics held at once: 2GB."
+    ),
+]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, rich_help_panel=WORK, help="CPU threads.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder to write.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
+PlotOption = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Write the plot: a .png, .svg or .pdf file.")
+]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOptions:
+    """What the user said that is common to `compile`, `plan` and `compare`."""
+
+    data: Sequence[Path] | None
+    eval_data: Sequence[Path] | None
+    samples: int | None
+    sequence_length: int | None
+    seed: int
+    backend: str | None
+    min_bits: int | None
+    max_bits: int | None
+    scope: ScopeName | None
+    keep: Sequence[str] | None
+    recipe: str
+    set: Sequence[str] | None
+    workspace: Path | None
+    max_memory: str | None
+
+    def arguments(self) -> dict[str, Any]:
+        """As keyword arguments of `guidedq.api`'s functions.
+
+        Raises:
+            BudgetError: `max_memory` is not a size in bytes.
+        """
+        return {
+            "data": self.data or (),
+            "eval_data": self.eval_data or (),
+            "samples": self.samples,
+            "sequence_length": self.sequence_length,
+            "seed": self.seed,
+            "backend": self.backend,
+            "recipe": self.recipe,
+            "settings": self.settings(),
+            "workspace": self.workspace,
+            "max_memory": None if self.max_memory is None else memory_bytes(self.max_memory),
+        }
+
+    def settings(self) -> list[str]:
+        """The options that change the recipe, as settings; those of --set come last and win."""
+        options = {
+            "min-bits": self.min_bits,
+            "max-bits": self.max_bits,
+            "scope": self.scope,
+            "keep": ",".join(self.keep) if self.keep else None,
+        }
+        named = [f"{name}={value}" for name, value in options.items() if value is not None]
+        return [*named, *(self.set or ())]
+
+
+def memory_bytes(text: str) -> int:
+    """Read `2GB`.
+
+    Raises:
+        BudgetError: it is no size in bytes.
+    """
+    size = parse_budget(text)
+    if size.kind != "bytes":
+        raise BudgetError(f"--max-memory {text}: expected a size in bytes, such as 2GB.")
+    return int(size.amount)

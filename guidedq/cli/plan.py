@@ -1,0 +1,141 @@
+"""`guidedq plan`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from guidedq.artifacts.report import PlanPoint
+from guidedq.cli.console import console, print_json, print_table, working
+from guidedq.cli.options import (
+    BackendOption,
+    DataOption,
+    EvaluationOption,
+    JobOptions,
+    JsonOption,
+    KeepOption,
+    LengthOption,
+    MaxBitsOption,
+    MemoryOption,
+    MinBitsOption,
+    ModelArgument,
+    PlotOption,
+    RecipeOption,
+    SamplesOption,
+    ScopeOption,
+    SeedOption,
+    SetOption,
+    ThreadsOption,
+    WorkspaceOption,
+)
+from guidedq.report.wording import bytes_text, loss_text, signed_text
+
+BudgetsOption = Annotated[
+    str, typer.Option("--budgets", "-b", metavar="SIZES", help="Comma-separated: 2.5,3,3.5,4 (bits) or 80MB,120MB.")
+]
+BAR_COLUMNS = 44
+"""Characters of the longest bar of the plot on a terminal."""
+
+
+def plan(
+    model: ModelArgument,
+    budgets: BudgetsOption,
+    data: DataOption = None,
+    eval_data: EvaluationOption = None,
+    samples: SamplesOption = None,
+    sequence_length: LengthOption = None,
+    seed: SeedOption = 0,
+    backend: BackendOption = None,
+    plot: PlotOption = None,
+    min_bits: MinBitsOption = None,
+    max_bits: MaxBitsOption = None,
+    scope: ScopeOption = None,
+    keep: KeepOption = None,
+    recipe: RecipeOption = "default",
+    set: SetOption = None,
+    workspace: WorkspaceOption = None,
+    max_memory: MemoryOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    r"""Predict the loss at several sizes; nothing is written but --plot.
+
+    \b
+    guidedq plan demo --budgets 2.5,3,3.5,4
+    guidedq plan ./smollm2 --budgets 3,4,5 --plot plan.svg
+    """
+    options = JobOptions(
+        data=data,
+        eval_data=eval_data,
+        samples=samples,
+        sequence_length=sequence_length,
+        seed=seed,
+        backend=backend,
+        min_bits=min_bits,
+        max_bits=max_bits,
+        scope=scope,
+        keep=keep,
+        recipe=recipe,
+        set=set,
+        workspace=workspace,
+        max_memory=max_memory,
+    )
+    with working(threads=threads) as progress:
+        from guidedq.api import make_job
+        from guidedq.budget import parse_budget
+        from guidedq.compiler import plan_model
+        from guidedq.report.drawing import check_picture, save_figure
+        from guidedq.report.plots import plan_figure
+
+        asked = [parse_budget(budget) for budget in budgets.split(",") if budget.strip()]
+        if plot is not None:
+            check_picture(plot)
+        job = make_job(model, progress=progress, **options.arguments())
+        points = plan_model(job, asked)
+        unit = job.model.objective.unit
+        if plot is not None:
+            save_figure(plan_figure(points, job.model.name, unit), plot)
+    if json:
+        facts = {"name": job.model.name, "digest": job.model.digest, "unit": unit}
+        print_json({"model": facts, "points": [asdict(point) for point in points]})
+        return
+    _print_points(points, unit)
+    if console().is_terminal:
+        console().print(text_plot(points), soft_wrap=True)
+
+
+def text_plot(points: Sequence[PlanPoint]) -> str:
+    """The predicted KL as bars on a logarithmic scale, one a line."""
+    losses = [point.forecast.kl for point in points if 0 < point.forecast.kl < math.inf]
+    if not losses:
+        return ""
+    low, high = math.log(min(losses)), math.log(max(losses))
+    floor = low - max(0.15 * (high - low), 0.5)
+    lines = ["", "predicted KL, logarithmic"]
+    for point in points:
+        loss = point.forecast.kl
+        share = (math.log(loss) - floor) / (high - floor) if 0 < loss < math.inf else float(loss > 0)
+        lines.append(f"{point.bits_per_weight:6.3f} bits {'█' * max(1, round(BAR_COLUMNS * share))} {loss_text(loss)}")
+    return "\n".join(lines)
+
+
+def _print_points(points: Sequence[PlanPoint], unit: str) -> None:
+    columns = ("budget", "size", "bits/weight", "linear bits", f"KL, {unit}", "90% interval", "loss", "90% interval")
+    rows = [
+        (
+            point.asked,
+            bytes_text(point.bytes),
+            f"{point.bits_per_weight:.3f}",
+            f"{point.linear_bits_per_weight:.3f}",
+            loss_text(point.forecast.kl),
+            f"{loss_text(point.forecast.kl_low)} to {loss_text(point.forecast.kl_high)}",
+            signed_text(point.forecast.loss_increase),
+            f"{signed_text(point.forecast.loss_increase_low)} to {signed_text(point.forecast.loss_increase_high)}",
+        )
+        for point in points
+    ]
+    print_table(columns, rows)

@@ -1,0 +1,190 @@
+"""From a torch.export program (.pt2) to a Model."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.fx.graph import CodeGen
+
+from guidedq.errors import ModelError
+from guidedq.frontend.exported_operators import replace_operators
+from guidedq.frontend.pt2_archive import check_archive
+from guidedq.ir.graph import Graph, UseKind
+from guidedq.ir.lifting import WeightedModule, lift, trial_batch
+from guidedq.ir.model import InputSpec, Model, Objective
+from guidedq.ir.program import TorchProgram
+
+ATEN = torch.ops.aten
+LONGEST_CONTEXT = 1 << 30
+"""torch writes huge upper bounds where an axis has none."""
+TRAINING_FLAG = {ATEN.dropout.default: 2, ATEN.batch_norm.default: 5, ATEN.native_dropout.default: 2}
+"""Operators that behave differently in training, with the place of the argument that says so."""
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+
+
+def load_torch_export(path: Path) -> Model:
+    """Load a program that torch.export.save wrote; the program runs in float32 whatever it was exported in.
+
+    Raises:
+        ModelError: the file is damaged, would have to be unpickled, was exported in training mode, takes inputs that
+            are no tensors, or does not run.
+    """
+    check_archive(path)
+    module, inputs, bounds = _flat_module(path)
+    _to_float32(module)
+    _unite_tied(module)
+    weighted = replace_operators(module)
+    module.requires_grad_(False)
+    batch = trial_batch(inputs)
+    graph, notices = lift(module, weighted, batch)
+    with torch.no_grad():
+        output: Tensor = module(**batch)
+    table = _token_table(module, weighted, graph, inputs)
+    objective = _objective(output, graph, table, inputs)
+    return Model(
+        name=path.stem,
+        path=path,
+        source="torch_export",
+        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        graph=graph if objective is not Objective.VALUES else replace(graph, head=None),
+        program=TorchProgram(module=module),
+        objective=objective,
+        inputs=inputs,
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        vocabulary_size=table,
+        context_length=bounds.get(inputs[0].name) if table is not None else None,
+        notices=notices,
+    )
+
+
+def _flat_module(path: Path) -> tuple[fx.GraphModule, tuple[InputSpec, ...], Mapping[str, int]]:
+    """The program as a module that takes its tensors by name and returns its first floating-point output.
+
+    Returns:
+        The module, its inputs, and the upper bound of each input's second axis where it is free but bounded.
+    """
+    try:
+        program = torch.export.load(path)
+        module: Any = program.module(check_guards=False)
+    except Exception as error:  # torch raises whatever its deserializer runs into
+        raise ModelError(
+            f"{path}: torch {torch.__version__} cannot read it. {type(error).__name__}: {error}"
+        ) from error
+    inputs: list[InputSpec] = []
+    bounds: dict[str, int] = {}
+    graph: fx.Graph = module.graph
+    graph.set_codegen(CodeGen())
+    for hooks in (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs):
+        hooks.clear()  # they check that arguments come positionally, as they did at the export
+    for node in graph.nodes:
+        _check_node(path, node)
+        if node.op == "placeholder":
+            value = node.meta.get("val")
+            if isinstance(value, Tensor):
+                inputs.append(_input_spec(node.name, value))
+                bounds |= _bound(node.name, value, program.range_constraints)
+                node.target = node.name
+            else:
+                node.args = (value,)  # a constant of the export: never passed again
+    _keep_first_output(path, graph)
+    if not inputs:
+        raise ModelError(f"{path}: the program takes no tensor.")
+    module.recompile()
+    return module, tuple(inputs), bounds
+
+
+def _check_node(path: Path, node: fx.Node) -> None:
+    if node.op == "call_function" and not (
+        isinstance(node.target, (OpOverload, HigherOrderOperator)) or getattr(node.target, "__module__", "") in _PLAIN
+    ):
+        raise ModelError(f"{path}: {node.name} calls {node.target}, which is no operator of torch. It is not run.")
+    place = TRAINING_FLAG.get(node.target) if node.op == "call_function" else None  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if place is not None and len(node.args) > place and node.args[place] is True:
+        raise ModelError(f"{path}: {node.name} was exported in training mode. Call model.eval() and export again.")
+
+
+_PLAIN = (operator.__name__, "_operator", "math", "torch", "torch.sym_op", "builtins")
+
+
+def _input_spec(name: str, value: Tensor) -> InputSpec:
+    shape: tuple[Any, ...] = tuple(value.shape)  # whole numbers, or symbols where any size goes
+    sizes = [size if isinstance(size, int) else None for size in shape]
+    dtype = torch.float32 if value.dtype in HALF_DTYPES else value.dtype
+    return InputSpec(name=name, dtype=dtype, shape=tuple(sizes))
+
+
+def _bound(name: str, value: Tensor, ranges: Mapping[Any, Any]) -> dict[str, int]:
+    length: Any = value.shape[1] if value.dim() > 1 else 0
+    if isinstance(length, int):
+        return {}
+    known = ranges.get(length.node.expr)
+    upper = getattr(known, "upper", LONGEST_CONTEXT)
+    return {name: int(upper)} if upper < LONGEST_CONTEXT else {}
+
+
+def _keep_first_output(path: Path, graph: fx.Graph) -> None:
+    """Return the first floating-point tensor alone."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    results: Any = output.args[0]
+    for result in results if isinstance(results, (tuple, list)) else (results,):
+        value = result.meta.get("val") if isinstance(result, fx.Node) else None
+        if isinstance(value, Tensor) and value.is_floating_point():
+            output.args = (result,)
+            return
+    raise ModelError(f"{path}: the program returns no floating-point tensor.")
+
+
+def _to_float32(module: fx.GraphModule) -> None:
+    """Weights and the casts inside the program to float32."""
+    module.float()
+    for part in module.modules():
+        if not isinstance(part, fx.GraphModule):
+            continue
+        for node in list(part.graph.nodes):
+            if node.target in ("_guards_fn", ATEN._assert_tensor_metadata.default):  # checks of the export's own dtypes
+                part.graph.erase_node(node)
+            else:
+                node.args = fx.node.map_aggregate(node.args, _widened)  # pyright: ignore[reportAttributeAccessIssue]
+                node.kwargs = fx.node.map_aggregate(node.kwargs, _widened)  # pyright: ignore[reportAttributeAccessIssue]
+        part.recompile()
+
+
+def _widened(argument: Any) -> Any:
+    return torch.float32 if argument in HALF_DTYPES and isinstance(argument, torch.dtype) else argument
+
+
+def _unite_tied(module: nn.Module) -> None:
+    """Make parameters that share their memory one object, so that tied weights are known to be tied."""
+    first: dict[tuple[Any, ...], nn.Parameter] = {}
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            place = (parameter.data_ptr(), tuple(parameter.shape), parameter.stride())
+            setattr(part, name, first.setdefault(place, parameter) if parameter.numel() else parameter)
+
+
+def _token_table(
+    module: nn.Module, weighted: Mapping[str, WeightedModule], graph: Graph, inputs: tuple[InputSpec, ...]
+) -> int | None:
+    """Rows of the table that the first input indexes, `None` if that input is no token ids."""
+    if inputs[0].dtype not in (torch.int64, torch.int32) or len(inputs[0].shape) != 2:
+        return None
+    for site in graph.sites:
+        if any(weighted[use.operator].kind is UseKind.EMBEDDING for use in site.uses):
+            return site.rows
+    return None
+
+
+def _objective(output: Tensor, graph: Graph, table: int | None, inputs: tuple[InputSpec, ...]) -> Objective:
+    if table is not None and output.dim() == 3 and output.shape[-1] == table:
+        return Objective.LANGUAGE_MODEL
+    if output.dim() == 2 and output.shape[1] > 1 and graph.head is not None:
+        return Objective.CLASSIFIER
+    return Objective.VALUES

@@ -1,0 +1,113 @@
+"""Transformers models as modules with one tensor out, whose parameters keep their own names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from guidedq.errors import ModelError
+from guidedq.ir.program import AbstractWriter
+
+OUTPUTS = ("logits", "last_hidden_state")
+"""What a transformers model calls its main output; else its first floating-point tensor is taken."""
+
+
+@final
+class TransformerModule(nn.Module):
+    """Calls a transformers model without a cache and returns its main output.
+
+    It shares the model's own tables of children, parameters and buffers, so `model.layers.0.mlp.up_proj` is the same
+    submodule of both, and weights swapped in here are swapped there.
+
+    Args:
+        model: A transformers model.
+        constants: Further arguments of every call (`use_cache=False`).
+    """
+
+    def __init__(self, model: nn.Module, constants: Mapping[str, Any]) -> None:
+        super().__init__()
+        share_tables(self, model)
+        self.constants = dict(constants)
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """The main output of the model on these inputs."""
+        return main_output(self.__dict__["whole"](**inputs, **self.constants))
+
+
+@final
+class LanguageModelModule(nn.Module, AbstractWriter):
+    """A decoder-only language model: logits `[sample, position, vocabulary]`; shares tables as `TransformerModule`."""
+
+    def __init__(self, model: nn.Module, constants: Mapping[str, Any]) -> None:
+        super().__init__()
+        share_tables(self, model)
+        self.constants = dict(constants)
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """The logits on these inputs."""
+        return main_output(self.__dict__["whole"](**inputs, **self.constants))
+
+    def write(
+        self, tokens: Int64[Tensor, "sequence start"], length: int, generator: torch.Generator
+    ) -> Int64[Tensor, "sequence length"]:
+        """Continue `tokens` to `length` by sampling at temperature 1, with the model's own cache where it has one."""
+        cache: Any = None
+        with torch.no_grad():
+            while tokens.shape[1] < length:
+                fresh = tokens if cache is None else tokens[:, -1:]
+                arguments: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+                outputs = self.__dict__["whole"](input_ids=fresh, **arguments, use_cache=True, return_dict=True)
+                cache = outputs.get("past_key_values")
+                chances = torch.softmax(outputs["logits"][:, -1].float(), dim=-1)
+                tokens = torch.cat((tokens, torch.multinomial(chances, 1, generator=generator)), dim=1)
+        return tokens
+
+
+def share_tables(wrapper: nn.Module, model: nn.Module) -> None:
+    """Let `wrapper` own what `model` owns, under the same names; `model` itself is kept out of the children."""
+    for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+        wrapper.__dict__[table] = model.__dict__[table]
+    wrapper.__dict__["whole"] = model
+
+
+class Lookup(nn.Embedding):
+    """A table whose plain lookup is a submodule of its own, `lookup`, so that it can be seen and named."""
+
+    lookup: nn.Embedding
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rows of the table."""
+        return self.lookup(input)
+
+
+def expose_lookups(model: nn.Module) -> None:
+    """Give every embedding that does more than look up (scales, shifts positions) a submodule that only looks up.
+
+    `Lookup` is put between the model's own class and `nn.Embedding`, which its `super().forward` then finds first.
+    """
+    for part in list(model.modules()):
+        if isinstance(part, nn.Embedding) and type(part).forward is not nn.Embedding.forward:
+            lookup = nn.Embedding(part.num_embeddings, part.embedding_dim, _weight=part.weight.detach())
+            lookup.weight = part.weight
+            part.lookup = lookup
+            classes: tuple[Any, ...] = (type(part), Lookup)
+            part.__class__ = type(classes[0].__name__, classes, {})
+
+
+def main_output(outputs: Any) -> Tensor:
+    """The logits, else the last hidden state, else the first floating-point tensor.
+
+    Raises:
+        ModelError: there is none.
+    """
+    named: Mapping[str, Any] = outputs if isinstance(outputs, Mapping) else {}
+    candidates = [named[name] for name in OUTPUTS if name in named]
+    candidates += [value for value in (named.values() if named else outputs) if isinstance(value, Tensor)]
+    for value in candidates:
+        if value.is_floating_point():
+            return value
+    raise ModelError(f"the model returns no floating-point tensor, only {type(outputs).__name__}.")

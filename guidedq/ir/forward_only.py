@@ -1,0 +1,202 @@
+"""A program on ONNX Runtime, for graphs that cannot be run in torch: outputs and activations, no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from onnx import ModelProto, ValueInfoProto, helper
+from torch import Tensor, nn
+
+from guidedq.errors import ModelError
+from guidedq.ir.onnx_interpreter.rounding_nodes import rounding_nodes
+from guidedq.ir.onnx_interpreter.weighted import WeightedNode
+from guidedq.ir.program import AbstractProgram, ActivationRounding, Batch
+
+TINIEST = float(torch.finfo(torch.float32).tiny)
+"""Probabilities are held above this when their logarithm is taken."""
+DEFAULTS_FROM_VERSION = 4
+"""The version of ONNX's file format from which an initializer may be the default of an input."""
+LARGEST_MESSAGE = 2_000_000_000
+"""Bytes that a protobuf message can take, with some room."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardOnlyProgram(AbstractProgram):
+    """Runs an ONNX model in ONNX Runtime; sites are inputs with a default, so other weights need no new session.
+
+    Attributes:
+        model: The model with its tensors loaded, sites declared as inputs, activations as outputs.
+        session: Runs `model`.
+        weights: The stored weight of each site.
+        weighted: The nodes that read a site, by operator name.
+        inputs: Names of the model's own inputs.
+        output: Name of the output.
+        softmax: Whether the output holds probabilities: their logarithm is returned.
+    """
+
+    model: ModelProto
+    session: Any
+    weights: Mapping[str, Tensor]
+    weighted: Mapping[str, WeightedNode]
+    inputs: tuple[str, ...]
+    output: str
+    softmax: bool = False
+
+    @property
+    def differentiable(self) -> bool:
+        """Never."""
+        return False
+
+    def parameter(self, name: str) -> Tensor:
+        """The stored weight of a site."""
+        return self.weights[name]
+
+    def operator(self, name: str) -> nn.Module:
+        """A module that does what the operator does, with the site's own weight."""
+        entry = self.weighted[name]
+        return entry.module(nn.Parameter(self.weights[entry.site], requires_grad=False))
+
+    def predict(
+        self,
+        batch: Batch,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        activations: ActivationRounding | None = None,
+    ) -> Tensor:
+        """The output in float32. Rounding of activations is put into the graph, in a session for this call."""
+        session = self.session if activations is None else self._rounding_session(activations)
+        output = self._run(session, batch, weights or {}, [self.output])[self.output].float()
+        return output.clamp_min(TINIEST).log() if self.softmax else output
+
+    def observe(
+        self, batch: Batch, operators: Mapping[str, None], *, weights: Mapping[str, Tensor] | None = None
+    ) -> Mapping[str, Tensor]:
+        """What each operator is given."""
+        values = {name: self.weighted[name].activation for name in operators}
+        seen = self._run(self.session, batch, weights or {}, sorted(set(values.values())))
+        samples = next((len(tensor) for tensor in batch.values() if tensor.ndim), 1)
+        return {name: self.weighted[name].operand(seen[value], samples) for name, value in values.items()}
+
+    def _rounding_session(self, activations: ActivationRounding) -> Any:
+        model = ModelProto()
+        model.CopyFrom(self.model)
+        for name, block_size in activations.operators.items():
+            entry = self.weighted[name]
+            columns = entry.shape[0] if entry.storage.value == "in_out" else entry.shape[1]
+            opset = next(opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
+            rounded, nodes, constants = rounding_nodes(entry.activation, f"{name}/rounded", columns, block_size, opset)
+            place, reader = next(
+                (index, node) for index, node in enumerate(model.graph.node) if entry.node.outputs[0] in node.output
+            )
+            reader.input[list(reader.input).index(entry.activation)] = rounded
+            for node in reversed(nodes):
+                model.graph.node.insert(place, node)
+            model.graph.initializer.extend(constants)
+        return open_session(model)
+
+    def _run(
+        self, session: Any, batch: Batch, weights: Mapping[str, Tensor], wanted: Sequence[str]
+    ) -> dict[str, Tensor]:
+        if set(batch) != set(self.inputs):
+            raise ModelError(f"the model takes the inputs {sorted(self.inputs)}, found {sorted(batch)}.")
+        types = {entry.name: entry.type for entry in session.get_inputs()}
+        feeds = {name: _array(values, types[name]) for name, values in batch.items()}
+        feeds |= {name: _array(values, types.get(name, "")) for name, values in weights.items()}
+        own = [name for name in wanted if name in self.inputs]  # an input that an operator reads as it is
+        asked = [name for name in wanted if name not in self.inputs]
+        try:
+            results = session.run(asked, feeds) if asked else []
+        except Exception as error:  # the runtime raises types of its own
+            raise ModelError(f"ONNX Runtime failed: {error}") from error
+        found = {name: torch.from_numpy(np.array(result)) for name, result in zip(asked, results, strict=True)}
+        return found | {name: batch[name] for name in own}
+
+
+def forward_only_program(
+    model: ModelProto,
+    weights: Mapping[str, Tensor],
+    weighted: Sequence[WeightedNode],
+    *,
+    inputs: Sequence[str],
+    output: str,
+    softmax: bool,
+) -> ForwardOnlyProgram:
+    """Build the program.
+
+    Args:
+        model: With tensors loaded and functions inlined; it is copied.
+        weights: The stored weight of each site.
+        weighted: The nodes that read them.
+        inputs: Names of the model's own inputs.
+        output: Name of the output.
+        softmax: Whether the output holds probabilities.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model.
+    """
+    if model.ByteSize() > LARGEST_MESSAGE:
+        raise ModelError(
+            f"the model takes {model.ByteSize()} bytes, too many for a forward-only pass: it must fit in one message."
+        )
+    open_model = ModelProto()
+    open_model.CopyFrom(model)
+    _open_graph(open_model, weights, weighted)
+    return ForwardOnlyProgram(
+        model=open_model,
+        session=open_session(open_model),
+        weights=dict(weights),
+        weighted={entry.node.name: entry for entry in weighted},
+        inputs=tuple(inputs),
+        output=output,
+        softmax=softmax,
+    )
+
+
+def open_session(model: ModelProto) -> Any:
+    """An ONNX Runtime session on the CPU with as many threads as torch has.
+
+    Raises:
+        ModelError: the runtime refuses the model.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors only: warnings about overridable initializers are meant for others
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime raises types of its own
+        raise ModelError(f"neither torch nor ONNX Runtime can run the model: {error}") from error
+
+
+def _open_graph(model: ModelProto, weights: Mapping[str, Tensor], weighted: Sequence[WeightedNode]) -> None:
+    """Declare every site as an input with a default, and every activation that meets one as an output."""
+    graph = model.graph
+    for node in [node for node in graph.node if node.op_type == "Constant" and node.output[0] in weights]:
+        tensor = next(entry.t for entry in node.attribute if entry.name == "value")
+        graph.initializer.append(tensor)
+        graph.initializer[-1].name = node.output[0]
+        graph.node.remove(node)
+    declared = {entry.name for entry in graph.input}
+    for tensor in graph.initializer:
+        if tensor.name in weights and tensor.name not in declared:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    given = {*declared, *(entry.name for entry in graph.output)}
+    for name in dict.fromkeys(entry.activation for entry in weighted):
+        if name not in given:
+            graph.output.append(ValueInfoProto(name=name))
+    model.ir_version = max(model.ir_version, DEFAULTS_FROM_VERSION)
+
+
+def _array(values: Tensor, runtime_type: str) -> Any:
+    """The tensor as the runtime wants it: the declared element type, contiguous."""
+    names = {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(double)": "float64"}
+    names |= {f"tensor({name})": name for name in ("int8", "int16", "int32", "int64", "uint8", "bool")}
+    target = names.get(runtime_type)
+    array = values.detach().contiguous().numpy()
+    return array if target is None else array.astype(target, copy=False)

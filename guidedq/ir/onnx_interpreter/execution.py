@@ -1,0 +1,78 @@
+"""Running one node on the values of a graph, branches and loops included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from guidedq.errors import ModelError
+from guidedq.ir.onnx_interpreter.node import Body, Node, Value
+from guidedq.ir.onnx_interpreter.table import OPERATORS
+
+
+def run_node(node: Node, values: Mapping[str, Value]) -> tuple[Value, ...]:
+    """The outputs of a node, in order; trailing ones that nobody asked for may be more or fewer.
+
+    Raises:
+        ModelError: the operator fails on these values; the message names the node and the shapes.
+    """
+    try:
+        if node.operator == "If":
+            return _branch(node, values)
+        if node.operator == "Loop":
+            return _loop(node, values)
+        inputs = [values[name] if name else None for name in node.inputs]
+        result = OPERATORS[node.domain, node.operator](node, *inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise failure(node, values, error) from error
+    return result if isinstance(result, tuple) else (result,)
+
+
+def failure(node: Node, values: Mapping[str, Value], error: Exception) -> ModelError:
+    """The error that tells which node failed, on which shapes."""
+    shapes = [_shape(values.get(name)) for name in node.inputs]
+    return ModelError(f"{node.describe()} failed on inputs of shapes {', '.join(shapes)}: {error}")
+
+
+def run_body(body: Body, inputs: Sequence[Value], outer: Mapping[str, Value]) -> tuple[Value, ...]:
+    """The outputs of a branch or of one turn of a loop."""
+    values: dict[str, Value] = {name: outer[name] for name in body.captures}
+    values.update(body.constants)
+    values.update(zip(body.inputs, inputs, strict=True))
+    for node in body.nodes:
+        results = run_node(node, values)
+        values.update((name, result) for name, result in zip(node.outputs, results, strict=False) if name)
+    return tuple(values[name] for name in body.outputs)
+
+
+def _branch(node: Node, values: Mapping[str, Value]) -> tuple[Value, ...]:
+    condition = values[node.inputs[0]]
+    assert isinstance(condition, Tensor)
+    body = node.attributes["then_branch" if bool(condition) else "else_branch"]
+    return run_body(body, (), values)
+
+
+def _loop(node: Node, values: Mapping[str, Value]) -> tuple[Value, ...]:
+    body: Body = node.attributes["body"]
+    limit, condition, *carried = (values[name] if name else None for name in node.inputs)
+    turns = int(limit) if isinstance(limit, Tensor) else None
+    going = bool(condition) if isinstance(condition, Tensor) else True
+    scans: list[list[Tensor]] = [[] for _ in range(len(body.outputs) - 1 - len(carried))]
+    turn = 0
+    while going and (turns is None or turn < turns):
+        again, *rest = run_body(body, (torch.tensor(turn), torch.tensor(going), *carried), values)
+        going = bool(again) if isinstance(again, Tensor) else True
+        carried = rest[: len(carried)]
+        for scan, part in zip(scans, rest[len(carried) :], strict=True):
+            assert isinstance(part, Tensor)
+            scan.append(part)
+        turn += 1
+    return (*carried, *(torch.stack(scan) if scan else torch.empty(0) for scan in scans))
+
+
+def _shape(value: Value) -> str:
+    if isinstance(value, Tensor):
+        return str(list(value.shape))
+    return "none" if value is None else f"a sequence of {len(value)}"

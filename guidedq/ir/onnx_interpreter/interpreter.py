@@ -1,0 +1,149 @@
+"""An ONNX graph as a torch module: differentiable, its weights replaceable, its weighted nodes submodules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from guidedq.errors import ModelError, UnsupportedOperatorError
+from guidedq.ir.onnx_interpreter.execution import failure, run_node
+from guidedq.ir.onnx_interpreter.node import Node, Value
+from guidedq.ir.onnx_interpreter.parsing import ParsedGraph
+from guidedq.ir.onnx_interpreter.table import check_supported
+from guidedq.ir.onnx_interpreter.tensors import computed, computing_dtype
+from guidedq.ir.onnx_interpreter.weighted import WeightedNode
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    node: Node
+    weighted: WeightedNode | None
+    frees: tuple[str, ...]
+
+
+@final
+class OnnxInterpreter(nn.Module):
+    """Runs the nodes that the output depends on, one after another.
+
+    Every weighted node is a submodule of its name, holds its `weight` as the file stores it (computed in float32), and
+    is called with the activation and the bias, so a forward hook on it sees x and y. `aliases` maps a site's name to
+    the path of its parameter. All other 16-bit floats are held in float32. A value is let go after its last use.
+    """
+
+    def __init__(
+        self,
+        graph: ParsedGraph,
+        weighted: Sequence[WeightedNode],
+        *,
+        inputs: Mapping[str, torch.dtype],
+        output: str,
+    ) -> None:
+        """Build it.
+
+        Args:
+            graph: What to run.
+            weighted: The nodes of `graph` that are to be submodules.
+            inputs: The inputs by name with the dtype that the graph declares.
+            output: Name of the value to return.
+
+        Raises:
+            UnsupportedOperatorError: an operator cannot be run; the message names it and its node.
+        """
+        super().__init__()
+        by_node = {entry.node.name: entry for entry in weighted}
+        self._steps = _schedule(graph, by_node, output)
+        check_supported(step.node for step in self._steps)
+        for name, reason in graph.unreadable.items():
+            raise UnsupportedOperatorError(f"the constant {name!r} cannot be read: {reason}")
+        self._inputs = dict(inputs)
+        self._output = output
+        self.aliases: dict[str, str] = {}
+        self._hold_weights(graph)
+        self.constants = nn.Module()
+        self._constant_names: dict[str, str] = {}
+        self._hold_constants(graph)
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """The output for named inputs, in float32 if it is a 16-bit float in the graph.
+
+        Raises:
+            ModelError: an input is missing or unknown, or an operator fails; the message names the node.
+        """
+        values = self._start(inputs)
+        samples = next((len(tensor) for tensor in inputs.values() if tensor.ndim), 1)
+        for step in self._steps:
+            results = self._run(step, values, samples)
+            for name, result in zip(step.node.outputs, results, strict=False):
+                if name:
+                    values[name] = result
+            for name in step.frees:
+                values.pop(name, None)
+        output = values[self._output]
+        assert isinstance(output, Tensor)
+        return output
+
+    def _run(self, step: _Step, values: Mapping[str, Value], samples: int) -> tuple[Value, ...]:
+        weighted = step.weighted
+        if weighted is None:
+            return run_node(step.node, values)
+        activation = values[weighted.activation]
+        bias = values[weighted.bias] if weighted.bias else None
+        assert isinstance(activation, Tensor)
+        assert not isinstance(bias, list)
+        try:
+            operand = weighted.operand(activation, samples)
+            offset = weighted.offset(bias)
+            arguments = (operand,) if offset is None else (operand, offset)
+            result: Tensor = self.get_submodule(step.node.name)(*arguments)
+            parted = operand.ndim > activation.ndim and not weighted.spread
+            return (result.flatten(0, 1) if parted else result,)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise failure(step.node, values, error) from error
+
+    def _start(self, inputs: Mapping[str, Tensor]) -> dict[str, Value]:
+        if set(inputs) != set(self._inputs):
+            raise ModelError(f"the model takes the inputs {sorted(self._inputs)}, found {sorted(inputs)}.")
+        values: dict[str, Value] = {name: getattr(self.constants, leaf) for name, leaf in self._constant_names.items()}
+        for name, dtype in self._inputs.items():
+            values[name] = inputs[name].to(computing_dtype(dtype))
+        return values
+
+    def _hold_weights(self, graph: ParsedGraph) -> None:
+        """Make the submodules; uses of one site share its parameter."""
+        parameters: dict[str, nn.Parameter] = {}
+        for step in self._steps:
+            if (weighted := step.weighted) is None:
+                continue
+            if weighted.site not in parameters:
+                parameters[weighted.site] = nn.Parameter(graph.constants[weighted.site], requires_grad=False)
+                self.aliases[weighted.site] = f"{step.node.name}.weight"
+            self.add_module(step.node.name, weighted.module(parameters[weighted.site]))
+
+    def _hold_constants(self, graph: ParsedGraph) -> None:
+        read = {name for step in self._steps for name in (step.weighted.reads if step.weighted else step.node.reads)}
+        read.add(self._output)
+        for index, (name, value) in enumerate(graph.constants.items()):
+            if name in read:
+                self._constant_names[name] = f"c{index}"
+                self.constants.register_buffer(f"c{index}", computed(value))
+
+
+def _schedule(graph: ParsedGraph, weighted: Mapping[str, WeightedNode], output: str) -> tuple[_Step, ...]:
+    """The nodes that the output depends on, each with the values that nobody needs after it."""
+    needed = {output}
+    steps: list[_Step] = []
+    for node in reversed(graph.nodes):
+        if not any(name in needed for name in node.outputs):
+            continue
+        entry = weighted.get(node.name)
+        reads = entry.reads if entry else node.reads
+        made = [name for name in node.outputs if name]
+        last = [name for name in dict.fromkeys((*reads, *made)) if name not in needed]
+        needed.update(reads)
+        steps.append(_Step(node=node, weighted=entry, frees=tuple(last)))
+    return tuple(reversed(steps))

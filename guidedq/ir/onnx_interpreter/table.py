@@ -1,0 +1,77 @@
+"""The table from an operator's domain and type to the function that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+from guidedq.errors import UnsupportedOperatorError
+from guidedq.ir.onnx_interpreter import (
+    activations,
+    arithmetic,
+    attention,
+    indexing,
+    neural,
+    normalization,
+    reductions,
+    resize,
+    sequences,
+    shapes,
+)
+from guidedq.ir.onnx_interpreter.node import UNREADABLE, Body, Node
+from guidedq.ir.onnx_interpreter.tensors import DTYPES, WIDER_THAN_THEIR_DTYPE
+
+Operator: TypeAlias = Callable[..., Any]
+"""Takes the node and its inputs (`None` for one left out); gives one value, or a tuple in the order of the outputs."""
+
+OPERATORS: Mapping[tuple[str, str], Operator] = {
+    ("", name): function
+    for family in (
+        activations,
+        arithmetic,
+        attention,
+        indexing,
+        neural,
+        normalization,
+        reductions,
+        resize,
+        sequences,
+        shapes,
+    )
+    for name, function in family.OPERATORS.items()
+}
+
+CONTROL_FLOW = frozenset({("", "If"), ("", "Loop")})
+"""Run by the interpreter itself, since they hold graphs of their own."""
+
+FIRST_OUTPUT_ONLY = frozenset({"MaxPool", "BatchNormalization"})
+"""Operators whose further outputs (indices, training statistics) are not computed."""
+
+
+def check_supported(nodes: Iterable[Node]) -> None:
+    """Make sure that every node, in branches too, can be run.
+
+    Raises:
+        UnsupportedOperatorError: names the first operator that cannot be run, and its node.
+    """
+    for node in nodes:
+        if (reason := _refusal(node)) is not None:
+            raise UnsupportedOperatorError(f"{node.describe()} cannot be run in torch: {reason}.")
+        for value in node.attributes.values():
+            if isinstance(value, Body):
+                check_supported(value.nodes)
+
+
+def _refusal(node: Node) -> str | None:
+    key = (node.domain, node.operator)
+    if key not in OPERATORS and key not in CONTROL_FLOW:
+        return "guidedq does not have this operator"
+    if unreadable := [name for name, value in node.attributes.items() if value is UNREADABLE]:
+        return f"its attribute {unreadable[0]!r} is of a kind that cannot be read"
+    if node.operator in FIRST_OUTPUT_ONLY and any(node.outputs[1:]):
+        return "only its first output is computed"
+    if node.operator == "BatchNormalization" and node.integer("training_mode", 0):
+        return "it is in training mode"
+    if node.operator == "Cast" and (target := node.integer("to", 1)) not in DTYPES.keys() - WIDER_THAN_THEIR_DTYPE:
+        return f"element type {target} as the target of a cast"
+    return resize.refusal(node) if node.operator == "Resize" else None

@@ -1,0 +1,198 @@
+"""How one weight lies in one blob of bytes. All integers are little-endian; nothing is aligned; nothing is left over.
+
+ 1. Byte 0 is 0x71: the layout's version. A reader refuses any other.
+ 2. Byte 1 is the number of segments, 1 to 4. No two segments have one format, and none is empty.
+ 3. Then 9 bytes per segment: kind (1 byte), group size (2), outliers per row (2), rows (4).
+ 4. Kind of an affine format: its bits, 1 to 8, plus 0x10 if symmetric. Float formats: 0x20 fp16, 0x21 bf16, 0x22 fp32,
+    with group size and outliers zero.
+ 5. With more than one segment follows the segment number of every row, 2 bits each, as one bit stream padded to a byte.
+    The rows of a segment are those that carry its number, ascending. With one segment there is no such index.
+ 6. Then the data of each segment, in the order of the headers; `n` is its number of rows, `in` the weight's columns.
+ 7. Affine: codes, `n` bit streams of `in` codes (see `bit_stream.py`), each padded to a byte;
+ 8. scales, fp16 `[n, groups]`;
+ 9. zero points, unless symmetric: `n` bit streams of `groups` codes, each padded to a byte;
+10. columns of the outliers, unsigned 16-bit `[n, outliers]`, strictly ascending in each row;
+11. values of the outliers, fp16 `[n, outliers]`.
+12. Float: the values `[n, in]`.
+
+So a blob takes `blob_bytes`, of which each row's part is `Format.row_bytes`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from guidedq.errors import ArtifactError, FormatError
+from guidedq.quant.bit_stream import packed_width
+from guidedq.quant.formats import AffineFormat, FloatFormat, Format
+
+LAYOUT_VERSION = 0x71
+PREFIX_BYTES = 2
+SEGMENT_HEADER = struct.Struct("<BHHI")
+MAXIMUM_SEGMENTS = 4
+INDEX_BITS = 2
+"""Enough for `MAXIMUM_SEGMENTS`, and one width for any number of them, so that bytes per row do not depend on it."""
+OUTLIER_COLUMNS = 65536
+"""A 16-bit column index reaches no further."""
+
+_SYMMETRIC = 0x10
+_FLOAT_KINDS: dict[int, Literal["fp16", "bf16", "fp32"]] = {0x20: "fp16", 0x21: "bf16", 0x22: "fp32"}
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentLayout:
+    """Where one segment's data lie.
+
+    Attributes:
+        format: The format of its rows.
+        rows: How many.
+        offset: First byte of its data in the blob.
+    """
+
+    format: Format
+    rows: int
+    offset: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobLayout:
+    """Where everything lies in one blob.
+
+    Attributes:
+        shape: `(out, in)` of the weight.
+        segments: One to four.
+        index_offset: First byte of the rows' segment numbers; meaningless with one segment.
+    """
+
+    shape: tuple[int, int]
+    segments: tuple[SegmentLayout, ...]
+    index_offset: int
+
+
+def region_widths(format: Format, columns: int) -> tuple[int, ...]:
+    """Bytes per row of each region of a segment, in their order (7 to 11, or 12); together `format.row_bytes`."""
+    if isinstance(format, FloatFormat):
+        return (format.row_bytes(columns),)
+    groups = format.groups(columns)
+    zero_points = 0 if format.symmetric else packed_width(groups, format.bits)
+    return packed_width(columns, format.bits), 2 * groups, zero_points, 2 * format.outliers, 2 * format.outliers
+
+
+def index_bytes(rows: int, segments: int) -> int:
+    """Bytes of the rows' segment numbers."""
+    return packed_width(rows, INDEX_BITS) if segments > 1 else 0
+
+
+def blob_bytes(columns: int, segments: Sequence[tuple[Format, int]]) -> int:
+    """Bytes of a blob with so many rows in each format."""
+    rows = sum(count for _, count in segments)
+    header = PREFIX_BYTES + SEGMENT_HEADER.size * len(segments) + index_bytes(rows, len(segments))
+    return header + sum(count * format.row_bytes(columns) for format, count in segments)
+
+
+def write_header(segments: Sequence[tuple[Format, int]], columns: int) -> bytes:
+    """The bytes of lines 1 to 4.
+
+    Raises:
+        FormatError: too many segments, two of one format, an empty one, or outliers that the columns cannot hold.
+    """
+    formats = [format for format, _ in segments]
+    if not 1 <= len(segments) <= MAXIMUM_SEGMENTS or len(set(formats)) < len(segments):
+        raise FormatError(
+            f"a weight has 1 to {MAXIMUM_SEGMENTS} segments of distinct formats, found {list(map(str, formats))}."
+        )
+    for format, rows in segments:
+        if problem := _problem(format, rows, columns):
+            raise FormatError(problem)
+    return bytes((LAYOUT_VERSION, len(segments))) + b"".join(_segment_header(format, rows) for format, rows in segments)
+
+
+def read_layout(blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, int]) -> BlobLayout:
+    """Read and check lines 1 to 4, and that the blob is exactly as long as they say.
+
+    Args:
+        blob: The bytes.
+        name: The site's name, for messages.
+        shape: `(out, in)` that the weight must have.
+
+    Raises:
+        ArtifactError: the blob is no such weight.
+    """
+    rows, columns = shape
+    head = bytes(blob[: PREFIX_BYTES + SEGMENT_HEADER.size * MAXIMUM_SEGMENTS].tolist())
+    _expect(len(head) >= PREFIX_BYTES, name, f"at least {PREFIX_BYTES} bytes", len(head))
+    _expect(head[0] == LAYOUT_VERSION, name, f"layout version {LAYOUT_VERSION}", head[0])
+    _expect(1 <= head[1] <= MAXIMUM_SEGMENTS, name, f"1 to {MAXIMUM_SEGMENTS} segments", head[1])
+    index_offset = PREFIX_BYTES + SEGMENT_HEADER.size * head[1]
+    _expect(len(head) >= index_offset, name, f"a header of {index_offset} bytes", len(head))
+    parts = [
+        _read_segment_header(values, name) for values in SEGMENT_HEADER.iter_unpack(head[PREFIX_BYTES:index_offset])
+    ]
+    _expect(len({format for format, _ in parts}) == len(parts), name, "segments of distinct formats", parts)
+    for format, count in parts:
+        problem = _problem(format, count, columns)
+        _expect(problem is None, name, "segments that fit the weight", problem)
+    counted = sum(count for _, count in parts)
+    _expect(counted == rows, name, f"{rows} rows in segments", counted)
+    size = blob_bytes(columns, parts)
+    _expect(size == len(blob), name, f"{size} bytes", len(blob))
+    segments: list[SegmentLayout] = []
+    offset = index_offset + index_bytes(rows, len(parts))
+    for format, count in parts:
+        segments.append(SegmentLayout(format=format, rows=count, offset=offset))
+        offset += count * format.row_bytes(columns)
+    return BlobLayout(shape=shape, segments=tuple(segments), index_offset=index_offset)
+
+
+def damaged(name: str, expected: str, found: object) -> ArtifactError:
+    """The error for a blob that is not what it should be."""
+    return ArtifactError(
+        f"{name}: the packed weight is damaged: expected {expected}, found {found}. Write the artifact anew."
+    )
+
+
+def _segment_header(format: Format, rows: int) -> bytes:
+    if isinstance(format, FloatFormat):
+        kind = next(kind for kind, dtype in _FLOAT_KINDS.items() if dtype == format.dtype)
+        return SEGMENT_HEADER.pack(kind, 0, 0, rows)
+    kind = format.bits | (_SYMMETRIC if format.symmetric else 0)
+    return SEGMENT_HEADER.pack(kind, format.group_size, format.outliers, rows)
+
+
+def _read_segment_header(values: tuple[int, ...], name: str) -> tuple[Format, int]:
+    kind, group_size, outliers, rows = values
+    if kind in _FLOAT_KINDS:
+        _expect(
+            not group_size and not outliers, name, "no groups or outliers in a float segment", (group_size, outliers)
+        )
+        return FloatFormat(dtype=_FLOAT_KINDS[kind]), rows
+    try:
+        symmetric = bool(kind & _SYMMETRIC)
+        return AffineFormat(
+            bits=kind & ~_SYMMETRIC, group_size=group_size, symmetric=symmetric, outliers=outliers
+        ), rows
+    except FormatError as error:
+        raise damaged(name, "a known format", f"kind {kind}") from error
+
+
+def _problem(format: Format, rows: int, columns: int) -> str | None:
+    """Why a segment cannot be, if it cannot."""
+    if not 0 < rows < 2**32:
+        return f"{format}: a segment of {rows} rows."
+    outliers = format.outliers if isinstance(format, AffineFormat) else 0
+    if outliers > columns or (outliers and columns > OUTLIER_COLUMNS):
+        return f"{format}: {outliers} outliers in rows of {columns} columns (at most {OUTLIER_COLUMNS} can be indexed)."
+    return None
+
+
+def _expect(holds: bool, name: str, expected: str, found: object) -> None:
+    if not holds:
+        raise damaged(name, expected, found)

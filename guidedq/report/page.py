@@ -1,0 +1,191 @@
+"""The report as one self-contained page of HTML: no script, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import accumulate, pairwise
+from typing import Any, final
+
+from guidedq.artifacts.report import Report
+from guidedq.quant.formats import AffineFormat, parse_format
+from guidedq.report.depth import depth_figure, row_shares
+from guidedq.report.drawing import inline_svg
+from guidedq.report.palette import WIDTH_COLOURS
+from guidedq.report.plots import curve_figure, promise_figure
+from guidedq.report.wording import (
+    agreement_name,
+    bytes_text,
+    increase_text,
+    interval_text,
+    loss_text,
+    perplexity,
+    seconds_text,
+    share_text,
+    signed_text,
+    verdict,
+    width_text,
+)
+
+WIDE = (10.2, 4.2)
+NARROW = (4.6, 4.6)
+"""Inches of the allocation's drawing on a desktop and on a phone."""
+HALF_PRECISION_BYTES = 2
+"""A weight in 16 bits, what the size is compared with."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """One headline number."""
+
+    label: str
+    value: str
+    note: str
+
+
+def page(report: Report) -> str:
+    """The whole page."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((files("guidedq.report") / "template.html").read_text(encoding="utf-8"))
+    text = template.render(
+        report=report,
+        tiles=_tiles(report),
+        verdict=verdict(report),
+        plots=_plots(report),
+        sites=[_row(site, report) for site in report.sites],
+        stages=_stages(report.seconds),
+        facts=_facts(report),
+    )
+    return re.sub(r"\n\s*\n+", "\n", text)
+
+
+def _tiles(report: Report) -> list[Tile]:
+    size, measured, unit = report.size, report.measured, report.model.unit
+    smaller = HALF_PRECISION_BYTES * report.model.parameters / size.file_bytes
+    tiles = [
+        Tile(
+            label="size",
+            value=bytes_text(size.file_bytes),
+            note=f"{size.bits_per_weight:.3f} bits per weight, all counted; {smaller:.1f} times smaller than fp16",
+        ),
+        Tile(label="KL forecast", value=loss_text(report.forecast.kl), note=f"{_range(report)} {unit}, 90% interval"),
+        Tile(
+            label="KL measured", value=loss_text(measured.kl), note=f"{unit}, over {measured.tokens:,} {_units(report)}"
+        ),
+        Tile(
+            label="loss",
+            value=signed_text(measured.loss_increase),
+            note=f"{loss_text(measured.loss_before)} to {loss_text(measured.loss_after)} {unit}",
+        ),
+    ]
+    if report.model.objective == "language_model":
+        after = perplexity(measured.loss_after)
+        before = perplexity(measured.loss_before)
+        tiles.append(Tile(label="perplexity", value=loss_text(after), note=f"was {loss_text(before)}"))
+    if measured.accuracy_before is not None and measured.accuracy_after is not None:
+        note = f"was {share_text(measured.accuracy_before)}"
+        tiles.append(Tile(label="accuracy", value=share_text(measured.accuracy_after), note=note))
+    agreement = agreement_name(report.model.objective)
+    tiles.append(Tile(label=agreement, value=share_text(measured.agreement), note="with the original"))
+    total, memory = sum(report.seconds.values(), 0.0), bytes_text(report.peak_memory_bytes)
+    tiles.append(Tile(label="time", value=seconds_text(total), note=f"peak memory {memory}"))
+    return tiles
+
+
+def _range(report: Report) -> str:
+    return f"{loss_text(report.forecast.kl_low)} to {loss_text(report.forecast.kl_high)}"
+
+
+def _units(report: Report) -> str:
+    return "tokens" if report.model.objective == "language_model" else "samples"
+
+
+def _plots(report: Report) -> Mapping[str, str]:
+    allocation = f"Bits per weight of {len(report.sites)} sites in the order of the data; the table below lists them."
+    curve = "Predicted KL against bits per weight, with the chosen point."
+    promise = "Predicted against measured KL."
+    return {
+        "wide": inline_svg(depth_figure(report, WIDE), "wide", allocation),
+        "narrow": inline_svg(depth_figure(report, NARROW), "narrow", allocation),
+        "curve": inline_svg(curve_figure(report), "curve", curve),
+        "promise": inline_svg(promise_figure(report), "promise", promise),
+    }
+
+
+def _row(site: Any, report: Report) -> Mapping[str, Any]:
+    total = sum(other.distortion for other in report.sites)
+    shares = row_shares(site)
+    stops = [0.0, *accumulate(100 * share for share in shares.values())]
+    return {
+        "name": site.name,
+        "operator": site.operator,
+        "shape": " x ".join(map(str, site.shape)),
+        "format": ", ".join(
+            f"{width_text(format)}{_granularity(format)}: {rows}" for format, rows in site.rows.items()
+        ),
+        "bits": f"{site.bits:.2f}",
+        "bytes": f"{site.bytes:,}",
+        "distortion": loss_text(site.distortion),
+        "distortion_share": share_text(site.distortion / total) if total > 0 else "",
+        "mix": [
+            {"colour": WIDTH_COLOURS[bits], "start": f"{start:.2f}", "width": f"{stop - start:.2f}"}
+            for bits, (start, stop) in zip(shares, pairwise(stops), strict=True)
+        ],
+    }
+
+
+def _granularity(format: str) -> str:
+    parsed = parse_format(format)
+    if not isinstance(parsed, AffineFormat):
+        return ""
+    words = "per row" if parsed.group_size == 0 else f"/{parsed.group_size}"
+    words += " symmetric" if parsed.symmetric else ""
+    return words + (f" +{parsed.outliers} outliers" if parsed.outliers else "")
+
+
+def _stages(seconds: Mapping[str, float]) -> list[Mapping[str, str]]:
+    longest = max(seconds.values(), default=0.0)
+    return [
+        {"name": name, "seconds": seconds_text(value), "bar": f"{100 * value / longest:.1f}" if longest > 0 else "0"}
+        for name, value in seconds.items()
+    ]
+
+
+def _facts(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Everything else, under headings."""
+    counted = "whole file" if report.budget.scope == "file" else "linear and convolution weights alone"
+    return [
+        (
+            "Promise",
+            [
+                ("budget", f"{report.budget.asked}: {report.budget.bytes:,} bytes ({counted})"),
+                ("file", f"{report.size.file_bytes:,} bytes"),
+                ("linear layers", f"{report.size.linear_bits_per_weight:.3f} bits per weight"),
+                ("KL forecast", interval_text(report.forecast)),
+                ("loss forecast", increase_text(report.forecast)),
+                ("KL before calibration by probes", loss_text(report.forecast.raw_kl)),
+            ],
+        ),
+        ("Recipe", [(name, _spelled(value)) for name, value in report.recipe.items()] + [("backend", report.backend)]),
+        (
+            "Input",
+            [
+                ("model", f"{report.model.name} ({report.model.source})"),
+                ("objective", report.model.objective.replace("_", " ")),
+                ("calibration data", report.data),
+                ("seed", str(report.seed)),
+                *((name, f"{value:,.4g}") for name, value in report.guidance.items()),
+            ],
+        ),
+        ("Digests (SHA-256)", list(report.digests.items())),
+        ("Versions", list(report.versions.items())),
+    ]
+
+
+def _spelled(value: Any) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,181 @@
+"""The plots of a compile, a plan and a comparison, as matplotlib figures. Losses are on logarithmic axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from guidedq.artifacts.report import PlanPoint, Report
+from guidedq.report.palette import ACCENT, INK, LINES, MEASURED, MUTED, PAPER, VARIANT_COLOURS
+from guidedq.report.wording import loss_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Size = tuple[float, float]
+"""Width and height in inches; a page shows an inch as at least 72 pixels."""
+
+PLOT_SIZE: Size = (5.0, 3.7)
+SMALLEST_LOSS = 1e-12
+"""The floor of intervals on logarithmic axes. What is zero, or not finite, cannot be drawn there and is left out."""
+
+
+def curve_figure(report: Report, size: Size = PLOT_SIZE) -> Figure:
+    """Predicted KL against size, with its interval; the probes; the chosen point, forecast and measured."""
+    figure, axes = new_figure(size)
+    _draw_curve(axes, report.curve)
+    probed = [(probe.bits_per_weight, probe.measured_kl) for probe in report.probes if _drawable(probe.measured_kl)]
+    if probed:
+        bits, losses = zip(*probed, strict=True)
+        axes.plot(bits, losses, "o", mfc=PAPER, mec=MEASURED, ms=6, label="probes, measured", zorder=4)
+    here = report.size.bits_per_weight
+    axes.axvline(here, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
+    if _drawable(report.forecast.kl):
+        axes.plot(
+            [here], [report.forecast.kl], "o", color=ACCENT, ms=9, mec=PAPER, zorder=5, label="this file, forecast"
+        )
+    if _drawable(report.measured.kl):
+        axes.plot(
+            [here], [report.measured.kl], "D", color=MEASURED, ms=7, mec=PAPER, zorder=6, label="this file, measured"
+        )
+    _label_losses(axes, report.model.unit)
+    return figure
+
+
+def promise_figure(report: Report, size: Size = PLOT_SIZE) -> Figure:
+    """Predicted against measured KL: this file with its interval, the probes before their calibration, and equality."""
+    figure, axes = new_figure(size)
+    probed = [(probe.raw_kl, probe.measured_kl) for probe in report.probes]
+    probed = [pair for pair in probed if all(map(_drawable, pair))]
+    predicted, measured = report.forecast.kl, report.measured.kl
+    values = [value for pair in probed for value in pair] + [v for v in (predicted, measured) if _drawable(v)]
+    if values:
+        low, high = min(values) / 2, max(values) * 2
+        axes.plot([low, high], [low, high], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), label="exact")
+    if probed:
+        axes.plot(*zip(*probed, strict=True), "o", mfc=PAPER, mec=MEASURED, ms=6, label="probes, before calibration")
+    if _drawable(predicted) and _drawable(measured):
+        below = predicted - max(report.forecast.kl_low, SMALLEST_LOSS)
+        above = min(report.forecast.kl_high, 1e3 * predicted) - predicted
+        interval = [[max(below, 0.0)], [max(above, 0.0)]]
+        style: dict[str, Any] = {"fmt": "D", "color": ACCENT, "ms": 7, "mec": PAPER, "capsize": 3}
+        axes.errorbar([predicted], [measured], xerr=interval, label="this file, 90% interval", **style)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(f"predicted KL, {report.model.unit}")
+    axes.set_ylabel(f"measured KL, {report.model.unit}")
+    _plain_ticks(axes.xaxis)
+    _plain_ticks(axes.yaxis)
+    _legend(axes)
+    return figure
+
+
+def plan_figure(points: Sequence[PlanPoint], model: str, unit: str, size: Size = (7.0, 4.4)) -> Figure:
+    """The forecast at each budget of a plan, every point labelled."""
+    figure, axes = new_figure(size)
+    _draw_curve(axes, points)
+    for point in points:
+        if _drawable(point.forecast.kl):
+            axes.annotate(
+                loss_text(point.forecast.kl),
+                (point.bits_per_weight, point.forecast.kl),
+                xytext=(7, 5),
+                textcoords="offset points",
+                color=INK,
+                fontsize=9,
+            )
+    axes.set_title(f"{model}: predicted loss against size", loc="left", color=INK, fontsize=11)
+    _label_losses(axes, unit)
+    return figure
+
+
+def comparison_figure(
+    points: Sequence[tuple[str, float, float]], model: str, unit: str, size: Size = (7.0, 4.4)
+) -> Figure:
+    """Measured KL of variants, as bars from best to worst with their sizes.
+
+    Args:
+        points: Name, bits per weight and measured KL of each variant, in the order of their colours.
+        model: Its name.
+        unit: The objective's.
+        size: In inches.
+    """
+    figure, axes = new_figure(size)
+    coloured = [(*point, VARIANT_COLOURS[n % len(VARIANT_COLOURS)]) for n, point in enumerate(points)]
+    drawn = sorted((point for point in coloured if _drawable(point[2])), key=lambda point: -point[2])
+    for place, (name, bits, loss, colour) in enumerate(drawn):
+        axes.barh([place], [loss], color=colour, height=0.62)
+        text = f" {loss_text(loss)} at {bits:.3f} bits"
+        axes.annotate(text, (loss, place), va="center", color=INK, fontsize=9.5, annotation_clip=False)
+        axes.annotate(
+            f"{name} ", (0, place), xycoords=("axes fraction", "data"), va="center", ha="right", color=INK, fontsize=10
+        )
+    if drawn:
+        axes.set_xlim(0, 1.35 * drawn[0][2])
+    axes.set_yticks([])
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(f"measured KL to the original, {unit} (less is better)")
+    axes.set_title(f"{model}: the same bytes, spent in different ways", loc="left", color=INK, fontsize=11)
+    return figure
+
+
+def new_figure(size: Size, rows: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """An empty figure in our style: thin frame on two sides, light grid; one axes, or an array of `rows`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained", facecolor="none")
+    made: Any = figure.subplots(rows, 1, **options)
+    every: list[Any] = [made] if rows == 1 else list(made)
+    for axes in every:
+        axes.set_facecolor("none")
+        axes.grid(visible=True, color=LINES, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.tick_params(which="both", colors=MUTED, labelsize=9, length=0)
+        axes.xaxis.label.set_color(MUTED)
+        axes.yaxis.label.set_color(MUTED)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(LINES)
+    return figure, made
+
+
+def _draw_curve(axes: Axes, points: Sequence[PlanPoint]) -> None:
+    drawn = sorted((point for point in points if _drawable(point.forecast.kl)), key=lambda point: point.bits_per_weight)
+    if not drawn:
+        return
+    bits = [point.bits_per_weight for point in drawn]
+    low = [max(point.forecast.kl_low, SMALLEST_LOSS) for point in drawn]
+    high = [point.forecast.kl_high if math.isfinite(point.forecast.kl_high) else point.forecast.kl for point in drawn]
+    axes.fill_between(bits, low, high, color=ACCENT, alpha=0.22, linewidth=0, label="90% interval")
+    axes.plot(bits, [point.forecast.kl for point in drawn], "-o", color=ACCENT, linewidth=1.8, ms=4, label="forecast")
+
+
+def _label_losses(axes: Axes, unit: str) -> None:
+    axes.set_yscale("log")
+    axes.set_xlabel("bits per weight, everything in the file counted")
+    axes.set_ylabel(f"KL to the original, {unit}")
+    _plain_ticks(axes.yaxis)
+    _legend(axes)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Label 1, 2 and 5 of every decade where there are few decades, else the decades, as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    decades = math.log10(high / low) if low > 0 else 1.0
+    steps = (1.0, 2.0, 5.0) if decades < 2.2 else (1.0, 3.0) if decades < 3.5 else (1.0,)
+    axis.set_major_locator(LogLocator(base=10, subs=steps))
+    axis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, handlelength=1.4, borderaxespad=0.2)
+
+
+def _drawable(value: float) -> bool:
+    return math.isfinite(value) and value > 0

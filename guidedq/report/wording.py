@@ -1,0 +1,100 @@
+"""Numbers for people: the same spelling on the terminal, in the report's page and on the plots."""
+
+from __future__ import annotations
+
+import math
+
+from guidedq.artifacts.forecast import Forecast
+from guidedq.artifacts.report import Report
+from guidedq.quant.formats import FloatFormat, parse_format
+
+BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+SMALLEST_PLAIN = 1e-3
+"""Losses below this are spelled with a power of ten."""
+LARGEST_EXPONENT = 700.0
+"""`exp` of more is beyond float64."""
+
+
+def bytes_text(size: int) -> str:
+    """`3.412 MB`, in powers of ten as `ls -l` divided by a million would say."""
+    for unit, name in BYTE_UNITS:
+        if size >= unit:
+            return f"{size / unit:.3f} {name}"
+    return f"{size} B"
+
+
+def loss_text(loss: float) -> str:
+    """A loss or divergence with three significant digits: `0.0123`, `3.4e-05`, `infinite`."""
+    if not math.isfinite(loss):
+        return "infinite" if loss > 0 else "undefined"
+    if loss == 0:
+        return "0"
+    return f"{loss:.1e}" if abs(loss) < SMALLEST_PLAIN else f"{loss:#.3g}".removesuffix(".")
+
+
+def signed_text(loss: float) -> str:
+    """A change of loss with its sign: `+0.0123`."""
+    return ("+" if loss >= 0 else "") + loss_text(loss)
+
+
+def seconds_text(seconds: float) -> str:
+    """`0.42 s`, `12.3 s`, `3 min 20 s`, `1 h 05 min`."""
+    if seconds < 1:
+        return f"{seconds:.2f} s"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def interval_text(forecast: Forecast) -> str:
+    """The predicted divergence with its interval: `0.0123 (0.0110 to 0.0140)`."""
+    return f"{loss_text(forecast.kl)} ({loss_text(forecast.kl_low)} to {loss_text(forecast.kl_high)})"
+
+
+def increase_text(forecast: Forecast) -> str:
+    """The predicted increase of the loss with its interval: `+0.0123 (+0.0110 to +0.0140)`."""
+    low, high = signed_text(forecast.loss_increase_low), signed_text(forecast.loss_increase_high)
+    return f"{signed_text(forecast.loss_increase)} ({low} to {high})"
+
+
+def forecast_text(forecast: Forecast, size: int, parameters: int, unit: str) -> str:
+    """The promise in one line, made before anything is written."""
+    return (
+        f"forecast at {8 * size / parameters:.3f} bits per weight ({bytes_text(size)}): "
+        f"KL {interval_text(forecast)}, loss {increase_text(forecast)} {unit}, 90% intervals"
+    )
+
+
+def perplexity(loss: float) -> float:
+    """`exp` of a loss in nats per token; infinite beyond float64."""
+    return math.exp(loss) if loss < LARGEST_EXPONENT else math.inf
+
+
+def share_text(share: float) -> str:
+    """`93.2%`."""
+    return f"{100 * share:.1f}%"
+
+
+def agreement_name(objective: str) -> str:
+    """What a measurement's `agreement` is, by the objective's text."""
+    return "cosine similarity" if objective == "values" else "top-1 agreement"
+
+
+def width_text(format: str) -> str:
+    """A format's width as a short label: `3-bit`, `fp16`.
+
+    Raises:
+        FormatError: `format` is not the text of one.
+    """
+    parsed = parse_format(format)
+    return str(parsed) if isinstance(parsed, FloatFormat) else f"{parsed.bits}-bit"
+
+
+def verdict(report: Report) -> str:
+    """Whether the measurement kept the promise, in one sentence."""
+    low, measured, high = report.forecast.kl_low, report.measured.kl, report.forecast.kl_high
+    if low <= measured <= high:
+        return "The measured KL lies inside the forecast's 90% interval."
+    side = "below" if measured < low else "above"
+    return f"The measured KL lies {side} the forecast's 90% interval."

@@ -1,0 +1,48 @@
+"""Emits tiny models with random formats through the torch backend, for tests."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+from random_weights import random_weight
+from tiny_transformers import CONFIGURATIONS, save_tiny_transformer
+
+from guidedq.artifacts.quantized_weight import QuantizedWeight
+from guidedq.backends.packed_torch.backend import PackedTorchBackend
+from guidedq.frontend.hugging_face import load_hugging_face
+from guidedq.ir.model import Model
+from guidedq.quant.formats import AffineFormat
+from guidedq.stages import Emission
+
+KINDS = tuple(CONFIGURATIONS)
+CANDIDATES = (
+    *(AffineFormat(bits=bits, group_size=16) for bits in range(2, 7)),
+    AffineFormat(bits=3, group_size=0, symmetric=True),
+    AffineFormat(bits=4, group_size=7, outliers=2),
+)
+
+
+def load_kind(kind: str, folder: Path) -> Model:
+    """The tiny transformers model of that kind, saved into `folder` and loaded."""
+    return load_hugging_face(save_tiny_transformer(kind, folder))
+
+
+def emit_random(
+    model: Model, folder: Path, seed: int, scale: float = 0.02
+) -> tuple[Emission, Mapping[str, QuantizedWeight], int]:
+    """Emit random weights, one to four formats a site; also returns them, and the bytes that the footprint predicts."""
+    backend = PackedTorchBackend()
+    footprint = backend.footprint(model, CANDIDATES)
+    dice = random.Random(seed)
+    weights: dict[str, QuantizedWeight] = {}
+    predicted_bytes = footprint.base_bytes
+    for site in model.graph.quantizable:
+        own = footprint.sites[site.name]
+        mix = dice.sample(own.formats, dice.randint(1, min(own.segments, len(own.formats))))
+        weight = random_weight(site.name, (site.rows, site.columns), mix, dice.getrandbits(30), scale)
+        counts = {own.formats.index(segment.format): len(segment.rows) for segment in weight.segments}
+        predicted_bytes += own.bytes(counts)
+        weights[site.name] = weight
+    return backend.emit(model, weights.values(), folder), weights, predicted_bytes

@@ -1,0 +1,83 @@
+"""The calibrated forecast on probes whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from guidedq.artifacts.forecast import Measurement, Probe
+from guidedq.passes.forecast.calibration import STEEPEST_SLOPE, calibrated
+
+
+def probe(raw: float, kl: float, *, noise: float = 0.0, sequences: int = 16, seed: int = 0) -> Probe:
+    generator = np.random.default_rng(seed)
+    shape = 1.0 + noise * generator.standard_normal(sequences)
+    measured = Measurement(
+        kl=kl,
+        loss_before=2.0,
+        loss_after=2.0 + 0.8 * kl,
+        agreement=0.9,
+        accuracy_before=None,
+        accuracy_after=None,
+        units=8 * 512,
+        kl_by_sample=tuple((kl * (1 + 0.1 * generator.standard_normal(8))).tolist()),
+    )
+    return Probe(raw_kl_by_sequence=tuple(raw * shape / shape.mean()), raw_kl=raw, measured=measured, bytes=1)
+
+
+def at(raw: float, probes: list[Probe], units: int = 8192):
+    return calibrated([raw] * 16, probes, units, seed=0)
+
+
+def test_it_passes_through_the_probes() -> None:
+    probes = [probe(0.1, 0.2), probe(0.01, 0.015)]
+    assert at(0.1, probes).kl == pytest.approx(0.2, rel=1e-6)
+    assert at(0.01, probes).kl == pytest.approx(0.015, rel=1e-6)
+
+
+def test_between_the_probes_it_is_a_line_of_logarithms() -> None:
+    probes = [probe(0.1, 0.2), probe(0.001, 0.001)]
+    slope = np.log(0.2 / 0.001) / np.log(100)
+    assert at(0.01, probes).kl == pytest.approx(0.001 * 10**slope, rel=1e-6)
+
+
+def test_without_probes_the_raw_prediction_stands() -> None:
+    found = at(0.03, [])
+    assert found.kl == pytest.approx(0.03)
+    assert found.loss_increase == pytest.approx(0.03)
+
+
+def test_a_slope_that_only_noise_can_make_is_bounded() -> None:
+    wild = at(0.1, [probe(0.1, 0.2), probe(0.05, 0.0001)])
+    tame = at(0.2, [probe(0.1, 0.2), probe(0.05, 0.0001)])
+    assert tame.kl / wild.kl <= 2**STEEPEST_SLOPE * 1.01
+
+
+def test_probes_of_one_size_give_a_ratio() -> None:
+    assert at(0.04, [probe(0.02, 0.03), probe(0.02, 0.03)]).kl == pytest.approx(0.06, rel=1e-6)
+
+
+def test_the_interval_holds_the_forecast_and_widens_with_less_evaluation_data() -> None:
+    probes = [probe(0.1, 0.2, noise=0.3), probe(0.01, 0.015, noise=0.3, seed=1)]
+    much, little = at(0.05, probes, units=100_000), at(0.05, probes, units=200)
+    for found in (much, little):
+        assert found.kl_low < found.kl < found.kl_high
+        assert found.loss_increase_low < found.loss_increase < found.loss_increase_high
+    assert np.log(little.kl_high / little.kl_low) > np.log(much.kl_high / much.kl_low)
+
+
+def test_noise_that_target_and_probes_share_cancels_from_the_interval() -> None:
+    near = probe(0.05, 0.08, noise=0.5)
+    shared = calibrated(near.raw_kl_by_sequence, [near], 100_000, seed=0)
+    alien = calibrated(probe(0.05, 0.08, noise=0.5, seed=9).raw_kl_by_sequence, [near], 100_000, seed=0)
+    assert np.log(shared.kl_high / shared.kl_low) < np.log(alien.kl_high / alien.kl_low)
+
+
+def test_the_loss_follows_the_probes_own_ratio_of_loss_to_divergence() -> None:
+    found = at(0.05, [probe(0.1, 0.2), probe(0.01, 0.015)])
+    assert found.loss_increase == pytest.approx(0.8 * found.kl)
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    probes = [probe(0.1, 0.2, noise=0.2), probe(0.01, 0.015)]
+    assert at(0.05, probes) == at(0.05, probes)

@@ -1,0 +1,181 @@
+"""Packed weights: identity, exact sizes, the layout's lines, and hostile bytes."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, strategies
+from random_weights import affine_formats, formats, random_weight, same_weight
+
+from guidedq.artifacts.packed_weight import pack_weight, read_segment, segment_rows, unpack_weight
+from guidedq.artifacts.quantized_weight import FloatSegment, QuantizedWeight, float_weight
+from guidedq.errors import ArtifactError, FormatError
+from guidedq.quant.bit_stream import pack_codes
+from guidedq.quant.formats import AffineFormat, FloatFormat
+from guidedq.quant.packing import MAXIMUM_SEGMENTS, blob_bytes, read_layout, region_widths
+
+format_mixes = strategies.lists(formats, min_size=1, max_size=MAXIMUM_SEGMENTS, unique=True)
+rows_and_columns = strategies.tuples(strategies.integers(4, 12), strategies.integers(3, 70))
+seeds = strategies.integers(0, 2**31)
+
+
+def tensor_of(data: bytes) -> torch.Tensor:
+    return torch.tensor(list(data), dtype=torch.uint8)
+
+
+@given(rows_and_columns, format_mixes, seeds)
+def test_unpacking_undoes_packing_and_the_size_is_the_counted_one(shape, mix, seed):
+    weight = random_weight("w", shape, mix, seed)
+    blob = pack_weight(weight)
+    assert same_weight(unpack_weight(blob, "w", shape), weight)
+    assert len(blob) == blob_bytes(shape[1], [(part.format, len(part.rows)) for part in weight.segments])
+
+
+@given(formats, strategies.integers(3, 300))
+def test_the_regions_of_a_row_are_the_formats_row_bytes(format, columns):
+    assert sum(region_widths(format, columns)) == format.row_bytes(columns)
+
+
+@given(rows_and_columns, format_mixes, seeds)
+def test_rows_read_one_by_one_are_those_of_the_whole(shape, mix, seed):
+    weight = random_weight("w", shape, mix, seed)
+    blob = pack_weight(weight)
+    layout = read_layout(blob, "w", shape)
+    for part, rows in zip(layout.segments, segment_rows(blob, "w", layout), strict=True):
+        places = torch.tensor([part.rows - 1, 0, part.rows - 1])
+        values = read_segment(blob, part, shape[1], rows[places], places).dequantize()
+        assert torch.equal(values, weight.dequantize()[rows[places]])
+
+
+def test_the_bytes_are_those_of_the_twelve_lines():
+    first = AffineFormat(bits=3, group_size=2, outliers=1)
+    weight = random_weight("w", (3, 5), [first, FloatFormat(dtype="bf16")], 7)
+    affine, whole = weight.segments
+    numbers = torch.zeros(1, 3, dtype=torch.uint8)
+    numbers[0, whole.rows] = 1
+    expected = struct.pack("<BB", 0x71, 2)
+    expected += struct.pack("<BHHI", 3, 2, 1, len(affine.rows)) + struct.pack("<BHHI", 0x21, 0, 0, len(whole.rows))
+    expected += bytes(pack_codes(numbers, 2).flatten().tolist())
+    expected += bytes(pack_codes(affine.codes, 3).flatten().tolist())
+    expected += affine.grid.scales.numpy().astype("<f2").tobytes()
+    expected += bytes(pack_codes(affine.grid.zero_points, 3).flatten().tolist())
+    expected += affine.outlier_columns.numpy().astype("<u2").tobytes()
+    expected += affine.outlier_values.numpy().astype("<f2").tobytes()
+    expected += whole.values.view(torch.int16).numpy().astype("<i2").tobytes()
+    assert bytes(pack_weight(weight).tolist()) == expected
+
+
+def test_one_segment_has_no_index_and_symmetric_rows_no_zero_points():
+    weight = random_weight("w", (5, 8), [AffineFormat(bits=4, group_size=0, symmetric=True)], 1)
+    assert len(pack_weight(weight)) == 2 + 9 + 5 * (4 + 2)
+
+
+@given(rows_and_columns, format_mixes, seeds, strategies.data())
+def test_any_changed_truncated_or_longer_blob_is_refused_or_is_a_weight(shape, mix, seed, data):
+    blob = bytes(pack_weight(random_weight("w", shape, mix, seed)).tolist())
+    header = 2 + 9 * len(mix)
+    for _ in range(5):
+        place = data.draw(strategies.integers(0, min(len(blob), 2 * header) - 1))
+        changed = bytearray(blob)
+        changed[place] = data.draw(strategies.integers(0, 255))
+        try:
+            weight = unpack_weight(tensor_of(bytes(changed)), "w", shape)
+        except ArtifactError as error:
+            assert "w: the packed weight is damaged" in str(error)
+        else:
+            assert bool(torch.isfinite(weight.dequantize()).all())
+    cut = data.draw(strategies.integers(0, len(blob) - 1))
+    for wrong in (blob[:cut], blob + b"\0", blob + blob):
+        with pytest.raises(ArtifactError):
+            unpack_weight(tensor_of(wrong), "w", shape)
+
+
+@given(strategies.binary(max_size=60))
+def test_noise_is_refused(data):
+    with pytest.raises(ArtifactError):
+        unpack_weight(tensor_of(data), "w", (1000, 1000))
+
+
+HOSTILE = {
+    "another version": (0, b"\x72", "layout version"),
+    "no segments": (1, b"\0", "1 to 4 segments"),
+    "too many segments": (1, b"\xff", "1 to 4 segments"),
+    "an unknown kind": (2, b"\x40", "known format"),
+    "nine bits": (2, b"\x09", "known format"),
+    "more outliers than columns": (5, b"\xff\xff", "fit the weight"),
+    "billions of rows": (7, b"\xff\xff\xff\xff", "rows in segments"),
+    "an empty segment": (7, b"\0\0\0\0", "fit the weight"),
+    "one format twice": (11, b"\x03\x02\x00\x01\x00", "distinct formats"),
+    "a row of no segment": (20, b"\x03", "rows by segment"),
+}
+
+
+@pytest.mark.parametrize(("place", "bytes_", "message"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_headers_are_refused_by_name(place, bytes_, message):
+    mix = [AffineFormat(bits=3, group_size=2, outliers=1), FloatFormat()]
+    blob = bytearray(pack_weight(random_weight("layer.weight", (4, 5), mix, 7)).tolist())
+    blob[place : place + len(bytes_)] = bytes_
+    with pytest.raises(ArtifactError, match=f"layer.weight.*{message}"):
+        unpack_weight(tensor_of(bytes(blob)), "layer.weight", (4, 5))
+
+
+@pytest.mark.parametrize(
+    ("tail", "message"),
+    [(b"\x05\x00\x00\x3c", "outlier columns"), (b"\x00\x00\x00\x7c", "finite outliers")],
+    ids=["a column beyond the row", "an infinite outlier"],
+)
+def test_hostile_outliers_are_refused(tail, message):
+    blob = bytes(pack_weight(random_weight("w", (1, 5), [AffineFormat(bits=4, outliers=1)], 0)).tolist())
+    with pytest.raises(ArtifactError, match=message):
+        unpack_weight(tensor_of(blob[:-4] + tail), "w", (1, 5))
+
+
+def test_hostile_scales_and_values_are_refused():
+    grouped = bytes(pack_weight(random_weight("w", (1, 8), [AffineFormat(bits=8, symmetric=True)], 0)).tolist())
+    for scale in (b"\0\0", b"\x00\x7c", b"\x00\x7e", b"\x00\xbc"):
+        with pytest.raises(ArtifactError, match="scales"):
+            unpack_weight(tensor_of(grouped[:-2] + scale), "w", (1, 8))
+    whole = bytes(pack_weight(random_weight("w", (1, 8), [FloatFormat()], 0)).tolist())
+    with pytest.raises(ArtifactError, match="finite values"):
+        unpack_weight(tensor_of(whole[:-2] + b"\x00\x7c"), "w", (1, 8))
+
+
+def test_a_blob_of_another_shape_is_refused():
+    blob = pack_weight(random_weight("w", (6, 8), [AffineFormat(bits=4)], 0))
+    for shape in ((8, 6), (6, 9), (12, 4), (1, 1), (2**40, 2**40)):
+        with pytest.raises(ArtifactError):
+            unpack_weight(blob, "w", shape)
+
+
+@given(affine_formats, seeds)
+def test_weights_that_break_their_own_rules_are_not_packed(format, seed):
+    weight = random_weight("w", (4, 6), [format], seed)
+    (segment,) = weight.segments
+    wrong = [
+        replace(segment, rows=torch.tensor([0, 1, 1, 2])),
+        replace(segment, rows=torch.tensor([3, 2, 1, 0])),
+        replace(segment, codes=segment.codes[:, :5]),
+    ]
+    if format.bits < 8:
+        wrong.append(replace(segment, codes=segment.codes + 2**format.bits))
+    if format.outliers:
+        wrong.append(replace(segment, outlier_columns=segment.outlier_columns + 6))
+    for broken in wrong:
+        with pytest.raises(FormatError):
+            pack_weight(QuantizedWeight(name="w", shape=(4, 6), segments=(broken,)))
+
+
+def test_more_segments_than_the_index_can_number_are_refused():
+    weight = random_weight("w", (5, 6), [AffineFormat(bits=bits) for bits in range(2, 7)], 0)
+    with pytest.raises(FormatError, match="1 to 4 segments"):
+        pack_weight(weight)
+
+
+def test_a_float_segment_must_have_its_formats_dtype():
+    weight = float_weight("w", torch.zeros(2, 3), FloatFormat(dtype="bf16"))
+    wrong = FloatSegment(format=FloatFormat(dtype="fp16"), rows=torch.arange(2), values=weight.segments[0].values)
+    with pytest.raises(FormatError, match="fp16"):
+        pack_weight(QuantizedWeight(name="w", shape=(2, 3), segments=(wrong,)))

@@ -1,0 +1,111 @@
+"""A report made up by hand, for tests of what is made of reports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from guidedq.artifacts.forecast import Forecast
+from guidedq.artifacts.report import (
+    BudgetFacts,
+    MeasuredFacts,
+    ModelFacts,
+    PlanPoint,
+    ProbePoint,
+    Report,
+    SiteFacts,
+    SizeFacts,
+)
+
+UNIT = "nats/token"
+
+
+def forecast(kl: float) -> Forecast:
+    """A forecast with intervals around `kl`."""
+    return Forecast(
+        kl=kl,
+        kl_low=0.8 * kl,
+        kl_high=1.3 * kl,
+        loss_increase=0.9 * kl,
+        loss_increase_low=0.5 * kl,
+        loss_increase_high=1.4 * kl,
+        raw_kl=1.1 * kl,
+    )
+
+
+def plan_points() -> tuple[PlanPoint, ...]:
+    """Three sizes with falling losses."""
+    return tuple(
+        PlanPoint(
+            asked=f"{bits}bits",
+            bytes=1000 * bits,
+            bits_per_weight=float(bits),
+            linear_bits_per_weight=bits - 0.1,
+            forecast=forecast(4.0**-bits),
+        )
+        for bits in (3, 4, 6)
+    )
+
+
+def sites(blocks: int = 3) -> tuple[SiteFacts, ...]:
+    """An embedding and `blocks` blocks of two weights, one of them with rows in two formats."""
+    narrow, wide = "affine{bits=3 group-size=64}", "affine{bits=5 group-size=64 symmetric outliers=2}"
+    made = [_site("model.embed.weight", (100, 8), {narrow: 100})]
+    for block in range(blocks):
+        made.append(_site(f"model.layers.{block}.up.weight", (16, 8), {narrow: 12, wide: 4}))
+        made.append(_site(f"model.layers.{block}.down.weight", (8, 16), {"fp16": 8}))
+    return tuple(made)
+
+
+def sample_report(**changes: Any) -> Report:
+    """A report of a language model, with some fields changed."""
+    report = Report(
+        model=ModelFacts(
+            name="tiny",
+            digest="ab" * 32,
+            source="hugging_face",
+            objective="language_model",
+            unit=UNIT,
+            parameters=1568,
+            sites=7,
+        ),
+        budget=BudgetFacts(asked="4bits", bytes=784, scope="file"),
+        size=SizeFacts(file_bytes=780, bits_per_weight=3.98, linear_bits_per_weight=3.71),
+        forecast=forecast(0.0123),
+        measured=MeasuredFacts(
+            kl=0.0119,
+            loss_before=2.0,
+            loss_after=2.5,
+            agreement=0.932,
+            accuracy_before=None,
+            accuracy_after=None,
+            tokens=4096,
+        ),
+        curve=plan_points(),
+        probes=(ProbePoint(bytes=500, bits_per_weight=3.2, raw_kl=0.05, measured_kl=0.06),),
+        seconds={"guidance": 2.0, "curves": 1.0},
+        peak_memory_bytes=123_000_000,
+        sites=sites(),
+        backend="torch",
+        recipe={"guide": "fisher", "min_bits": 2, "group_sizes": [64], "keep": []},
+        data="a text",
+        digests={"model": "ab" * 32},
+        guidance={"units": 512.0},
+        versions={"guidedq": "0.1.0"},
+        seed=7,
+        notices=("a notice",),
+    )
+    return replace(report, **changes)
+
+
+def _site(name: str, shape: tuple[int, int], rows: dict[str, int]) -> SiteFacts:
+    return SiteFacts(
+        name=name,
+        operator="Linear",
+        shape=shape,
+        format=" + ".join(rows),
+        bits=3.5,
+        bytes=shape[0] * shape[1] * 7 // 16,
+        distortion=0.001 * shape[0],
+        rows=rows,
+    )

@@ -1,0 +1,67 @@
+"""Transformers models of some thousand random weights, saved as Hugging Face folders, for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+LLAMA = {
+    "vocab_size": 40,
+    "hidden_size": 24,
+    "intermediate_size": 44,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT2 = {
+    "vocab_size": 40,
+    "n_embd": 24,
+    "n_layer": 1,
+    "n_head": 2,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+BERT = {
+    "vocab_size": 40,
+    "hidden_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 36,
+    "max_position_embeddings": 64,
+}
+RESNET = {
+    "embedding_size": 8,
+    "hidden_sizes": [8, 12],
+    "depths": [1, 1],
+    "layer_type": "basic",
+    "num_labels": 5,
+    "image_size": 32,
+}
+CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {**LLAMA, "tie_word_embeddings": False}),
+    "tied_llama": ("LlamaForCausalLM", "LlamaConfig", {**LLAMA, "tie_word_embeddings": True}),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
+    "bert": ("BertModel", "BertConfig", BERT),
+    "masked_bert": ("BertForMaskedLM", "BertConfig", BERT),
+    "resnet": ("ResNetForImageClassification", "ResNetConfig", RESNET),
+}
+
+
+def save_tiny_transformer(kind: str, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
+    """Build the model of that kind with seeded weights, round it to `dtype`, and save it into `folder`."""
+    model_name, config_name, options = CONFIGURATIONS[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(transformers, model_name)(getattr(transformers, config_name)(**options))
+        for name, values in model.named_parameters():
+            if "norm" in name.lower() or name.endswith("bias"):
+                values.data.add_(0.1 * torch.randn_like(values))
+    model.to(dtype).save_pretrained(folder)
+    return folder
