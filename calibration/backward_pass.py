@@ -20,6 +20,8 @@ from .listening import Ear, recomputed, repeated_blocks
 SEED_STRIDE = 1_000_003
 """A prime: the seeds of sample i under seed s, `s * stride + i`, do not meet for sets of below a million samples."""
 
+CHANCES_AT_ONCE = 1 << 22
+"""Probabilities from which labels are drawn at once: drawing copies them twice."""
 _OUTPUTS_NOT_SAVED = frozenset({"UnsafeViewBackward0", "MmBackward0", "AddmmBackward0"})
 """Last steps of a model which do not keep their output for the backward pass: logits are large, a copy costs memory.
 A plain view is none of them: writing into it would make autograd build its history anew, without our hooks."""
@@ -101,8 +103,9 @@ def _score(logits: Tensor, mask: Tensor | None, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits.sub_(logits.amax(-1, keepdim=True)).exp_()
     logits.div_(logits.sum(-1, keepdim=True))
-    labels = torch.multinomial(logits.reshape(-1, logits.shape[-1]), 1, generator=generator)
     flat = logits.view(-1, logits.shape[-1])
+    at_once = max(1, CHANCES_AT_ONCE // flat.shape[-1])
+    labels = torch.cat([torch.multinomial(part, 1, generator=generator) for part in flat.split(at_once)])
     flat.scatter_add_(1, labels, torch.full_like(labels, -1.0, dtype=flat.dtype))
     if mask is not None and mask.shape == logits.shape[:-1]:
         logits.mul_(mask[..., None])

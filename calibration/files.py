@@ -21,6 +21,10 @@ from .sentences import split_lines, split_two
 from .split import Sizes, without_samples_of
 from .text_inputs import what_it_needs
 
+SEQUENCES = (64, 8, 16)
+"""Sequences for calibration, probes and evaluation of a language model: each is some hundred tokens."""
+SINGLE_SAMPLES = (256, 128, 512)
+"""The same for models whose sample is one unit of loss: a few would say nothing of the mean."""
 SMALLEST_POOL = 3
 """One sample for each part."""
 
@@ -31,17 +35,18 @@ class FileSampler(AbstractSampler):
     """Draws from .txt, .jsonl, .npz and .safetensors files, or folders of these.
 
     Attributes:
-        samples: Calibration samples; fewer if the data have fewer.
+        samples: Calibration samples, fewer if the data have fewer; 0 for 64 sequences of a language model, 256 samples
+            of any other.
         sequence_length: Tokens of a sequence, at most what the model takes.
-        probe_samples: Samples on which the forecast is calibrated.
-        evaluation_samples: Text samples on which the loss is measured. Of arrays the whole tenth that is held back is
-            taken, or all of the evaluation file, up to 2000.
+        probe_samples: Samples on which the forecast is calibrated; 0 for 8 sequences, or 128 samples.
+        evaluation_samples: Text samples on which the loss is measured; 0 for 16 sequences, or 512 samples. Of arrays
+            the whole tenth that is held back is taken, or all of the evaluation file, up to 2000.
     """
 
-    samples: int = 64
+    samples: int = 0
     sequence_length: int = 512
-    probe_samples: int = 8
-    evaluation_samples: int = 16
+    probe_samples: int = 0
+    evaluation_samples: int = 0
 
     def sample(
         self, model: Model, data: Sequence[Path], evaluation_data: Sequence[Path], *, seed: int, progress: Progress
@@ -49,10 +54,11 @@ class FileSampler(AbstractSampler):
         """Draw without replacement; text for language models is packed, for others padded and masked."""
         if not data:
             raise CalibrationError(f"no data given. {what_it_needs(model)}")
+        usual = SEQUENCES if model.objective is Objective.LANGUAGE_MODEL else SINGLE_SAMPLES
         sizes = Sizes(
-            samples=self.samples,
-            probe=self.probe_samples,
-            evaluation=self.evaluation_samples,
+            samples=self.samples or usual[0],
+            probe=self.probe_samples or usual[1],
+            evaluation=self.evaluation_samples or usual[2],
             sequence_length=self.sequence_length,
         )
         files, kind = data_files(data)

@@ -20,6 +20,8 @@ from .events import Event
 Sums = Mapping[str, Tensor]
 """Named sums; merging two runs adds them name by name."""
 
+SQUARES_AT_ONCE = 1 << 22
+"""Squared gradients formed at once: 16 MB."""
 STRIP_ROWS = 256
 """Rows of a second moment that are formed at once: wide enough for full speed of the matrix product."""
 
@@ -50,11 +52,9 @@ def guided_sums(event: Event, groups: int) -> dict[str, Tensor]:
         flat = event.gradients.reshape(-1, event.site.columns)
         counts = _counts(event.rows_read, event.site.rows)
         return {**second_moment("hessian", flat[None]), **_moments(counts)}
-    squares = event.gradients.square()
     assignment = row_groups(event.site, groups)
     total = int(assignment[-1]) + 1
-    sizes = assignment.bincount(minlength=total)
-    weights = torch.zeros(*squares.shape[:2], total).index_add_(2, assignment, squares) / sizes
+    weights, by_sample = _squares(event.gradients, assignment)
     roots = weights.sqrt()
     scaled = torch.stack(
         [
@@ -62,7 +62,7 @@ def guided_sums(event: Event, groups: int) -> dict[str, Tensor]:
             for group in range(total)
         ]
     )
-    return {**second_moment("hessian", scaled), **_moments(squares.sum(1).double())}
+    return {**second_moment("hessian", scaled), **_moments(by_sample)}
 
 
 def guided_term(
@@ -123,6 +123,21 @@ def token_frequencies(counts: Float[Tensor, "vocabulary"]) -> Float[Tensor, "voc
     mass = ((counts == 1).sum().clamp(min=1.0) / total).clamp(max=0.5) if bool(unseen.any()) else torch.tensor(0.0)
     seen = counts / total * (1.0 - mass)
     return torch.where(unseen, mass / unseen.sum().clamp(min=1), seen)
+
+
+def _squares(
+    gradients: Float[Tensor, "sample token out"], assignment: Int64[Tensor, "out"]
+) -> tuple[Float[Tensor, "sample token group"], Float[Tensor, "sample out"]]:
+    """Mean squared gradient over each group's rows, and summed over tokens; some tokens at a time, a head is wide."""
+    sizes = assignment.bincount()
+    weights = torch.zeros(*gradients.shape[:2], len(sizes))
+    by_sample = torch.zeros(gradients.shape[0], gradients.shape[2], dtype=torch.float64)
+    step = max(1, SQUARES_AT_ONCE // (gradients.shape[0] * gradients.shape[2]))
+    for start in range(0, gradients.shape[1], step):
+        squares = gradients[:, start : start + step].square()
+        weights[:, start : start + step].index_add_(2, assignment, squares)
+        by_sample += squares.sum(1)
+    return weights / sizes, by_sample
 
 
 def _moments(by_sample: Float[Tensor, "sample out"]) -> dict[str, Tensor]:

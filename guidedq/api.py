@@ -11,7 +11,7 @@ from guidedq.budget import parse_budget
 from guidedq.compiler import Artifact, compile_model, plan_model
 from guidedq.errors import ArtifactError, CalibrationError, OutputError
 from guidedq.frontend import load
-from guidedq.ir.model import Model, Objective
+from guidedq.ir.model import Model, Objective, check_sites
 from guidedq.job import Job
 from guidedq.progress import Progress, SilentProgress
 from guidedq.recipe import Recipe, load_recipe
@@ -145,6 +145,7 @@ def make_job(
         raise OutputError(f"the workspace {root} is a file. Name a folder with --workspace.")
     is_demo = isinstance(model, str) and model == DEMO
     loaded = model if isinstance(model, Model) else load(model)
+    check_sites(loaded)
     told = progress or SilentProgress()
     for notice in loaded.notices:
         told.notice(notice)

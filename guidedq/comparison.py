@@ -14,8 +14,9 @@ from guidedq.compiler import compile_model
 from guidedq.errors import BudgetError
 from guidedq.job import Job, Stopwatch
 from guidedq.output import check_output
+from guidedq.quant.formats import parse_format
 from guidedq.recipe import Recipe, load_recipe
-from guidedq.report.wording import width_text
+from guidedq.report.wording import format_text
 
 UNIFORM = ("nearest", "gptq", "guided-uniform")
 """Recipes with one format everywhere: plain rounding, GPTQ as other tools do it, and GPTQ in the guided metric."""
@@ -26,8 +27,8 @@ EQUAL = "guided-equal"
 """The guided recipe once more, in no more bytes than the best plain uniform file, which rarely fills the budget."""
 UNIFORM_GROUP_SIZES = (32, 64, 128)
 """The group sizes in use: the best that fits is taken, so that a uniform variant does not lose by its granularity."""
-LISTED_FORMATS = 3
-"""A mixture of more widths than this is given by its ends."""
+LISTED_FORMATS = 2
+"""A mixture of more formats than this is given by its ends."""
 
 
 @final
@@ -54,12 +55,12 @@ class Compared:
 
     @property
     def formats(self) -> str:
-        """The formats in use, for people: `3-bit / 64`, or the widths of a mixture."""
+        """The formats in use, for people: `3-bit/64`, or `2 to 6 bits` for a mixture of many."""
         used = dict.fromkeys(format for site in self.report.sites for format in site.rows)
-        groups = sorted({format.partition("group-size=")[2].partition("}")[0].split(" ")[0] for format in used} - {""})
-        widths = sorted({width_text(format) for format in used})
-        spoken = ", ".join(widths) if len(widths) <= LISTED_FORMATS else f"{widths[0]} to {widths[-1]}"
-        return spoken + (f" / {', '.join(groups)}" if groups else "")
+        if len(used) <= LISTED_FORMATS:
+            return ", ".join(map(format_text, used))
+        widths = sorted(parse_format(format).bits for format in used)
+        return f"{widths[0]} to {widths[-1]} bits"
 
 
 def variants(recipe: Recipe) -> Mapping[str, Recipe]:

@@ -196,11 +196,12 @@ def _rows_of(segment: Segment, rows: Tensor) -> Segment:
 
 
 def _uniform_bytes(graph: Graph, footprint: Footprint, bits: int) -> int:
-    """Bytes of the file with every site at `bits`, or at the nearest width it can have, in its first such format."""
+    """Bytes of the file with every site at `bits`, or at the nearest width it can have, in its smallest such format."""
     total = footprint.base_bytes
     for site in graph.quantizable:
         held = footprint.sites[site.name]
-        nearest = min(range(len(held.formats)), key=lambda index: (abs(held.formats[index].bits - bits), index))
+        distance = [(abs(format.bits - bits), size) for format, size in zip(held.formats, held.row_bytes, strict=True)]
+        nearest = min(range(len(distance)), key=distance.__getitem__)
         total += held.bytes({nearest: site.rows})
     rows = {site.name: site.rows for site in graph.quantizable}
     return max(total, smallest_bytes(footprint, rows, graph.fused))

@@ -46,6 +46,9 @@ class _Sums:
     right_after: int = 0
     labels: int = 0
 
+USUAL_BATCH = 32
+"""Samples run at once where the outputs are small."""
+
 
 def measure(
     program: AbstractProgram,
@@ -53,7 +56,7 @@ def measure(
     objective: Objective,
     *,
     predict_quantized: Callable[[Batch], Tensor],
-    batch_size: int = 1,
+    batch_size: int | None = None,
     progress: Progress,
 ) -> Measurement:
     """Run both models over the samples and compare their outputs.
@@ -70,7 +73,8 @@ def measure(
         samples: Evaluation inputs.
         objective: What the output means.
         predict_quantized: Runs the quantized model: named inputs to an output of the same shape.
-        batch_size: Samples run at once; each sample is compared alone.
+        batch_size: Samples run at once; each is compared alone. By default one sequence of a language model, whose
+            logits are large, and 32 samples of any other.
         progress: Told about samples done.
 
     Raises:
@@ -79,6 +83,7 @@ def measure(
     if len(samples) == 0:
         raise CalibrationError("there is no evaluation sample to measure on.")
     sums: list[_Sums] = []
+    batch_size = batch_size or (1 if objective is Objective.LANGUAGE_MODEL else USUAL_BATCH)
     batches = samples.batches(batch_size)
     for batch in tracked(progress, "evaluate", batches, -(-len(samples) // batch_size)):
         original = program.predict(batch.inputs)

@@ -110,8 +110,7 @@ def compare(
 def _print_compared(compared: Sequence[Compared]) -> None:
     from guidedq.comparison import EQUAL, GUIDED, best_uniform
 
-    unit = compared[0].report.model.unit
-    columns = ("variant", "format", "size", "bits/weight", f"KL, {unit}", "loss", "agreement", "seconds")
+    columns = ("variant", "format", "size", "bits/weight", "KL", "loss", "agree", "time")
     rows = [
         (
             one.name,
@@ -132,6 +131,7 @@ def _print_compared(compared: Sequence[Compared]) -> None:
         GUIDED: f"in the whole budget, against {rival.name}",
     }
     ours = {one.name: one for one in compared if one.name in wheres}
+    print_facts([("", f"measured, in {compared[0].report.model.unit}")])
     print_facts([("", f"{where}: {_change(ours[name], rival)}") for name, where in wheres.items() if name in ours])
 
 

@@ -137,7 +137,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_c
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < text_columns else "right", no_wrap=number >= text_columns)
+        table.add_column(column, justify="left" if number < text_columns else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console().print(table)

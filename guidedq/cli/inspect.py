@@ -10,7 +10,7 @@ import typer
 from guidedq.cli.console import print_facts, print_json, print_table, working
 from guidedq.cli.options import JsonOption
 from guidedq.errors import OutputError
-from guidedq.report.wording import bytes_text, loss_text, share_text
+from guidedq.report.wording import bytes_text, loss_text, mixture_text, share_text
 
 SubjectArgument = Annotated[
     str, typer.Argument(metavar="MODEL|ARTIFACT", help="A model, or a folder that guidedq compile wrote.")
@@ -95,7 +95,7 @@ def _print_artifact(facts: dict[str, Any]) -> None:
     rows = [
         (
             site["name"],
-            ", ".join(f"{format}: {count}" for format, count in site["rows"].items()),
+            mixture_text(site["rows"]),
             _shape(site["shape"]),
             f"{site['bits']:.3f}",
             f"{site['bytes']:,}",

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from guidedq.artifacts.report import PlanPoint
-from guidedq.cli.console import console, print_json, print_table, working
+from guidedq.cli.console import console, print_facts, print_json, print_table, working
 from guidedq.cli.options import (
     BackendOption,
     DataOption,
@@ -32,7 +32,7 @@ from guidedq.cli.options import (
     ThreadsOption,
     WorkspaceOption,
 )
-from guidedq.report.wording import bytes_text, loss_text, signed_text
+from guidedq.report.wording import bytes_text, interval_text, loss_text, signed_text
 
 BudgetsOption = Annotated[
     str, typer.Option("--budgets", "-b", metavar="SIZES", help="Comma-separated: 2.5,3,3.5,4 (bits) or 80MB,120MB.")
@@ -124,18 +124,17 @@ def text_plot(points: Sequence[PlanPoint]) -> str:
 
 
 def _print_points(points: Sequence[PlanPoint], unit: str) -> None:
-    columns = ("budget", "size", "bits/weight", "linear bits", f"KL, {unit}", "90% interval", "loss", "90% interval")
+    columns = ("budget", "size", "bits/weight", "linear", "KL (90% interval)", "loss")
     rows = [
         (
             point.asked,
             bytes_text(point.bytes),
             f"{point.bits_per_weight:.3f}",
             f"{point.linear_bits_per_weight:.3f}",
-            loss_text(point.forecast.kl),
-            f"{loss_text(point.forecast.kl_low)} to {loss_text(point.forecast.kl_high)}",
+            interval_text(point.forecast),
             signed_text(point.forecast.loss_increase),
-            f"{signed_text(point.forecast.loss_increase_low)} to {signed_text(point.forecast.loss_increase_high)}",
         )
         for point in points
     ]
     print_table(columns, rows)
+    print_facts([("", f"predicted, in {unit}; linear: bits per weight of the linear and convolution sites")])

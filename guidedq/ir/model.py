@@ -117,13 +117,21 @@ class Model:
         return replace(self, graph=graph)
 
 
+def check_sites(model: Model) -> None:
+    """Refuse a model with no quantizable site.
+
+    Raises:
+        ModelError: as said.
+    """
+    if not model.graph.quantizable:
+        raise ModelError(f"{model.name} has no quantizable site: no linear, convolution or embedding weight was found.")
+
+
 def check_weights(model: Model, sites: Sequence[Site]) -> None:
-    """Refuse a model with no site, or with a weight that is not a finite number.
+    """Refuse a model with a weight that is not a finite number.
 
     Raises:
         ModelError: as said, naming the site.
     """
-    if not sites:
-        raise ModelError(f"{model.name} has no quantizable site: no linear, convolution or embedding weight was found.")
     for site in sites:
         model.matrix(site)

@@ -174,7 +174,7 @@ def _forward_with(module: nn.Module, held: Mapping[str, str], weights: Mapping[s
     forward = module.forward
 
     def call(*arguments: Any, **keywords: Any) -> Any:
-        kept = {leaf: module._parameters[leaf] for leaf in held}  # noqa: SLF001
+        kept = {leaf: module._parameters[leaf] for leaf in held}
         module._parameters.update(
             {leaf: nn.Parameter(weights[name], requires_grad=False) for leaf, name in held.items()}
         )

@@ -10,7 +10,6 @@ from itertools import accumulate, pairwise
 from typing import Any, final
 
 from guidedq.artifacts.report import Report
-from guidedq.quant.formats import AffineFormat, parse_format
 from guidedq.report.depth import depth_figure, row_shares
 from guidedq.report.drawing import inline_svg
 from guidedq.report.palette import WIDTH_COLOURS
@@ -21,12 +20,12 @@ from guidedq.report.wording import (
     increase_text,
     interval_text,
     loss_text,
+    mixture_text,
     perplexity,
     seconds_text,
     share_text,
     signed_text,
     verdict,
-    width_text,
 )
 
 WIDE = (10.2, 4.2)
@@ -125,9 +124,7 @@ def _row(site: Any, report: Report) -> Mapping[str, Any]:
         "name": site.name,
         "operator": site.operator,
         "shape": " x ".join(map(str, site.shape)),
-        "format": ", ".join(
-            f"{width_text(format)}{_granularity(format)}: {rows}" for format, rows in site.rows.items()
-        ),
+        "format": mixture_text(site.rows),
         "bits": f"{site.bits:.2f}",
         "bytes": f"{site.bytes:,}",
         "distortion": loss_text(site.distortion),
@@ -137,15 +134,6 @@ def _row(site: Any, report: Report) -> Mapping[str, Any]:
             for bits, (start, stop) in zip(shares, pairwise(stops), strict=True)
         ],
     }
-
-
-def _granularity(format: str) -> str:
-    parsed = parse_format(format)
-    if not isinstance(parsed, AffineFormat):
-        return ""
-    words = "per row" if parsed.group_size == 0 else f"/{parsed.group_size}"
-    words += " symmetric" if parsed.symmetric else ""
-    return words + (f" +{parsed.outliers} outliers" if parsed.outliers else "")
 
 
 def _stages(seconds: Mapping[str, float]) -> list[Mapping[str, str]]:

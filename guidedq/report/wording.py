@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from guidedq.artifacts.forecast import Forecast
 from guidedq.artifacts.report import Report
@@ -81,14 +82,26 @@ def agreement_name(objective: str) -> str:
     return "cosine similarity" if objective == "values" else "top-1 agreement"
 
 
-def width_text(format: str) -> str:
-    """A format's width as a short label: `3-bit`, `fp16`.
+def format_text(format: str) -> str:
+    """A format's text made short: `3-bit/64`, `4-bit per row symmetric`, `fp16`.
 
     Raises:
         FormatError: `format` is not the text of one.
     """
     parsed = parse_format(format)
-    return str(parsed) if isinstance(parsed, FloatFormat) else f"{parsed.bits}-bit"
+    if isinstance(parsed, FloatFormat):
+        return str(parsed)
+    words = f"{parsed.bits}-bit" + (f"/{parsed.group_size}" if parsed.group_size else " per row")
+    return (
+        words + (" symmetric" if parsed.symmetric else "") + (f" +{parsed.outliers} outliers" * bool(parsed.outliers))
+    )
+
+
+def mixture_text(rows: Mapping[str, int]) -> str:
+    """Formats with the rows that have them: `3-bit/64: 20, 4-bit/64: 12`; the format alone if it is the only one."""
+    if len(rows) == 1:
+        return format_text(next(iter(rows)))
+    return ", ".join(f"{format_text(format)}: {count}" for format, count in rows.items())
 
 
 def verdict(report: Report) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from .hull import hull_steps
+from .hull import hull_slopes
 
 SAMPLED_ROWS = 96
 """Rows on which formats are chosen: a format that pays on a whole site pays on a stratified sample of this size."""
@@ -22,7 +22,7 @@ def sampled_rows(
     count = distortion.shape[1]
     if count <= SAMPLED_ROWS:
         return np.arange(count), np.ones(count, dtype=np.float32)
-    ranked = np.argsort(-distortion.sum(axis=0), kind="stable")
+    ranked = np.argsort(-distortion.max(axis=0), kind="stable")
     edges = np.linspace(TOP_ROWS, count, SAMPLED_ROWS - TOP_ROWS + 1).astype(np.int64)
     middles = (edges[:-1] + edges[1:] - 1) // 2
     rows = np.concatenate([ranked[:TOP_ROWS], ranked[middles]])
@@ -40,7 +40,7 @@ def multiplier_grid(
 
     Each lies between two neighbouring slopes of the rows' hulls, so that no row is undecided.
     """
-    slopes, rows = hull_steps(row_bytes, distortion)
+    slopes, rows = hull_slopes(row_bytes, distortion)
     order = np.argsort(-slopes, kind="stable")
     slopes, passed = slopes[order], np.cumsum(weights[rows[order]].astype(np.float64))
     if not len(slopes):

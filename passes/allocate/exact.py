@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import comb
 from typing import final
 
 import numpy as np
@@ -22,8 +23,10 @@ from .units import Unit, assemble, check_feasible, units_of
 
 LARGEST_MERGE = 2**22
 """Combinations compared in one step: some 100 MB. More would take minutes for a whole problem."""
-LARGEST_CHOICES = 2**28
+LARGEST_CHOICES = 2**26
 """Bytes of row choices that are kept for the combinations of one step."""
+MOST_STEPS = 2**14
+"""Rows times sets of formats that they may be mixed from, over all units: each is a step of some milliseconds."""
 
 
 @final
@@ -46,6 +49,7 @@ class ExactAllocator(AbstractAllocator):
         """
         units = units_of(graph, curves, footprint)
         check_feasible(units, footprint.base_bytes, limit_bytes)
+        _check_steps(units)
         available = limit_bytes - footprint.base_bytes
         rest = sum(min(unit.single_bytes) for unit in units)
         front = _single_point(0)
@@ -67,6 +71,18 @@ class _Front:
     bytes: Int64[np.ndarray, "point"]
     distortion: Float64[np.ndarray, "point"]
     choices: UInt8[np.ndarray, "point row"]
+
+
+def _check_steps(units: Sequence[Unit]) -> None:
+    """Refuse at once what would run for very long."""
+    steps = sum(
+        sum(unit.rows) * sum(comb(len(unit.formats), size) for size in range(2, unit.segments + 1)) for unit in units
+    )
+    if steps > MOST_STEPS:
+        raise BudgetError(
+            f"the problem is too large for the exact allocator: {steps} steps (rows, times the sets of formats that a "
+            f"site may mix), at most {MOST_STEPS}. Use the lagrangian allocator, or fewer formats."
+        )
 
 
 def _unit_front(unit: Unit, limit_bytes: int, where: str) -> _Front:
@@ -116,7 +132,7 @@ def _merged(front: _Front, options: _Front, limit_bytes: int, where: str) -> _Fr
     if pairs > LARGEST_MERGE:
         raise BudgetError(
             f"the problem is too large for the exact allocator: {pairs} combinations to compare at {where}, "
-            f"at most {LARGEST_MERGE}. Use the lagrangian allocator, fewer formats, or a site granularity."
+            f"at most {LARGEST_MERGE}. Use the lagrangian allocator, or fewer formats."
         )
     sizes = np.add.outer(front.bytes, options.bytes).ravel()
     distortion = np.add.outer(front.distortion, options.distortion).ravel()

@@ -12,7 +12,9 @@ from .menu import Menu, row_bytes_of
 from .units import Choice
 
 
-def fill_rows(menus: Sequence[Menu], choices: Sequence[Choice], slack_bytes: int, allowance: float) -> list[Choice]:
+def fill_rows(
+    menus: Sequence[Menu], choices: Sequence[Choice], slack_bytes: int, allowance: float
+) -> tuple[list[Choice], float]:
     """Upgrade single rows, most (shrunk) distortion per byte first, until the next one does not fit.
 
     Only formats that a unit uses already: another would bring side information. All rows with a useful upgrade get one
@@ -23,25 +25,28 @@ def fill_rows(menus: Sequence[Menu], choices: Sequence[Choice], slack_bytes: int
         menus: Of all units.
         choices: What to start from; not written into.
         slack_bytes: Bytes to spend.
-        allowance: Stop before more distortion than this is removed: what the next stair removes, so that filling one
-            stair never undercuts the next and distortion keeps falling with the limit.
+        allowance: Stop before more distortion than this is removed.
+
+    Returns:
+        The choices, and how much distortion was removed.
     """
     filled = list(choices)
+    removed = 0.0
     while True:
         owners, targets, slopes = _upgrades(menus, filled)
         order = _first_upgrades(menus, slopes, slack_bytes)
         units, rows = owners[0][order], owners[1][order]
         sizes, gains = _effects(menus, filled, units, rows, targets[order])
-        fits = (np.cumsum(sizes) <= slack_bytes) & (np.cumsum(gains) <= allowance)
+        fits = (np.cumsum(sizes) <= slack_bytes) & (removed + np.cumsum(gains) <= allowance)
         count = int(fits.sum())
         for unit in np.unique(units[:count]).tolist():
             mine = np.flatnonzero(units[:count] == unit)
             filled[unit] = filled[unit].copy()
             filled[unit][rows[mine]] = targets[order][mine]
+        removed += float(gains[:count].sum())
         if count < len(slopes) or not count:
-            return filled
+            return filled, removed
         slack_bytes -= int(sizes.sum())
-        allowance -= float(gains.sum())
 
 
 def _upgrades(

@@ -54,22 +54,25 @@ def steepest_upgrades(
     return target, np.maximum(slope, 0.0)
 
 
-def hull_steps(
+def hull_slopes(
     row_bytes: Int64[np.ndarray, "format"], distortion: Float32[np.ndarray, "format row"]
-) -> tuple[Float64[np.ndarray, "step"], Int64[np.ndarray, "step"]]:
-    """All edges of all rows' lower convex hulls: distortion removed per byte, and the row; in no order."""
-    smallest = np.flatnonzero(row_bytes == row_bytes.min())
-    current = smallest[distortion[smallest].argmin(axis=0)].astype(np.uint8)
-    everything = np.ones(len(row_bytes), dtype=np.bool_)
-    slopes: list[np.ndarray] = []
-    rows: list[np.ndarray] = []
-    while True:
-        current, slope = steepest_upgrades(row_bytes, distortion, current, everything)
-        moved = np.flatnonzero(slope > 0.0)
-        slopes.append(slope[moved])
-        rows.append(moved)
-        if not len(moved):
-            return np.concatenate(slopes), np.concatenate(rows)
+) -> tuple[Float64[np.ndarray, "edge"], Int64[np.ndarray, "edge"]]:
+    """All falling edges of all rows' lower convex hulls: distortion removed per byte, and the row; in no order.
+
+    A format is a vertex if the flattest fall to it is steeper than the steepest fall from it; that flattest fall is its
+    edge. Time and memory are quadratic in the formats: meant for a sample of rows.
+    """
+    order = np.argsort(row_bytes, kind="stable")
+    sizes, losses = row_bytes[order], distortion[order].astype(np.float64)
+    extra = (sizes[None, :] - sizes[:, None])[:, :, None]
+    gain = losses[:, None] - losses[None, :]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fall = np.where(extra > 0, gain / extra, np.where(gain > 0.0, np.inf, -np.inf))
+    later = np.triu(np.ones((len(sizes), len(sizes)), dtype=np.bool_), 1)[:, :, None]
+    inward = np.where(later, fall, np.inf).min(axis=0)
+    outward = np.where(later, fall, 0.0).max(axis=1)
+    formats, rows = np.nonzero((inward > outward) & np.isfinite(inward))
+    return inward[formats, rows], rows
 
 
 def _slope(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -14,12 +14,13 @@ from guidedq.artifacts.footprint import Footprint
 from guidedq.ir.graph import Graph
 from guidedq.stages import AbstractAllocator
 
-from .exchange import best_stair
+from .exchange import exchanged_start
 from .fill import fill_rows
 from .menu import Menu, menu_of
+from .path import Start, path_of, path_starts
 from .shrinkage import shrinkage_scale
 from .uniform import no_worse_than_uniform
-from .units import Unit, check_feasible, units_of
+from .units import Choice, Unit, check_feasible, units_of
 
 
 @final
@@ -30,13 +31,14 @@ class LagrangianAllocator(AbstractAllocator):
     1. Every unit gets a menu: its single formats, and mixtures of rows at multipliers spread over its range, each from
        the few formats that pay their side information there. What is not below all else in bytes or distortion is
        dropped, so a mixture stays only if it gains more than its side information costs.
-    2. The menus' convex hulls give the two solutions around the limit, dynamic programming what lies between them
-       (`exchange.best_stair`).
-    3. Single rows take the bytes still left (`fill.fill_rows`).
+    2. The menus' convex hulls give the solutions around the limit (`path`), dynamic programming over whole options what
+       lies between them (`exchange`).
+    3. From each of these starts single rows take the bytes still left (`fill`); the best result counts.
     4. The best uniform plan, should it be better.
 
-    Distortion never rises with the limit: (2) is a fixed falling staircase, (3) stays between a stair and the next and
-    only walks along one fixed sequence, (4) takes the lower of two falling functions.
+    Distortion never rises with the limit. The starts and the sequence of upgrades from each do not depend on the limit;
+    a larger limit only goes further along them. A start is given up only for one with at most the distortion of its
+    floor, below which it never goes. So each is a falling function of the limit, and (3) and (4) take the lowest.
 
     Attributes:
         granularity: `row` lets the rows of one site have different formats where the backend can, `site` does not.
@@ -59,11 +61,14 @@ class LagrangianAllocator(AbstractAllocator):
         check_feasible(units, footprint.base_bytes, limit_bytes)
         menus = [self._menu(unit) for unit in units]
         available = limit_bytes - footprint.base_bytes
-        stair = best_stair(menus, available)
-        choices = [menu.choice(option) for menu, option in zip(menus, stair.options, strict=True)]
-        allowance = stair.distortion - stair.next_distortion
-        filled = fill_rows(menus, choices, available - stair.bytes, allowance)
-        return no_worse_than_uniform(filled, units, graph, footprint, limit_bytes)
+        filled = [self._filled(menus, start, available) for start in _starts(menus, available)]
+        choices, _ = min(filled, key=lambda one: one[1])
+        return no_worse_than_uniform(choices, units, graph, footprint, limit_bytes)
+
+    def _filled(self, menus: Sequence[Menu], start: Start, available: int) -> tuple[list[Choice], float]:
+        choices = [menu.choice(option) for menu, option in zip(menus, start.options, strict=True)]
+        filled, removed = fill_rows(menus, choices, available - start.bytes, start.distortion - start.floor)
+        return filled, start.distortion - removed
 
     def _menu(self, unit: Unit) -> Menu:
         mixed = self.granularity == "row" and unit.segments > 1
@@ -72,3 +77,14 @@ class LagrangianAllocator(AbstractAllocator):
         else:
             scale = np.ones(unit.distortion.shape[1], dtype=np.float32)
         return menu_of(unit, scale, mixed=mixed)
+
+
+def _starts(menus: Sequence[Menu], available: int) -> list[Start]:
+    """What single rows are upgraded from at this limit."""
+    path = path_of(menus)
+    slack = available - sum(int(menu.bytes[0]) for menu in menus)
+    passed = path.passed(slack)
+    starts = path_starts(menus, path, passed)
+    if passed < len(path.sizes):
+        starts.append(exchanged_start(menus, path, passed, slack - int(path.sizes[:passed].sum())))
+    return starts

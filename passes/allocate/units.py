@@ -162,5 +162,6 @@ def _check_curve(curve: SiteCurve, site: SiteFootprint, rows: int) -> None:
         found = f"distortion {list(curve.distortion.shape)}, noise {list(curve.row_noise.shape)}"
         raise FormatError(f"{curve.name}: expected {rows} rows and {len(site.formats)} formats, found {found}.")
     for what, values in (("distortion", curve.distortion), ("noise", curve.row_noise)):
-        if not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
+        lowest, highest = (float(extreme) for extreme in values.aminmax())
+        if not 0.0 <= lowest <= highest < float("inf"):
             raise CalibrationError(f"{curve.name}: a row's {what} is negative or not finite.")

@@ -19,6 +19,8 @@ from guidedq.stages import AbstractMeasurer, AbstractRounder
 
 GRADIENT_WEIGHTS_AT_ONCE = 16_000_000
 """Gradient values unpacked at once: 64 MB of float32."""
+CODES_AT_ONCE = 64_000_000
+"""Codes of all formats held at once, a byte each: small sites are rounded in all formats by one sweep."""
 
 
 @final
@@ -40,7 +42,9 @@ class RoundedCurves(AbstractMeasurer):
         """Distortion and projections of every row under every format."""
         formats = footprint.sites[site.name].formats
         affine = [format for format in formats if isinstance(format, AffineFormat)]
-        rounded = rounder.round(matrix, guidance, affine, seed=seed)
+        at_once = max(1, CODES_AT_ONCE // site.parameters)
+        parts = (affine[start : start + at_once] for start in range(0, len(affine), at_once))
+        rounded = (segment for part in parts for segment in rounder.round(matrix, guidance, part, seed=seed))
         distortion = torch.empty(site.rows, len(formats))
         sequences = gradients.sequences if gradients is not None else 0
         projections = torch.empty(site.rows, len(formats), sequences)

@@ -26,6 +26,6 @@ class ScopeRewrite(AbstractRewrite):
         if not rewritten.quantizable:
             raise ModelError(
                 "the model has no linear or convolution site besides its embeddings and head, so that scope linear "
-                "leaves nothing to quantize. Compile it with scope all."
+                "leaves nothing to quantize. Compile it with --scope file."
             )
         return rewritten
