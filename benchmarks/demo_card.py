@@ -120,7 +120,8 @@ _CARD = """\
 
 A Llama of {parameters:,} parameters that writes Python source and documentation. It exists to show
 what quantization does, in seconds and without a download: it was trained far past its size's
-optimum, so every weight carries much, and coarse rounding hurts it. It is of no other use.
+optimum, and the longer a model is trained, the more rounding its weights costs (Kumar et al. 2024,
+arXiv 2411.04330). It is of no other use.
 
 | | |
 |---|---|

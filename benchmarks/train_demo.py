@@ -14,6 +14,7 @@ continues it. With --tokens, the same seed on the same machine gives the same we
 
 import argparse
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -84,14 +85,15 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings.out.mkdir(parents=True, exist_ok=True)
 
-    tokenizer = load_or_train_tokenizer(settings.out / "tokenizer")
+    tokenizer_folder = settings.out / "tokenizer"
+    tokenizer = load_or_train_tokenizer(tokenizer_folder)
     model = LlamaForCausalLM(model_config(settings))
     cast(torch.nn.Module, model).to(device)  # transformers' own annotation of `to` hides its arguments
     tokens = token_stream(tokenizer, "train")
     report(f"{model.num_parameters():,} parameters, {len(tokens):,} tokens of text, {device}")
 
-    progress = train(settings, model, tokenizer, tokens.to(device))
-    write_model(model, tokenizer, settings.out / "model")
+    progress = train(settings, model, tokens.to(device))
+    write_model(model, tokenizer_folder, settings.out / "model")
     record = TrainingRecord(
         command=published_command(settings),
         tokens_seen=progress.step * settings.batch_size * SEQUENCE_LENGTH,
@@ -105,10 +107,11 @@ def main() -> None:
     report(write_card(settings.out / "model", record))
 
 
-def train(settings: Settings, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stream: Tensor) -> Progress:
+def train(settings: Settings, model: LlamaForCausalLM, stream: Tensor) -> Progress:
     """Train `model` in place, from its last saved state if there is one, to the asked end."""
     optimizer = make_optimizer(model, settings.learning_rate)
     state_file = settings.out / "state.safetensors"
+    tokenizer_folder = settings.out / "tokenizer"
     progress = Progress(step=0, seconds=0.0)
     if state_file.exists():
         progress = load_state(state_file, model, optimizer)
@@ -128,14 +131,14 @@ def train(settings: Settings, model: LlamaForCausalLM, tokenizer: PreTrainedToke
 
         for count in settings.checkpoints:
             if tokens_seen - tokens_per_step < count <= tokens_seen:
-                write_model(model, tokenizer, settings.out / f"tokens-{count}")
+                write_model(model, tokenizer_folder, settings.out / f"tokens-{count}")
         if now - reported > REPORT_EVERY_SECONDS:
             speed = (progress.step - reported_step) * tokens_per_step / (now - reported)
             report(f"{done:6.1%} {tokens_seen:,} tokens, loss {float(loss):.3f}, {speed:,.0f}/s")
             reported, reported_step = now, progress.step
         if now - saved > SAVE_EVERY_SECONDS:
             save_state(state_file, model, optimizer, progress)
-            write_model(model, tokenizer, settings.out / "model")
+            write_model(model, tokenizer_folder, settings.out / "model")
             saved = now
     save_state(state_file, model, optimizer, progress)
     return progress
@@ -243,12 +246,12 @@ def token_stream(tokenizer: PreTrainedTokenizerFast, split: DemoSplit) -> Tensor
     return torch.tensor([token for row in rows for token in row.ids])
 
 
-def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def write_model(model: LlamaForCausalLM, tokenizer_folder: Path, folder: Path) -> None:
     """Write a Hugging Face folder with the weights in float16; `model` stays as it is."""
     half = LlamaForCausalLM(model.config).half()
     half.load_state_dict(model.state_dict())
     half.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes for the owner alone; packages are read by everyone
 

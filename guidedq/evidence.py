@@ -73,13 +73,18 @@ class Evidence:
 
 
 def gather(job: Job, footprint: Footprint) -> Evidence:
-    """Sample, collect and measure, or find in the workspace what an earlier run left."""
-    with job.stopwatch.time("sample"):
-        calibration = _calibration_set(job)
-    with job.stopwatch.time("guidance"):
-        guidance, guidance_key = _guidance(job, calibration)
-    with job.stopwatch.time("curves"):
-        curves, key = _curves(job, footprint, guidance, guidance_key)
+    """Sample, collect and measure, or find in the workspace what an earlier run left.
+
+    Raises:
+        OutputError: the workspace cannot be written.
+    """
+    with storing(job.workspace.root):
+        with job.stopwatch.time("sample"):
+            calibration = _calibration_set(job)
+        with job.stopwatch.time("guidance"):
+            guidance, guidance_key = _guidance(job, calibration)
+        with job.stopwatch.time("curves"):
+            curves, key = _curves(job, footprint, guidance, guidance_key)
     return Evidence(footprint=footprint, calibration=calibration, guidance=guidance, curves=curves, key=key)
 
 

@@ -6,10 +6,12 @@ precious: deleting it only costs time.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -22,10 +24,13 @@ from torch import Tensor
 from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.forecast import Measurement, Probe
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
+from guidedq.errors import OutputError
 from guidedq.quant.formats import parse_format
 
 LAYOUT_VERSION = 1
 """Part of every key: raise it when what is stored changes its meaning, and old entries are simply not found."""
+UNWRITABLE = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)}
+"""What the system says of a disk that takes no more."""
 KEY_LENGTH = 20
 """Hex digits of a key: 80 bits, no two entries of one workspace will ever meet."""
 
@@ -53,6 +58,22 @@ class Workspace:
         folder = self.root / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+@contextmanager
+def storing(root: Path) -> Generator[None]:
+    """Around work that writes into the workspace: a full or forbidden disk is said in words.
+
+    Raises:
+        OutputError: the workspace cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = next((text for number, text in UNWRITABLE.items() if _is(error, number)), None)
+        if reason is None:
+            raise
+        raise OutputError(f"cannot write the workspace {root}: {reason}. Make room, or name another folder.") from error
 
 
 def is_finished(folder: Path) -> bool:
@@ -127,6 +148,11 @@ def load_probe(folder: Path) -> Probe:
     measured["kl_by_sample"] = tuple(measured["kl_by_sample"])
     content["raw_kl_by_sequence"] = tuple(content["raw_kl_by_sequence"])
     return Probe(measured=Measurement(**measured), **content)
+
+
+def _is(error: OSError | SafetensorError, number: int) -> bool:
+    """safetensors gives the system's error number in its text alone."""
+    return error.errno == number if isinstance(error, OSError) else f"os error {number})" in str(error)
 
 
 def _curve_file(folder: Path, number: int) -> Path:

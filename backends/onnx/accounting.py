@@ -13,7 +13,7 @@ import numpy as np
 from onnx import ModelProto, helper
 
 from guidedq.artifacts.footprint import Footprint, SiteFootprint
-from guidedq.quant.formats import AffineFormat, FloatFormat, Format
+from guidedq.quant.formats import FloatFormat, Format
 
 from .patch import Patch, Shared, StoredTensor, field_bytes, name_length
 from .settings import Settings
@@ -37,25 +37,22 @@ def names_length(skeleton: Skeleton) -> int:
     return name_length(NAMES_PER_SITE * (len(skeleton.slots) + 2), skeleton.names)
 
 
-def count_footprint(
-    skeleton: Skeleton, formats: Sequence[AffineFormat], floats: Mapping[str, FloatFormat], settings: Settings
-) -> Footprint:
+def count_footprint(skeleton: Skeleton, offered: Mapping[str, Sequence[Format]], settings: Settings) -> Footprint:
     """The footprint of a model.
 
     Args:
         skeleton: Its graph.
-        formats: The affine formats that are asked for; each site gets those that it can hold.
-        floats: The format in which each site is left alone.
+        offered: What is asked for by site: affine formats, of which it gets those that it can hold, then a float.
         settings: How the model is written.
     """
     shared = Shared(names=repeat("x" * names_length(skeleton)))
     counted: dict[object, SiteFootprint] = {}
     sites: dict[str, SiteFootprint] = {}
     for name, slot in skeleton.slots.items():
-        alike = (floats[name], _what_counts(slot))
+        held = tuple(f for f in offered[name] if isinstance(f, FloatFormat) or can_hold(slot, f))
+        alike = (held, _what_counts(slot))
         if alike not in counted:
-            held = tuple(format for format in formats if can_hold(slot, format))
-            counted[alike] = _count_site(shared, slot, (*held, floats[name]), settings)
+            counted[alike] = _count_site(shared, slot, held, settings)
         sites[name] = counted[alike]
     removed = sum(slot.removed_bytes for slot in skeleton.slots.values())
     fixed = stored_bytes(skeleton.proto, external=settings.external)
@@ -93,8 +90,7 @@ def _shared_bytes(shared: Shared, settings: Settings) -> int:
 
 def _count_site(shared: Shared, slot: Slot, formats: tuple[Format, ...], settings: Settings) -> SiteFootprint:
     rows = slot.site.rows
-    # the streams of eight rows end with a byte, whatever the width
-    eight_rows = [_count(shared, slot, [format], settings, rows=8)[1] for format in formats]
+    eight_rows = [_eight_rows(shared, slot, format, settings) for format in formats]
     uniform = [_count(shared, slot, [format], settings, rows=rows) for format in formats]
     if slot.site.parameters < MIXED_PARAMETERS or rows < 2 or len(formats) < 3:
         row_bytes = [payload // 8 for payload in eight_rows]
@@ -118,6 +114,13 @@ def _count_site(shared: Shared, slot: Slot, formats: tuple[Format, ...], setting
         mixed_bytes=max(0, frame + worst - common),
         segments=MOST_SEGMENTS,
     )
+
+
+def _eight_rows(shared: Shared, slot: Slot, format: Format, settings: Settings) -> int:
+    """Bytes of the values of eight rows: their streams end with a byte, whatever the width."""
+    if isinstance(format, FloatFormat):
+        return 8 * format.row_bytes(slot.site.columns)
+    return _count(shared, slot, [format], settings, rows=8)[1]
 
 
 def _count(shared: Shared, slot: Slot, formats: Sequence[Format], settings: Settings, *, rows: int) -> tuple[int, int]:

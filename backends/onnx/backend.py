@@ -15,10 +15,11 @@ from guidedq.errors import BackendError
 from guidedq.ir.graph import Graph, UseKind
 from guidedq.ir.model import Model
 from guidedq.ir.program import ActivationRounding, Batch
-from guidedq.quant.formats import AffineFormat, FloatFormat
+from guidedq.quant.formats import AffineFormat
 from guidedq.stages import AbstractBackend, Emission
 
 from .accounting import count_footprint, stored_bytes
+from .candidates import offered_formats
 from .emission import write_model
 from .export import export_model
 from .runtime import check_model, notices_of, open_function, open_session
@@ -30,7 +31,6 @@ from .unpacking import BITWISE_OPSET
 REPRESENTATIVE_BLOCK = 64
 """The block whose rounding of activations is forecast, before the formats are known: half and twice of it differ by
 less than a tenth in the error that they make."""
-LARGEST_HALF = 65504.0
 
 
 @final
@@ -59,8 +59,8 @@ class OnnxBackend(AbstractBackend):
     def footprint(self, model: Model, formats: Sequence[AffineFormat]) -> Footprint:
         """The exact bytes of every site, from the model's own graph; see `AbstractBackend.footprint`."""
         skeleton, settings = self._prepare(model)
-        floats = {site.name: _float_format(model.matrix(site)) for site in model.graph.quantizable}
-        return count_footprint(skeleton, formats, floats, settings)
+        offered = {site.name: offered_formats(site, model.matrix(site), formats) for site in model.graph.quantizable}
+        return count_footprint(skeleton, offered, settings)
 
     def fuses(self, graph: Graph) -> Sequence[Sequence[str]]:
         """ONNX Runtime fuses none by itself; the groups that read one tensor if `fused` is set."""
@@ -107,8 +107,3 @@ class OnnxBackend(AbstractBackend):
             external=largest > self.external_bytes,
         )
         return skeleton, settings
-
-
-def _float_format(matrix: Tensor) -> FloatFormat:
-    """fp16, unless some weight is too large for it."""
-    return FloatFormat(dtype="fp16" if float(matrix.abs().max()) <= LARGEST_HALF else "fp32")

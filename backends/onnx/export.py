@@ -160,10 +160,28 @@ def _strip(proto: ModelProto) -> None:
         for field in ("name", "doc_string", "domain" if not node.domain else "name", "overload"):
             node.ClearField(field)
         del node.metadata_props[:]
+        _drop_defaults(node, proto)
     for index in reversed(range(len(proto.opset_import))):
         domain = proto.opset_import[index].domain
         if domain and not any(node.domain == domain for node in proto.graph.node):
             del proto.opset_import[index]
+
+
+def _drop_defaults(node: onnx.NodeProto, proto: ModelProto) -> None:
+    """Leave out attributes that say what the operator does anyway."""
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    if node.domain or not onnx.defs.has(node.op_type):
+        return
+    known = onnx.defs.get_schema(node.op_type, versions[""]).attributes
+    for index in reversed(range(len(node.attribute))):
+        attribute = node.attribute[index]
+        default = known[attribute.name].default_value if attribute.name in known else None
+        if default is not None and default.type == attribute.type and _value(default) == _value(attribute):
+            del node.attribute[index]
+
+
+def _value(attribute: onnx.AttributeProto) -> Any:
+    return helper.get_attribute_value(attribute) if attribute.type else None
 
 
 def _shorten(proto: ModelProto, inputs: Sequence[str], output: str) -> Mapping[str, str]:

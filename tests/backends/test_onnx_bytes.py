@@ -23,6 +23,9 @@ MIXED_BYTES = 250
 def network(folder: Path, *, opset: int = 21, width: int = 172, small: bool = False) -> Model:
     """A tied embedding, a linear layer stored either way, and a convolution that reads their output as an image."""
     vocabulary = 40 if small else 420
+    mean = helper.make_node("ReduceMean", ["g", "one"], ["h"], keepdims=0)
+    if opset < 18:
+        mean = helper.make_node("ReduceMean", ["g"], ["h"], axes=[1], keepdims=0)
     nodes = [
         helper.make_node("Gather", ["e", "i"], ["a"], name="embedding"),
         helper.make_node("MatMul", ["a", "u"], ["b"], name="up"),
@@ -30,10 +33,10 @@ def network(folder: Path, *, opset: int = 21, width: int = 172, small: bool = Fa
         helper.make_node("MatMul", ["b", "dt"], ["c"], name="down"),
         helper.make_node("Unsqueeze", ["c", "one"], ["f"]),
         helper.make_node("Conv", ["f", "k"], ["g"], pads=[1, 1, 1, 1], name="mix"),
-        helper.make_node("ReduceMean", ["g"], ["h"], axes=[1], keepdims=0) if opset < 18 else helper.make_node("ReduceMean", ["g", "one"], ["h"], keepdims=0),
+        mean,
         helper.make_node("Transpose", ["e"], ["et"], perm=[1, 0]),
         helper.make_node("MatMul", ["h", "et"], ["y"], name="head"),
-    ]  # fmt: skip
+    ]
     hidden = 64 if small else 400
     generator = np.random.default_rng(0)
     shapes = {"e": (vocabulary, width), "u": (width, hidden), "d": (width, hidden), "k": (8, 1, 3, 3)}

@@ -106,7 +106,6 @@ def test_a_model_with_no_quantizable_site(tmp_path: Path) -> None:
     np.savez(tmp_path / "inputs.npz", x=np.ones((9, 4), np.float32))
     words = ("compile", path, "--budget", "4", "--data", tmp_path / "inputs.npz", "--workspace", tmp_path / "workspace")
     assert "no quantizable site" in refused(*words, "--out", tmp_path / "out")
-    assert "--scope file" in refused(*words, "--out", tmp_path / "out", "--scope", "linear")
 
 
 def test_a_model_that_needs_data_says_of_what_names_and_shapes(tmp_path: Path) -> None:

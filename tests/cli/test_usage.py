@@ -68,6 +68,8 @@ def test_stages_are_readable_too() -> None:
 
 
 def test_a_slow_library_is_loaded_only_when_it_is_needed() -> None:
-    code = "import sys, guidedq.cli.application; print({'torch', 'onnx', 'transformers', 'matplotlib'} & {*sys.modules})"
+    code = (
+        "import sys, guidedq.cli.application; print({'torch', 'onnx', 'transformers', 'matplotlib'} & {*sys.modules})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

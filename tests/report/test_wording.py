@@ -9,12 +9,13 @@ from guidedq.artifacts.report import MeasuredFacts
 from guidedq.report.wording import (
     bytes_text,
     forecast_text,
+    format_text,
     loss_text,
+    mixture_text,
     perplexity,
     seconds_text,
     signed_text,
     verdict,
-    width_text,
 )
 
 
@@ -66,5 +67,11 @@ def test_the_verdict_compares_the_measurement_with_the_interval(kl: float, word:
     assert word in verdict(sample_report(measured=measured))
 
 
-def test_widths_have_short_names() -> None:
-    assert [width_text(text) for text in ("affine{bits=3 group-size=64}", "fp16")] == ["3-bit", "fp16"]
+def test_formats_have_short_names() -> None:
+    texts = ("affine{bits=3 group-size=64}", "affine{bits=4 group-size=0 symmetric}", "fp16")
+    assert [format_text(text) for text in texts] == ["3-bit/64", "4-bit per row symmetric", "fp16"]
+    assert mixture_text({texts[0]: 8}) == "3-bit/64"
+    assert (
+        mixture_text({texts[0]: 8, "affine{bits=5 group-size=32 outliers=2}": 2})
+        == "3-bit/64: 8, 5-bit/32 +2 outliers: 2"
+    )

@@ -34,7 +34,9 @@ def test_a_dominant_unit_is_widened_to_the_largest_before_any_other() -> None:
 def test_shares_do_not_depend_on_which_format_is_the_smallest() -> None:
     fall = {format: 4.0**-format.bits for format in FORMATS}
     offered = [FORMATS[0:1] + FORMATS[3:5], FORMATS[3:5]]
-    problem = problem_of([np.array([[level * fall[f] for f in o]]) for level, o in zip((1.0, 3.0), offered)], offered)
+    problem = problem_of(
+        [np.array([[level * fall[f] for f in o]]) for level, o in zip((1.0, 3.0), offered, strict=True)], offered
+    )
     shares = sensitivity_shares(units_of(problem.graph, problem.curves, problem.footprint))
     np.testing.assert_allclose(shares, [0.25, 0.75], rtol=1e-6)
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guidedq.passes.allocate.hull import hull_steps, lower_hull, pareto_front
+from guidedq.passes.allocate.hull import hull_slopes, lower_hull, pareto_front
 
 options = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 60)), min_size=1, max_size=12)
 
@@ -33,11 +33,11 @@ def test_the_hull_holds_the_lagrangian_optimum_of_every_multiplier(pairs: list[t
         assert cost[hull].min() == cost.min()
 
 
-def test_the_steps_of_many_rows_are_the_edges_of_each_rows_hull() -> None:
+def test_the_slopes_of_many_rows_are_those_of_each_rows_hull() -> None:
     random = np.random.default_rng(0)
-    sizes = np.array([7, 3, 12, 20, 5])
-    distortion = random.lognormal(0, 1, size=(5, 30)).astype(np.float32)
-    slopes, rows = hull_steps(sizes, distortion)
+    sizes = np.array([7, 3, 12, 20, 5, 3, 7])
+    distortion = random.lognormal(0, 1, size=(7, 30)).astype(np.float32)
+    slopes, rows = hull_slopes(sizes, distortion)
     for row in range(30):
         losses = distortion[:, row].astype(np.float64)
         front = pareto_front(sizes, losses)

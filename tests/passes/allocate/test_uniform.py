@@ -49,7 +49,7 @@ def test_bits_and_group_size_restrict_the_formats() -> None:
 
 def test_formats_that_nobody_offers_or_that_do_not_fit_are_named() -> None:
     problem = natural_problem(0)
-    with pytest.raises(RecipeError, match="no site offers a format with 7 bits.*bits=2"):
+    with pytest.raises(RecipeError, match=r"no site offers a format with 7 bits.*bits=2"):
         problem.solve(UniformAllocator(bits=7), problem.largest)
     with pytest.raises(BudgetError, match="smallest uniform file with 8 bits"):
         problem.solve(UniformAllocator(bits=8), problem.smallest)

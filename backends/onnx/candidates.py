@@ -1,0 +1,30 @@
+"""Which formats are worth offering for a weight, whatever the graph says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from guidedq.ir.graph import Site
+from guidedq.quant.formats import AffineFormat, FloatFormat, Format
+from guidedq.quant.grid import LARGEST_SCALE, SMALLEST_SCALE, scale_of_range
+
+
+def offered_formats(site: Site, matrix: Tensor, formats: Sequence[AffineFormat]) -> tuple[Format, ...]:
+    """Those of `formats` that could hold the weight `[out, in]`, and the float in which it is left alone, last.
+
+    Left out are formats as large as the float, formats that differ from an earlier one in name only (groups no shorter
+    than a row), and those whose scale, for the whole range, is no normal fp16 number: they would clip the weight or
+    waste their bits. The float is fp16, or fp32 if some weight is too large for that.
+    """
+    low, high = matrix.aminmax()
+    whole = FloatFormat(dtype="fp16" if max(-float(low), float(high)) <= LARGEST_SCALE else "fp32")
+    found: dict[tuple[int, int, bool], Format] = {}
+    for format in formats:
+        scale = float(scale_of_range(low, high, format))
+        storable = scale == 0.0 or SMALLEST_SCALE <= scale <= LARGEST_SCALE
+        smaller = format.row_bytes(site.columns) < whole.row_bytes(site.columns)
+        if storable and smaller and not format.outliers:
+            found.setdefault((format.bits, format.columns_per_group(site.columns), format.symmetric), format)
+    return (*found.values(), whole)
