@@ -22,7 +22,7 @@ from guidedq.progress import tracked
 from guidedq.quant.formats import AffineFormat, FloatFormat
 from guidedq.quant.grid import Grid
 from guidedq.registry import stage_text
-from guidedq.workspace import is_finished, load_probe, save_probe
+from guidedq.workspace import is_finished, load_probe, save_probe, storing
 
 PROBE_BITS = (3, 5)
 """Widths of the uniform formats whose sizes the probes are allocated at: budgets of 2.5 to 6 bits lie near one."""
@@ -107,9 +107,14 @@ def decide(job: Job, evidence: Evidence, limit_bytes: int) -> Decision:
 
 
 def probes(job: Job, evidence: Evidence) -> tuple[Probe, ...]:
-    """Whole quantized models at two sizes, measured on the probe samples; kept in the workspace."""
+    """Whole quantized models at two sizes, measured on the probe samples; kept in the workspace.
+
+    Raises:
+        OutputError: the workspace cannot be written.
+    """
     limits = sorted({_uniform_bytes(job.model.graph, evidence.footprint, bits) for bits in PROBE_BITS})
-    return tuple(_probe(job, evidence, limit) for limit in limits)
+    with storing(job.workspace.root):
+        return tuple(_probe(job, evidence, limit) for limit in limits)
 
 
 def rounded(job: Job, evidence: Evidence, allocation: Allocation) -> Iterator[QuantizedWeight]:

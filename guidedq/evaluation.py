@@ -46,6 +46,7 @@ class _Sums:
     right_after: int = 0
     labels: int = 0
 
+
 USUAL_BATCH = 32
 """Samples run at once where the outputs are small."""
 

@@ -16,7 +16,15 @@ from guidedq.errors import CalibrationError
 from guidedq.job import Job
 from guidedq.progress import tracked
 from guidedq.registry import stage_text
-from guidedq.workspace import finish, is_finished, load_calibration_set, load_curve, save_calibration_set, save_curve
+from guidedq.workspace import (
+    finish,
+    is_finished,
+    load_calibration_set,
+    load_curve,
+    save_calibration_set,
+    save_curve,
+    storing,
+)
 
 READ_BYTES = 1 << 20
 

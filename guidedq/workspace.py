@@ -151,7 +151,7 @@ def load_probe(folder: Path) -> Probe:
 
 
 def _is(error: OSError | SafetensorError, number: int) -> bool:
-    """safetensors gives the system's error number in its text alone."""
+    """Safetensors gives the system's error number in its text alone."""
     return error.errno == number if isinstance(error, OSError) else f"os error {number})" in str(error)
 
 

@@ -1,13 +1,17 @@
+import errno
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.forecast import Measurement, Probe
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
+from guidedq.errors import OutputError
 from guidedq.quant.formats import AffineFormat, FloatFormat
 from guidedq.workspace import (
     Workspace,
@@ -20,6 +24,7 @@ from guidedq.workspace import (
     save_calibration_set,
     save_curve,
     save_probe,
+    storing,
 )
 
 FORMATS = (AffineFormat(bits=3, group_size=32, symmetric=True, outliers=2), FloatFormat(dtype="bf16"))
@@ -59,8 +64,6 @@ def measurement() -> Measurement:
 
 @given(st.lists(st.text(max_size=5), max_size=3), st.lists(st.text(max_size=5), max_size=3))
 def test_entries_are_the_same_exactly_when_their_keys_are(first: list[str], second: list[str]) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as root:
         workspace = Workspace(root=Path(root))
         same = workspace.entry("kind", *first) == workspace.entry("kind", *second)
@@ -141,3 +144,18 @@ def test_the_default_workspace_follows_the_cache_folder(monkeypatch: pytest.Monk
     assert default_workspace() == tmp_path / "guidedq"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_workspace() == Path.home() / ".cache" / "guidedq"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "full"), SafetensorError("I/O error: No space left on device (os error 28)")]
+)
+def test_a_full_disk_names_the_workspace(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=f"cannot write the workspace {tmp_path}: No space left"), storing(tmp_path):
+        raise error
+
+
+def test_other_errors_of_the_system_stay_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), storing(tmp_path):
+        (tmp_path / "nothing").read_text()
+    with pytest.raises(SafetensorError), storing(tmp_path):
+        raise SafetensorError("header too small")

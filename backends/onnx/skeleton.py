@@ -177,9 +177,8 @@ def _slot(
             removed.add(index)
             if node.op_type == "Identity" or _is_transpose(node):
                 waiting.append((node.output[0], rows_are_out != _is_transpose(node)))
-            elif _is_replaceable(node, position, rows_are_out):
-                other = node.input[1 - position]
-                readers.append(Reader(index=index, node=_copy(node), rank=ranks.get(other)))
+            elif _is_replaceable(node, position, rows_are_out) and ranks.get(node.input[1 - position]) != 1:
+                readers.append(Reader(index=index, node=_copy(node), rank=ranks.get(node.input[1 - position])))
             else:
                 understood = False
     if not understood or not readers:

@@ -148,9 +148,10 @@ def round_activations(values: Tensor, block_size: int) -> Tensor:
     """Round to symmetric int8 per block along the last axis, and back to float. A short last block is one of its own."""
     columns = values.shape[-1]
     padded = nn.functional.pad(values, (0, -columns % block_size)).unflatten(-1, (-1, block_size))
-    scales = padded.abs().amax(-1, keepdim=True) / 127.0
-    codes = torch.round(padded / torch.where(scales > 0, scales, 1.0)).clamp_(-127, 127)
-    return (codes * scales).flatten(-2)[..., :columns]
+    largest = padded.abs().amax(-1, keepdim=True)
+    # multiplied by the reciprocal, as the runtime does: a quotient would differ in the last bit, and so in some codes
+    codes = torch.round(padded * (127.0 / torch.where(largest > 0, largest, 1.0))).clamp_(-127, 127)
+    return (codes * (largest / 127.0)).flatten(-2)[..., :columns]
 
 
 @contextmanager

@@ -21,6 +21,8 @@ LARGE_SHARE = 0.05
 """A site of this share of the parameters is labelled by name if it belongs to no block."""
 LABELS_PER_INCH = 1.7
 """So many labels fit along the axis."""
+LETTER_INCHES = 0.085
+"""Width of a letter of a label, its share of the frame's margins counted."""
 WIDE_SHARE = 0.004
 """Bars of more than this share of the axis are parted by a thin gap."""
 GAP = 0.6
@@ -95,7 +97,7 @@ def _label_blocks(axes: Any, sites: Sequence[SiteFacts], edges: Sequence[float],
     every = max(1, -(-len(starts) // max(1, int(LABELS_PER_INCH * size[0]))))
     shown: list[tuple[float, str]] = []
     for number, (edge, label, large) in enumerate(starts):
-        clear = not shown or edge - shown[-1][0] > 0.45 / (LABELS_PER_INCH * size[0])
+        clear = not shown or edge - shown[-1][0] > LETTER_INCHES * (len(shown[-1][1]) + 1) / size[0]
         if (large or number % every == 0) and clear:
             shown.append((edge, label))
     axes.set_xticks([edge for edge, _ in shown], [label for _, label in shown], ha="left", color=MUTED)

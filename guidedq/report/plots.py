@@ -117,7 +117,7 @@ def comparison_figure(
     axes.set_yticks([])
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(f"measured KL to the original, {unit} (less is better)")
-    axes.set_title(f"{model}: the same bytes, spent in different ways", loc="left", color=INK, fontsize=11)
+    axes.set_title(f"{model}: one budget, spent in different ways", loc="left", color=INK, fontsize=11)
     return figure
 
 

@@ -42,11 +42,7 @@ def shrinkage_scale(
 
 def _levels(distortion: Float32[np.ndarray, "format row"]) -> Float64[np.ndarray, "row"]:
     """Each row's distortion over the mean row's, averaged over the formats that distort at all."""
-    total = np.zeros(distortion.shape[1])
-    formats = 0
-    for values in distortion:
-        mean = values.mean(dtype=np.float64)
-        if mean > 0.0:
-            total += values / mean
-            formats += 1
-    return total / max(formats, 1)
+    means = distortion.mean(axis=1, dtype=np.float64)
+    live = means > 0.0
+    shares = np.where(live, 1.0 / np.where(live, means, 1.0), 0.0) / max(int(live.sum()), 1)
+    return np.einsum("f,fr->r", shares, distortion)

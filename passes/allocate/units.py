@@ -134,8 +134,11 @@ def _unit(group: tuple[str, ...], graph: Graph, curves: Mapping[str, SiteCurve],
     sites = [footprint.sites[name] for name in group]
     rows = tuple(graph.site(name).rows for name in group)
     lookups = tuple(tuple(site.formats.index(format) for format in formats) for site in sites)
-    parts = [curves[name].distortion.numpy().T[list(lookup)] for name, lookup in zip(group, lookups, strict=True)]
-    distortion = np.ascontiguousarray(np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0])
+    curved = [(curves[name].distortion.numpy().T, lookup) for name, lookup in zip(group, lookups, strict=True)]
+    if len(group) == 1:
+        distortion = np.ascontiguousarray(curved[0][0])
+    else:
+        distortion = np.concatenate([values[list(lookup)] for values, lookup in curved], axis=1)
     members = list(zip(sites, rows, lookups, strict=True))
     return Unit(
         names=group,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,10 +11,19 @@ from torch import Tensor
 from guidedq.quant.formats import AffineFormat
 from guidedq.quant.grid import Grid, grid_from_range
 
-SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55)
-"""Parts of the full range that are tried, both ends at once; at 2 bits the best is often near 0.7."""
-END_SHRINKS = (0.9, 0.8)
+SHRINKS: Mapping[int, tuple[float, ...]] = {
+    2: (1.0, 0.92, 0.85, 0.79, 0.73, 0.67, 0.61, 0.55),
+    3: (1.0, 0.94, 0.88, 0.82, 0.76, 0.7),
+    4: (1.0, 0.95, 0.9, 0.85, 0.8),
+    5: (1.0, 0.95, 0.9),
+}
+"""Parts of the full range that are tried, both ends at once, by width. The fewer the codes, the more clipping pays; from
+6 bits on it does not."""
+FULL_RANGE = (1.0,)
+END_SHRINKS: Mapping[int, tuple[float, ...]] = {2: (0.9, 0.8), 3: (0.9, 0.8), 4: (0.9,)}
 """Then each end alone, for skewed groups: parts of the best range found."""
+WEIGHTS_AT_ONCE = 1 << 17
+"""Weights tried at once: half a megabyte, so that the passes over them stay in a core's cache."""
 
 
 def search_grid(
@@ -30,42 +41,49 @@ def search_grid(
         format: Bits, group size and symmetry.
         ignored: True where a weight is stored elsewhere (an outlier) and counts neither for range nor error.
     """
-    grouped = _grouped(weight, format)
-    cost = _grouped(importance[None].expand_as(weight), format)
-    if ignored is not None:
-        hidden = _grouped(ignored.to(weight.dtype), format) > 0
-        grouped, cost = grouped.masked_fill(hidden, 0.0), cost.masked_fill(hidden, 0.0)
+    cost = _grouped(importance[None], format)[0]
+    rows = max(1, WEIGHTS_AT_ONCE // weight.shape[1])
+    masks = [None] * -(-len(weight) // rows) if ignored is None else ignored.split(rows)
+    parts = [_search_rows(part, cost, format, mask) for part, mask in zip(weight.split(rows), masks, strict=True)]
+    return Grid(
+        scales=torch.cat([part.scales for part in parts]), zero_points=torch.cat([part.zero_points for part in parts])
+    )
+
+
+def _search_rows(weight: Tensor, cost: Tensor, format: AffineFormat, ignored: Tensor | None) -> Grid:
+    grouped = _grouped(weight if ignored is None else weight.masked_fill(ignored, 0.0), format)
     low, high = grouped.amin(-1).clamp(max=0.0), grouped.amax(-1).clamp(min=0.0)
-    ends = (torch.ones_like(low), torch.ones_like(high))
+    seen = None if ignored is None else _grouped((~ignored).to(weight.dtype), format)
     best = torch.full_like(low, torch.inf)
-    for shrink in SHRINKS:
-        tried = (torch.full_like(low, shrink), torch.full_like(high, shrink))
-        best, ends = _keep_better(grouped, cost, format, (low, high), tried, best, ends)
+    ends = (torch.ones_like(low), torch.ones_like(high))
+
+    def keep_better(lower: Tensor, upper: Tensor) -> None:
+        nonlocal best, ends
+        found = _distortion(grouped, cost, seen, grid_from_range(low * lower, high * upper, format), format)
+        better = found < best
+        best = torch.where(better, found, best)
+        ends = (torch.where(better, lower, ends[0]), torch.where(better, upper, ends[1]))
+
+    for shrink in SHRINKS.get(format.bits, FULL_RANGE):
+        keep_better(torch.full_like(low, shrink), torch.full_like(high, shrink))
     if not format.symmetric:
         centre = ends
-        for end in END_SHRINKS:
-            for tried in ((centre[0] * end, centre[1]), (centre[0], centre[1] * end)):
-                best, ends = _keep_better(grouped, cost, format, (low, high), tried, best, ends)
+        for end in END_SHRINKS.get(format.bits, ()):
+            keep_better(centre[0] * end, centre[1])
+            keep_better(centre[0], centre[1] * end)
     return grid_from_range(low * ends[0], high * ends[1], format)
 
 
-def _keep_better(
-    grouped: Tensor,
-    cost: Tensor,
-    format: AffineFormat,
-    extent: tuple[Tensor, Tensor],
-    tried: tuple[Tensor, Tensor],
-    best: Tensor,
-    ends: tuple[Tensor, Tensor],
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    grid = grid_from_range(extent[0] * tried[0], extent[1] * tried[1], format)
-    scales, zero_points = grid.scales.float()[..., None], grid.zero_points.float()[..., None]
-    error = (grouped / scales).add_(zero_points).round_().clamp_(0, 2**format.bits - 1)
-    error.sub_(zero_points).mul_(scales).sub_(grouped).square_().mul_(cost)
-    found = error.sum(-1)
-    better = found < best
-    kept = (torch.where(better, tried[0], ends[0]), torch.where(better, tried[1], ends[1]))
-    return torch.where(better, found, best), kept
+def _distortion(
+    grouped: Tensor, cost: Tensor, seen: Tensor | None, grid: Grid, format: AffineFormat
+) -> Float[Tensor, "out groups"]:
+    """Weighted squared error of the nearest codes, in units of the scale: few passes over the weights."""
+    scales, zero_points = grid.scales.float(), grid.zero_points.float()[..., None]
+    scaled = grouped / scales[..., None]
+    error = torch.clamp(torch.round(scaled), -zero_points, 2**format.bits - 1 - zero_points).sub_(scaled).square_()
+    if seen is not None:
+        error.mul_(seen)
+    return torch.einsum("ngc,gc->ng", error, cost) * scales.square()
 
 
 def _grouped(values: Tensor, format: AffineFormat) -> Tensor:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from onnx_models import onnx_model, quantized, reference, relative_error
 
 from guidedq.backends.onnx.backend import OnnxBackend
-from guidedq.backends.onnx.runtime import loaded_by_runtime, unfolded
+from guidedq.backends.onnx.runtime import loaded_by_runtime
 from guidedq.ir.graph import Site, Storage, Use, UseKind
 from guidedq.ir.model import InputSpec, Model
 from guidedq.quant.formats import AffineFormat, FloatFormat, Format
@@ -132,11 +132,10 @@ def check(source: Source, choose: Callable[[Site], Sequence[Format]], folder: Pa
     out.mkdir()
     backend = OnnxBackend(accuracy_level=level)
     emission = backend.emit(model, weights, out)
+    assert not any("not folded" in notice for notice in emission.notices)
     found = backend.load(out).run(None, feeds)[0]
     assert relative_error(found, reference(model, weights, feeds)) < TOLERANCE
-    loaded = loaded_by_runtime(emission.weights_file)
-    assert not unfolded(loaded, onnx.load(emission.weights_file))
-    return loaded
+    return loaded_by_runtime(emission.weights_file)
 
 
 def all_rows(format: Format) -> Callable[[Site], list[Format]]:
@@ -152,11 +151,12 @@ def operators(loaded: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in loaded.graph.node if not node.op_type.startswith("Reorder")]
 
 
-WIDTHS = [AffineFormat(bits=bits, group_size=64, symmetric=kind) for bits in range(2, 9) for kind in (False, True)]
+WIDTHS = [AffineFormat(bits=bits, group_size=64, symmetric=bits in (3, 8)) for bits in range(2, 9)]
+OLD = [AffineFormat(bits=3, group_size=64), AffineFormat(bits=7, group_size=32, symmetric=True)]
+CASES = [(format, 21) for format in WIDTHS] + [(format, 13) for format in OLD] + [(WIDTHS[2], 18), (WIDTHS[2], 23)]
 
 
-@pytest.mark.parametrize("opset", [21, 13])
-@pytest.mark.parametrize("format", WIDTHS, ids=str)
+@pytest.mark.parametrize(("format", "opset"), CASES, ids=str)
 def test_every_width_runs_as_one_matrix_product(format: AffineFormat, opset: int, tmp_path: Path) -> None:
     loaded = check(transposed_linear(tmp_path, opset=opset), all_rows(format), tmp_path)
     assert operators(loaded) == ["MatMulNBits"]
@@ -168,21 +168,17 @@ def test_every_width_runs_as_one_look_up(format: AffineFormat, tmp_path: Path) -
     assert operators(loaded) == ["GatherBlockQuantized"]
 
 
-@pytest.mark.parametrize("opset", [21, 13])
-@pytest.mark.parametrize("format", WIDTHS, ids=str)
+@pytest.mark.parametrize(("format", "opset"), CASES, ids=str)
 def test_a_tied_weight_of_every_width_is_held_once(format: AffineFormat, opset: int, tmp_path: Path) -> None:
     loaded = check(tied(tmp_path, opset=opset), all_rows(format), tmp_path)
-    codes = [
-        node.input[1 if node.op_type == "MatMulNBits" else 0]
-        for node in loaded.graph.node
-        if "Q" in node.op_type or "NBits" in node.op_type
-    ]
+    position = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
+    codes = [node.input[position[node.op_type]] for node in loaded.graph.node if node.op_type in position]
     assert len(codes) == 2 and len(set(codes)) == 1
 
 
-@pytest.mark.parametrize("opset", [21, 13])
-@pytest.mark.parametrize("group_size", [0, 16, 5, 64])
-@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize(
+    ("bits", "group_size", "opset"), [(3, 0, 21), (4, 16, 21), (8, 5, 21), (5, 64, 13), (6, 16, 13)]
+)
 def test_convolutions_take_any_group_size(bits: int, group_size: int, opset: int, tmp_path: Path) -> None:
     format = AffineFormat(bits=bits, group_size=group_size, symmetric=group_size == 5)
     assert operators(check(convolution(tmp_path, opset=opset), all_rows(format), tmp_path)) == ["Conv"]
@@ -199,13 +195,11 @@ MIXTURES: list[tuple[Format, ...]] = [
 SOURCES: list[Callable[..., Source]] = [transposed_linear, embedding, tied, convolution, read_oddly]
 
 
-@pytest.mark.parametrize("opset", [21, 13])
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__)
-@pytest.mark.parametrize("mixture", MIXTURES, ids=lambda mixture: " ".join(map(str, mixture)))
-def test_rows_of_several_formats_come_back_in_order(
-    mixture: tuple[Format, ...], source: Callable[..., Source], opset: int, tmp_path: Path
-) -> None:
-    check(source(tmp_path, opset=opset), in_turn(*mixture), tmp_path)
+@pytest.mark.parametrize("number", range(len(MIXTURES)))
+def test_rows_of_several_formats_come_back_in_order(number: int, source: Callable[..., Source], tmp_path: Path) -> None:
+    opset = 13 if (number + SOURCES.index(source)) % 3 == 0 else 21
+    check(source(tmp_path, opset=opset), in_turn(*MIXTURES[number]), tmp_path)
 
 
 @pytest.mark.parametrize("columns", [8, 17, 64, 172])
@@ -219,8 +213,7 @@ def test_a_matrix_of_one_row_is_held(columns: int, tmp_path: Path) -> None:
     check(source, all_rows(AffineFormat(bits=5, group_size=16)), tmp_path)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("bits", "symmetric"), [(2, False), (4, True), (8, False)])
 @pytest.mark.parametrize("source", [transposed_linear, embedding, tied], ids=lambda source: source.__name__)
 def test_large_weights_whose_codes_fill_the_container_need_no_unpacking(
     source: Callable[..., Source], symmetric: bool, bits: int, tmp_path: Path
@@ -263,9 +256,8 @@ def test_sites_left_in_floating_point_keep_their_operators(
     assert operators(loaded) in (["MatMul"], ["Gather"], ["Conv"])
 
 
-@pytest.mark.parametrize("groups", [2])
-def test_grouped_convolutions_are_held(groups: int, tmp_path: Path) -> None:
-    check(convolution(tmp_path, groups=groups), all_rows(AffineFormat(bits=3, group_size=16)), tmp_path)
+def test_grouped_convolutions_are_held(tmp_path: Path) -> None:
+    check(convolution(tmp_path, groups=2), all_rows(AffineFormat(bits=3, group_size=16)), tmp_path)
 
 
 def test_half_precision_graphs_stay_in_half_precision(tmp_path: Path) -> None:

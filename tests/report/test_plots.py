@@ -1,6 +1,7 @@
 import math
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,12 @@ def test_inline_svg_scales_and_its_ids_carry_the_prefix() -> None:
     assert not re.search(r"\b(width|height)=", head)
     assert 'aria-label="a description"' in head
     assert all(identifier.startswith("plot-") for identifier in re.findall(r'\bid="([^"]*)"', text))
+
+
+def test_labels_never_run_into_one_another() -> None:
+    long = [replace(site, name=f"onnx::Convolution_{number}") for number, site in enumerate(sites(blocks=5))]
+    figure = depth_figure(sample_report(sites=tuple(long)), (8.0, 4.0))
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[1].get_xticklabels()]
+    assert len(boxes) > 1
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
