@@ -1,0 +1,1 @@
+"""Writes: the artifacts, and what their runtimes need."""

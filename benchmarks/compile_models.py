@@ -3,8 +3,8 @@
     python benchmarks/compile_models.py --model NAME=PATH --data NAME=FILE [--eval-data NAME=FILE]
         --budgets 3,3.5,4 --variant default --variant "article:allocate=article" --out benchmarks/results/table.json
 
-A variant is the name of a recipe, with settings behind a colon (`label:stage=…,stage.option=…`). Sizes are read from the
-disk, not from the report. Prints a Markdown table; writes JSON with versions, seed and machine.
+A variant is the name of a recipe, with settings behind a colon (`label:stage=…,stage.option=…`). Sizes are read from
+the disk, not from the report. Prints a Markdown table; writes JSON with versions, seed and machine.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-COLUMNS = ("model", "variant", "asked", "bits", "linear bits", "KL forecast", "KL measured", "loss before", "loss after",
-           "accuracy", "seconds", "peak MB")  # fmt: skip
+COLUMNS = ("model", "variant", "asked", "bits", "linear bits", "KL forecast", "KL measured", "loss before",
+           "loss after", "accuracy", "seconds", "peak MB")  # fmt: skip
 
 
 def main() -> None:
+    """Compile, print, write."""
     arguments = parse_arguments()
     data = dict(item.split("=", 1) for item in arguments.data)
     evaluation = dict(item.split("=", 1) for item in arguments.eval_data)
@@ -43,7 +44,13 @@ def main() -> None:
 
 
 def run(
-    name: str, path: str, variant: str, budget: str, data: str | None, evaluation: str | None, arguments: argparse.Namespace
+    name: str,
+    path: str,
+    variant: str,
+    budget: str,
+    data: str | None,
+    evaluation: str | None,
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """One compile in a process of its own, so that its peak memory is its own."""
     label, _, settings = variant.partition(":")
@@ -52,7 +59,8 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         command = [
-            *(sys.executable, "-m", "guidedq", "compile", path, "--budget", f"{budget}bits", "--out", str(out), "--json"),
+            *(sys.executable, "-m", "guidedq", "compile", path, "--budget", f"{budget}bits"),
+            *("--out", str(out), "--json"),
             *("--workspace", str(arguments.workspace), "--seed", str(arguments.seed)),
             *recipe, *words, *arguments.more.split(),
             *(("--data", data) if data else ()), *(("--eval-data", evaluation) if evaluation else ()),

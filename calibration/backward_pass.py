@@ -87,7 +87,8 @@ def _scratch(output: Tensor) -> Tensor:
 def _cotangent(objective: Objective, output: Tensor, batch: SampleSet, first_sample: int, seed: int) -> Tensor:
     if not bool(torch.isfinite(output).all()):
         raise CalibrationError(
-            f"the model's output is not finite on calibration samples {first_sample} to {first_sample + len(batch) - 1}."
+            f"the model's output is not finite on calibration samples {first_sample} to "
+            f"{first_sample + len(batch) - 1}."
         )
     if objective is Objective.VALUES:
         parts = [_unit_cotangent(sample, _mask_of(batch, index), seed * SEED_STRIDE + first_sample + index)

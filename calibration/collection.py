@@ -162,7 +162,7 @@ class Collection:
 
 
 def shards_of(sites: Sequence[Site], memory_bytes: int | None) -> list[tuple[Site, ...]]:
-    """Split the sites, in order, so that each part's second moments fit; a site that never fits is a part of its own."""
+    """Split the sites, in order, so that each part's second moments fit; one that never fits is alone in its part."""
     shards: list[list[Site]] = [[]]
     held = 0
     for site in sites:
@@ -196,7 +196,7 @@ class _ShardState:
         return self.folder / f"shard-{self.number:03d}.safetensors"
 
     def save(self, sums: Mapping[str, Tensor], first: int, seconds: float) -> None:
-        mark = {"": torch.zeros(0)} if not sums else sums
+        mark = sums or {"": torch.zeros(0)}
         save_tensors(self.path, mark, {"first": str(first), "seconds": repr(seconds), "finished": str(not sums)})
 
     def restore(self) -> tuple[dict[str, Tensor], int, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
@@ -22,8 +22,8 @@ from .events import Event, as_event
 class Ear:
     """Pairs the input of every operator with the gradient of its output.
 
-    Inside recomputed blocks an input is not kept in the forward pass: it comes by again when the block is run anew, just
-    before or just after the gradient, and whichever is second completes the event.
+    Inside recomputed blocks an input is not kept in the forward pass: it comes by again when the block is run anew,
+    just before or just after the gradient, and whichever is second completes the event.
     """
 
     def __init__(self, record: Callable[[Event], None], blocks: Sequence[str], samples: int) -> None:
@@ -43,7 +43,7 @@ class Ear:
         self._backwards = True
 
     @contextmanager
-    def listening(self, module: nn.Module, sites: Sequence[Site]) -> Iterator[None]:
+    def listening(self, module: nn.Module, sites: Sequence[Site]) -> Generator[None]:
         """Hear all uses of these sites."""
         handles: list[Any] = []
         for site in sites:
@@ -109,7 +109,7 @@ def repeated_blocks(module: nn.Module) -> tuple[str, ...]:
 
 
 @contextmanager
-def recomputed(module: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
+def recomputed(module: nn.Module, blocks: Sequence[str]) -> Generator[None]:
     """Run these submodules under activation checkpointing."""
     patched = [module.get_submodule(name) for name in blocks]
     for block in patched:

@@ -44,7 +44,8 @@ def guided_sums(event: Event, groups: int) -> dict[str, Tensor]:
     second moments are of the gradient that reaches the looked-up row.
 
     Returns:
-        `hessian` (strips of [k, in, in], see `second_moment`), `row_moment` [out] (sum of squared gradients, or of tokens that read a row),
+        `hessian` (strips of [k, in, in], see `second_moment`), `row_moment` [out] (sum of squared gradients, or of
+        tokens that read a row),
         `row_moment_square` [out] (sum over samples of the square of each sample's `row_moment`), `samples` [].
     """
     assert event.gradients is not None

@@ -47,7 +47,7 @@ def write_dense(patch: Patch, slot: Slot, segments: Sequence[AffineRows | FloatR
         flat = len(shape) == 2
         value = patch.node("Gather", [value, order], slot.name if flat and not to_do else None, axis=0)
         if not flat:
-            target = patch.constant(np.array(shape, dtype=np.int64))
+            target = patch.integers(*shape)
             value = patch.node("Reshape", [value, target], None if to_do else slot.name)
     for index, (operator, options) in enumerate(to_do):
         value = patch.node(operator, [value], slot.name if index == len(to_do) - 1 else None, **options)

@@ -1,7 +1,8 @@
 """The text of the model-local functions, in ONNX's own notation: signatures and bodies.
 
 A name before `<` is the function's; between `<` and `>` are its attributes (`K` columns, `N` rows, `b` bits of the
-container, `g` block, `G` group, `n` rows in all, `v` blocks, `q` repetitions, `d` shape), then its inputs and outputs.
+container, `g` block, `G` group, `d` shape), then its inputs and outputs. The functions for sites of several segments
+take sizes as inputs instead: such sites are large, and the runtime's time to load grows faster than the number of nodes.
 """
 
 from __future__ import annotations
@@ -109,49 +110,33 @@ COMMON = {
     l = gq.Lanes <b: int = @b> (z)
     o = Constant <value_ints = [0]> ()
     t = Slice(l, o, n, one)""",
-    # every group's value repeated q times, cut to v
-    "Repeat <v, q> (a) => (t)": """
-    i = Constant <value_ints = [2]> ()
-    u = Unsqueeze(a, i)
-    m = Constant <value_ints: ints = @q> ()
-    e = Expand(u, m)
-    f = Constant <value_ints = [0, -1]> ()
-    h = Reshape(e, f)
-    o = Constant <value_ints = [0]> ()
-    n = Constant <value_ints: ints = @v> ()
-    c = Constant <value_ints = [1]> ()
-    t = Slice(h, o, n, c)""",
-    # a segment of rows: codes, zero points one a byte, scales, all at the site's block
-    "Segment <K, b, v, q> (t, r) => (c, z, s)": """
-    u, h = gq.Rows <K: int = @K, b: int = @b> (t, r)
-    c = gq.Codes <K: int = @K, b: int = @b> (u)
-    l = gq.Lanes <b: int = @b> (h)
-    z = gq.Repeat <v: ints = @v, q: ints = @q> (l)
-    f = Cast <to = {element}> (r)
-    s = gq.Repeat <v: ints = @v, q: ints = @q> (f)""",
-    "SegmentS <K, b, v, q> (t, r, m) => (c, z, s)": """
-    c = gq.RowsS <K: int = @K, b: int = @b> (t, r)
-    f = Cast <to = {element}> (r)
-    s = gq.Repeat <v: ints = @v, q: ints = @q> (f)
-    d = Shape(s)
-    z = Expand(m, d)""",
-    # rows of all segments, put back in order
-    "Mix <b> (C, Z, S, o) => (t, z, s)": """
+    "SegmentS (t, r, o, e, f, m, i, j) => (c, z, s)": """
+    g = Slice(t, o, e)
+    c = Reshape(g, f)
+    q = Gather <axis = 1> (r, j)
+    d = Shape(q)
+    z = Expand(m, d)
+    x = Gather <axis = 1> (r, i)
+    s = Cast <to = {element}> (x)""",
+    # rows of all segments, put back in order, their zero points packed
+    "Mix (C, Z, S, o, y, w, a) => (t, z, s)": """
     t = Gather <axis = 0> (C, o)
     s = Gather <axis = 0> (S, o)
     u = Gather <axis = 0> (Z, o)
-    z = gq.Pack <b: int = @b> (u)""",
+    j = Reshape(u, y)
+    k = MatMulInteger(j, w)
+    v = Cast <to = 2> (k)
+    z = Squeeze(v, a)""",
     # two bits a row say its segment: where the row lies after the segments are joined
-    "Order <n> (i) => (o)": """
-    l = gq.Lanes <b = 2> (i)
-    f = Constant <value_ints = [-1]> ()
-    h = Reshape(l, f)
-    a = Constant <value_ints = [0]> ()
-    n = Constant <value_ints: ints = @n> ()
-    c = Slice(h, a, n)
+    "Order (i, a, h, k, f, o, n) => (q)": """
+    u = Unsqueeze(i, a)
+    l = BitShift <direction = "LEFT"> (u, h)
+    m = BitShift <direction = "RIGHT"> (l, k)
+    g = Reshape(m, f)
+    c = Slice(g, o, n)
     d = Cast <to = 6> (c)
-    u, v = TopK <largest = 0> (d, n)
-    w, o = TopK <largest = 0> (v, n)""",
+    v, w = TopK <largest = 0> (d, n)
+    x, q = TopK <largest = 0> (w, n)""",
     # float weights of any group size, shaped as the operator reads them
     "Dense <K, G, d> (t, z, r) => (w)": _GROUPS
     + """
@@ -227,6 +212,18 @@ BITWISE = {
     "RowsS <K, b> (t, r) => (u)": _SIZES
     + """
     u = gq.Cut(t, r, j)""",
+    # a segment of rows: codes, zero points one a byte, scales, all at the site's block
+    "Segment (t, r, o, e, f, p, a, h, k, y, i, j) => (c, z, s)": """
+    g = Slice(t, o, e)
+    u = Reshape(g, f)
+    c, w = Split <axis = 1> (u, p)
+    n = Unsqueeze(w, a)
+    l = BitShift <direction = "LEFT"> (n, h)
+    m = BitShift <direction = "RIGHT"> (l, k)
+    q = Reshape(m, y)
+    z = Gather <axis = 1> (q, j)
+    x = Gather <axis = 1> (r, i)
+    s = Cast <to = {element}> (x)""",
     "Codes <K, b> (t) => (h)": _SIZES
     + """
     o = Constant <value_ints = [0]> ()
@@ -276,6 +273,13 @@ SHIFTS_ONLY = {
     "RowsS <K, b> (t, r) => (u)": _CODES_END
     + """
     u = gq.Cut(t, r, j)""",
+    "Segment (t, r, o, e, f, p, a, h, k, y, i, j) => (c, z, s)": """
+    g = Slice(t, o, e)
+    u = Reshape(g, f)
+    c, w = Split <axis = 1> (u, p)
+    z = Gather <axis = 1> (w, j)
+    x = Gather <axis = 1> (r, i)
+    s = Cast <to = {element}> (x)""",
     "Codes <K, b> (t) => (h)": _CODES_END
     + """
     o = Constant <value_ints = [0]> ()

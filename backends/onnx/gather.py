@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from .layout import BYTE_BITS
 from .packed import Packed
 from .patch import Patch
@@ -29,7 +25,7 @@ def write_gather(patch: Patch, slot: Slot, reader: Reader, packed: Packed, setti
     if slot.linear:
         width = packed.groups * packed.block
         if reader.rank is None:
-            data = patch.node("Reshape", [data, _integers(patch, [0, -1])])
+            data = patch.node("Reshape", [data, patch.integers(0, -1)])
         else:
             shape = [0] * reader.rank + [-1]
             scales_shape = zeros_shape = [slot.site.rows, packed.groups, 1]
@@ -38,9 +34,9 @@ def write_gather(patch: Patch, slot: Slot, reader: Reader, packed: Packed, setti
     # the runtime compares the shapes of scales and zero points before it folds anything: it must know both
     if packed.scales_stored:
         scales = patch.node("Cast", [scales], to=settings.element_type)
-    scales = patch.node("Reshape", [scales, _integers(patch, scales_shape)])
+    scales = patch.node("Reshape", [scales, patch.integers(*scales_shape)])
     if zero_points:
-        zero_points = patch.node("Reshape", [zero_points, _integers(patch, zeros_shape)])
+        zero_points = patch.node("Reshape", [zero_points, patch.integers(*zeros_shape)])
     inputs = [data, reader.node.input[1], scales, *([zero_points] if zero_points else [])]
     _write_nodes(patch, slot, reader, packed, inputs=inputs, width=width, shape=shape)
 
@@ -64,11 +60,7 @@ def _write_nodes(
         **({"name": node.name} if node.name else {}),
     )
     if shape is not None:
-        value = patch.node("Reshape", [value, _integers(patch, shape)], None if cut else final, at)
+        value = patch.node("Reshape", [value, patch.integers(*shape)], None if cut else final, at)
     if cut:
-        limits = [_integers(patch, [number]) for number in (0, columns, -1)]
+        limits = [patch.integers(number) for number in (0, columns, -1)]
         patch.node("Slice", [value, *limits], final, at)
-
-
-def _integers(patch: Patch, values: Sequence[int]) -> str:
-    return patch.constant(np.array(values, dtype=np.int64))

@@ -21,7 +21,7 @@ from .layout import (
 from .patch import Patch
 from .settings import Settings
 from .skeleton import Slot
-from .streams import AffineRows, store_order, store_scales, store_stream
+from .streams import AffineRows, lane_shifts, store_order, store_scales, store_stream, stream_of
 
 PLAIN_PARAMETERS = 2**16
 """From this size on, codes that fill their container are stored as the runtime wants them, so that nothing is left to
@@ -121,23 +121,13 @@ def write_mixed(
     patch: Patch, slot: Slot, segments: Sequence[AffineRows], settings: Settings, *, container: int, block: int
 ) -> Packed:
     """Store a weight whose rows have several formats: each segment is unpacked, then the rows are put in order."""
-    columns = slot.site.columns
-    groups = -(-columns // block)
-    parts: list[list[str]] = []
-    for rows in segments:
-        stream = store_stream(patch, rows, container, columns, settings)
-        scales = store_scales(patch, rows, columns)
-        own = smallest_block(slot, [rows.format])
-        assert own is not None
-        options = {"K": columns, "b": container, "v": [groups], "q": [1, 1, own // block]}
-        if rows.format.symmetric:
-            middle = patch.constant(np.array(2 ** (rows.format.bits - 1), dtype=np.uint8))
-            parts.append(patch.call_for(3, "SegmentS", [stream, scales, middle], **options))
-        else:
-            parts.append(patch.call_for(3, "Segment", [stream, scales], **options))
+    blocks = -(-slot.site.columns // block)
+    parts = [_write_segment(patch, slot, rows, settings, container=container, block=block) for rows in segments]
     joined = [patch.node("Concat", names, axis=0) for names in zip(*parts, strict=True)]
-    order = store_order(patch, segments)
-    stream, zero_points, scales = patch.call_for(3, "Mix", [*joined, order], b=container)
+    slots = BYTE_BITS // container
+    weights = patch.constant((1 << container * np.arange(slots, dtype=np.uint8))[:, None].astype(np.uint8))
+    inputs = [*joined, store_order(patch, segments), patch.integers(0, -1, slots), weights, patch.integers(2)]
+    stream, zero_points, scales = patch.call_for(3, "Mix", inputs)
     data = _arranged(patch, slot, stream, scales, container=container, block=block)
     return Packed(
         data=data,
@@ -146,8 +136,32 @@ def write_mixed(
         zero_points=zero_points,
         container=container,
         block=block,
-        groups=groups,
+        groups=blocks,
     )
+
+
+def _write_segment(
+    patch: Patch, slot: Slot, rows: AffineRows, settings: Settings, *, container: int, block: int
+) -> list[str]:
+    """Unpack some rows: codes in the container, zero points one a byte, scales, each repeated for every block."""
+    columns = slot.site.columns
+    held = container if settings.bitwise else BYTE_BITS
+    stream = stream_of(rows.format, held, columns)
+    own = smallest_block(slot, [rows.format])
+    assert own is not None
+    group_of_block = np.arange(-(-columns // block), dtype=np.int32) // (own // block)
+    padding = -len(group_of_block) % (BYTE_BITS // container)
+    index, padded = patch.constant(group_of_block), patch.constant(np.pad(group_of_block, (0, padding), mode="edge"))
+    size = rows.count * stream.width
+    end = patch.store(np.int64, (1,), lambda: np.array([size], dtype=np.int64), per_row=False)
+    unpacked, scales = store_stream(patch, rows, container, columns, settings), store_scales(patch, rows, columns)
+    inputs = [unpacked, scales, patch.integers(0), end, patch.integers(-1, stream.width)]
+    if rows.format.symmetric:
+        middle = patch.constant(np.array(2 ** (rows.format.bits - 1), dtype=np.uint8))
+        return patch.call_for(3, "SegmentS", [*inputs, middle, index, padded])
+    cut = patch.integers(stream.codes_width, stream.width - stream.codes_width)
+    lanes = [patch.integers(2), *lane_shifts(patch, container), patch.integers(0, -1)]
+    return patch.call_for(3, "Segment", [*inputs, cut, *lanes, index, padded])
 
 
 def _arranged(patch: Patch, slot: Slot, stream: str, scales: str, *, container: int, block: int) -> str:

@@ -36,12 +36,21 @@ _FURTHER = string.ascii_letters + string.digits
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """A tensor to be stored: `data` makes its values, and is called once, when they are written."""
+    """A tensor to be stored.
+
+    Attributes:
+        name: In the graph.
+        dtype: Of its values.
+        shape: Of its values.
+        data: Makes the values; called once, when they are written.
+        per_row: Its size grows with the rows that are stored; else it belongs to what a segment takes anyway.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     data: Callable[[], np.ndarray]
+    per_row: bool = True
 
     @property
     def payload_bytes(self) -> int:
@@ -106,13 +115,20 @@ class Patch:
     tensors: list[StoredTensor] = field(default_factory=list[StoredTensor])
     nodes: dict[int, list[NodeProto]] = field(default_factory=dict[int, list[NodeProto]])
 
-    def store(self, dtype: Any, shape: Iterable[int], data: Callable[[], np.ndarray], name: str | None = None) -> str:
+    def store(
+        self,
+        dtype: Any,
+        shape: Iterable[int],
+        data: Callable[[], np.ndarray],
+        name: str | None = None,
+        *,
+        per_row: bool = True,
+    ) -> str:
         """Add a tensor, and give its name."""
-        tensor = StoredTensor(
-            name=name or next(self.shared.names), dtype=np.dtype(dtype), shape=tuple(shape), data=data
-        )
+        fresh = name or next(self.shared.names)
+        tensor = StoredTensor(name=fresh, dtype=np.dtype(dtype), shape=tuple(shape), data=data, per_row=per_row)
         self.tensors.append(tensor)
-        return tensor.name
+        return fresh
 
     def node(
         self, operator: str, inputs: Iterable[str], output: str | None = None, at: int = LOADING, **options: Any
@@ -142,6 +158,10 @@ class Patch:
         """The name of a constant that all sites share."""
         return self.shared.constant(values)
 
+    def integers(self, *values: int) -> str:
+        """The name of a shared list of sizes or axes."""
+        return self.shared.constant(np.array(values, dtype=np.int64))
+
     def bytes(self, *, external: bool) -> int:
         """Bytes that the patch adds, besides shared constants and functions."""
         tensors = sum(tensor.bytes(external=external) for tensor in self.tensors)
@@ -149,8 +169,8 @@ class Patch:
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of the values alone."""
-        return sum(tensor.payload_bytes for tensor in self.tensors)
+        """Bytes of the values that grow with the rows."""
+        return sum(tensor.payload_bytes for tensor in self.tensors if tensor.per_row)
 
 
 def name_length(needed: int, taken: Collection[str]) -> int:

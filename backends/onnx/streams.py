@@ -107,7 +107,15 @@ def store_order(patch: Patch, segments: Sequence[AffineRows | FloatRows]) -> str
         return container_bytes(index, ORDER_BITS)
 
     stored = patch.store(np.uint8, (1, -(-count * ORDER_BITS // BYTE_BITS)), belongs)
-    return patch.call("Order", [stored], n=[count])
+    shifts = lane_shifts(patch, ORDER_BITS)
+    bounds = [patch.integers(-1), patch.integers(0), patch.integers(count)]
+    return patch.call("Order", [stored, patch.integers(2), *shifts, *bounds])
+
+
+def lane_shifts(patch: Patch, bits: int) -> tuple[str, str]:
+    """Shifts, to the left and back, that leave each slot of `bits` bits of a byte alone."""
+    left = np.arange(BYTE_BITS - bits, -1, -bits, dtype=np.uint8)
+    return patch.constant(left), patch.constant(np.array(BYTE_BITS - bits, dtype=np.uint8))
 
 
 def _part_constants(patch: Patch, stream: Stream, part: int, settings: Settings) -> tuple[str, str]:

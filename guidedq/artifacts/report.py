@@ -147,9 +147,9 @@ class Report:
         try:
             content: dict[str, Any] = json.loads(path.read_text())
             points = tuple(
-                PlanPoint(**{**point, "forecast": Forecast(**point["forecast"])}) for point in content.pop("curve")
+                PlanPoint(forecast=Forecast(**point.pop("forecast")), **point) for point in content.pop("curve")
             )
-            sites = tuple(SiteFacts(**{**site, "shape": tuple(site["shape"])}) for site in content.pop("sites"))
+            sites = tuple(SiteFacts(shape=tuple(site.pop("shape")), **site) for site in content.pop("sites"))
             parts = {
                 "model": ModelFacts(**content.pop("model")),
                 "budget": BudgetFacts(**content.pop("budget")),

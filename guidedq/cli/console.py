@@ -26,7 +26,6 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "ORT_LOGGING_LEVEL": "3",
 }
 """Other libraries' bars and warnings, which would run through ours; what the user set is kept."""
 

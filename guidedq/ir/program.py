@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -145,7 +145,7 @@ class TorchProgram(AbstractProgram):
 
 
 def round_activations(values: Tensor, block_size: int) -> Tensor:
-    """Round to symmetric int8 per block along the last axis, and back to float. A short last block is one of its own."""
+    """Round to symmetric int8 per block along the last axis, and back to float. The last block may be short."""
     columns = values.shape[-1]
     padded = nn.functional.pad(values, (0, -columns % block_size)).unflatten(-1, (-1, block_size))
     largest = padded.abs().amax(-1, keepdim=True)
@@ -155,7 +155,7 @@ def round_activations(values: Tensor, block_size: int) -> Tensor:
 
 
 @contextmanager
-def _replaced(program: TorchProgram, weights: Mapping[str, Tensor]) -> Iterator[None]:
+def _replaced(program: TorchProgram, weights: Mapping[str, Tensor]) -> Generator[None]:
     """Let every submodule that holds one of the parameters run with the weight that stands in for it."""
     named = {id(program.parameter(name)): name for name in weights}
     patched: list[nn.Module] = []
@@ -172,23 +172,21 @@ def _replaced(program: TorchProgram, weights: Mapping[str, Tensor]) -> Iterator[
 
 
 def _forward_with(module: nn.Module, held: Mapping[str, str], weights: Mapping[str, Tensor]) -> Any:
-    forward = module.forward
+    forward, table = module.forward, module.__dict__["_parameters"]
 
     def call(*arguments: Any, **keywords: Any) -> Any:
-        kept = {leaf: module._parameters[leaf] for leaf in held}
-        module._parameters.update(
-            {leaf: nn.Parameter(weights[name], requires_grad=False) for leaf, name in held.items()}
-        )
+        kept = {leaf: table[leaf] for leaf in held}
+        table.update({leaf: nn.Parameter(weights[name], requires_grad=False) for leaf, name in held.items()})
         try:
             return forward(*arguments, **keywords)
         finally:
-            module._parameters.update(kept)
+            table.update(kept)
 
     return call
 
 
 @contextmanager
-def _rounding(module: nn.Module, activations: ActivationRounding | None) -> Iterator[None]:
+def _rounding(module: nn.Module, activations: ActivationRounding | None) -> Generator[None]:
     def hook(block_size: int) -> Any:
         return lambda _module, arguments: (round_activations(arguments[0], block_size), *arguments[1:])
 

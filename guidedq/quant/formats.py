@@ -14,7 +14,7 @@ from guidedq.errors import FormatError
 MINIMUM_BITS = 1
 MAXIMUM_BITS = 8
 SCALE_BITS = 16
-"""Scales are fp16: 11 significant bits, and the codes are chosen after the scale is rounded, so more would buy nothing."""
+"""Scales are fp16: the codes are chosen after the scale is rounded, so more than its 11 bits would buy nothing."""
 OUTLIER_BITS = 32
 """One outlier: a 16-bit value and the 16-bit index of its column."""
 
@@ -53,7 +53,7 @@ class AffineFormat:
         return columns if self.group_size == 0 else min(self.group_size, columns)
 
     def row_bytes(self, columns: int) -> int:
-        """Bytes that one row of `columns` weights takes: codes, scales, zero points, outliers, each padded to a byte."""
+        """Bytes of one row of `columns` weights: codes, scales, zero points, outliers, each padded to a byte."""
         groups = self.groups(columns)
         zero_points = 0 if self.symmetric else _bytes_of(groups * self.bits)
         return (

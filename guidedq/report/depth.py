@@ -23,6 +23,8 @@ LABELS_PER_INCH = 1.7
 """So many labels fit along the axis."""
 LETTER_INCHES = 0.085
 """Width of a letter of a label, its share of the frame's margins counted."""
+LEGEND_INCHES = 1.25
+"""Width of the widest entry of the legend."""
 WIDE_SHARE = 0.004
 """Bars of more than this share of the axis are parted by a thin gap."""
 GAP = 0.6
@@ -63,7 +65,7 @@ def depth_figure(report: Report, size: Size) -> Figure:
     for axes in (upper, lower):
         axes.grid(visible=False, axis="x")
     _label_blocks(lower, report.sites, edges[:-1], size)
-    _legend(upper, report.sites)
+    _legend(upper, report.sites, size)
     return figure
 
 
@@ -125,7 +127,7 @@ def _last_word(name: str) -> str:
     return words[-1] if words else name
 
 
-def _legend(axes: Any, sites: Sequence[SiteFacts]) -> None:
+def _legend(axes: Any, sites: Sequence[SiteFacts], size: Size) -> None:
     from matplotlib.patches import Patch
 
     widths = sorted({bits for site in sites for bits in row_shares(site)})
@@ -134,7 +136,7 @@ def _legend(axes: Any, sites: Sequence[SiteFacts]) -> None:
     handles = [*patches, *axes.get_legend_handles_labels()[0]]
     axes.legend(
         handles=handles,
-        ncols=min(len(handles), 6),
+        ncols=min(len(handles), max(1, int(size[0] / LEGEND_INCHES))),
         frameon=False,
         fontsize=9,
         labelcolor=INK,

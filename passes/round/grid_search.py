@@ -17,8 +17,8 @@ SHRINKS: Mapping[int, tuple[float, ...]] = {
     4: (1.0, 0.95, 0.9, 0.85, 0.8),
     5: (1.0, 0.95, 0.9),
 }
-"""Parts of the full range that are tried, both ends at once, by width. The fewer the codes, the more clipping pays; from
-6 bits on it does not."""
+"""Parts of the full range that are tried, both ends at once, by width. The fewer the codes, the more clipping pays;
+from 6 bits on it does not."""
 FULL_RANGE = (1.0,)
 END_SHRINKS: Mapping[int, tuple[float, ...]] = {2: (0.9, 0.8), 3: (0.9, 0.8), 4: (0.9,)}
 """Then each end alone, for skewed groups: parts of the best range found."""

@@ -17,7 +17,7 @@ BALANCE_CLUSTERS = 4
 four clusters by quantile leave little of the spread within a cluster."""
 DAMPING_GROWTH = 10.0
 LARGEST_DAMPING = 1.0
-"""Damping by the mean of the diagonal makes any positive semi-definite matrix well conditioned; more means NaN inside."""
+"""Damping by the mean of the diagonal makes any positive semi-definite matrix well conditioned."""
 
 
 @final

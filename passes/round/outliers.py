@@ -18,7 +18,8 @@ def choose_outliers(
     """True at the `format.outliers` weights of each row that cost most under a grid fitted to all but the largest.
 
     The grid is searched with twice as many of the largest weights hidden, or it would stretch to the very ones that
-    are to be found. After SpQR (Dettmers et al. 2023, arXiv 2306.03078), with a fixed number per row so that no row index is stored.
+    are to be found. After SpQR (Dettmers et al. 2023, arXiv 2306.03078), with a fixed number per row so that no row
+    index is stored.
     """
     chosen = torch.zeros_like(weight, dtype=torch.bool)
     if format.outliers == 0:

@@ -148,4 +148,7 @@ def random_choice(footprint: Footprint, seed: int) -> Callable[[Site], list[Form
     return choose
 
 
-ALL_WIDTHS = tuple(AffineFormat(bits=bits, group_size=group) for bits in range(2, 9) for group in (32, 64, 128))
+ALL_WIDTHS = (
+    *(AffineFormat(bits=bits, group_size=64) for bits in range(2, 9)),
+    *(AffineFormat(bits=bits, group_size=group) for bits, group in ((2, 32), (3, 128), (4, 32), (5, 128))),
+)

@@ -3,6 +3,9 @@
 import json
 import math
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +161,22 @@ def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
     assert run(*words).exit_code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_real_process_cleanly(compiled: Compiled, tmp_path: Path, number: signal.Signals) -> None:
+    words = ["compile", compiled.model, "--budget", BUDGET, "--out", tmp_path / "out", *compiled.options]
+    command = [sys.executable, "-m", "guidedq", *map(str, words), "--workspace", str(tmp_path / "workspace")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("sample")
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["workspace"]
 
 
 def test_our_own_bugs_keep_their_traceback_and_ask_for_a_report(

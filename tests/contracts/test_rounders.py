@@ -95,9 +95,7 @@ def test_formats_do_not_depend_on_which_others_are_rounded_beside_them(rounder) 
         assert torch.equal(alone.outlier_values, expected.outlier_values)
 
 
-@pytest.mark.parametrize(
-    ("rows", "columns"), [(1, 64), (3, 172), (7, 1), (2, 65), (1, 1)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 64), (3, 172), (7, 1), (2, 65), (1, 1)], ids=str)
 def test_odd_shapes_round_and_come_back_close(rounder, rows: int, columns: int) -> None:
     formats = [AffineFormat(bits=8, group_size=64), AffineFormat(bits=4, group_size=16)]
     matrix = weight_of(rows, columns)
