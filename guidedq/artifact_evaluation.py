@@ -89,6 +89,7 @@ def joined(parts: Sequence[Measurement]) -> Measurement:
         accuracy_after=mean_of_known([part.accuracy_after for part in parts]),
         units=units,
         kl_by_sample=tuple(loss for part in parts for loss in part.kl_by_sample),
+        loss_increase_by_sample=tuple(loss for part in parts for loss in part.loss_increase_by_sample),
     )
 
 

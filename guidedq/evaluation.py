@@ -111,6 +111,7 @@ def _summary(sums: list[_Sums]) -> Measurement:
         accuracy_after=sum(part.right_after for part in sums) / labels if labels else None,
         units=units,
         kl_by_sample=tuple(part.kl / max(part.units, 1) for part in sums),
+        loss_increase_by_sample=tuple((part.loss_after - part.loss_before) / max(part.losses, 1) for part in sums),
     )
 
 

@@ -145,7 +145,8 @@ def load_probe(folder: Path) -> Probe:
     """Read what `save_probe` kept."""
     content: dict[str, Any] = json.loads((folder / "probe.json").read_text())
     measured = content.pop("measured")
-    measured["kl_by_sample"] = tuple(measured["kl_by_sample"])
+    for name in ("kl_by_sample", "loss_increase_by_sample"):
+        measured[name] = tuple(measured[name])
     content["raw_kl_by_sequence"] = tuple(content["raw_kl_by_sequence"])
     return Probe(measured=Measurement(**measured), **content)
 

@@ -59,6 +59,7 @@ def measurement() -> Measurement:
         accuracy_after=0.25,
         units=12,
         kl_by_sample=(0.125, 0.375),
+        loss_increase_by_sample=(0.5, -0.25),
     )
 
 

@@ -40,6 +40,7 @@ class Measurement:
         accuracy_after: The same for the quantized model.
         units: Tokens or samples measured.
         kl_by_sample: `kl` of each sample.
+        loss_increase_by_sample: Loss increase of each sample; 0 where a sample has no label.
     """
 
     kl: float
@@ -50,6 +51,7 @@ class Measurement:
     accuracy_after: float | None
     units: int
     kl_by_sample: tuple[float, ...]
+    loss_increase_by_sample: tuple[float, ...]
 
     @property
     def loss_increase(self) -> float:

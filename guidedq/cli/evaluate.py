@@ -47,7 +47,7 @@ def evaluate(
             seed=seed,
             progress=progress,
         )
-    content = {name: value for name, value in asdict(measured).items() if name != "kl_by_sample"}
+    content = {name: value for name, value in asdict(measured).items() if not name.endswith("by_sample")}
     content["tokens"] = content.pop("units")
     content["loss_increase"] = measured.loss_increase
     language = original.objective.value == "language_model"

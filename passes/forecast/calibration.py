@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from guidedq.artifacts.forecast import Forecast, Probe
 
+from .loss import NEAR, SMALLEST, loss_gain
+
 REPLICATES = 2000
 """Bootstrap replicates: the 5% and 95% quantiles are then good to a percent or so of the spread."""
 INTERVAL = (5.0, 95.0)
@@ -20,10 +22,6 @@ STEEPEST_SLOPE = 1.5
 1.5 or below its inverse come from noise in the probes."""
 APART = 0.1
 """Log distance of two probes below which their slope is noise."""
-NEAR = 0.1
-"""Log distance at which a probe counts half of what it would at the very place."""
-SMALLEST = 1e-12
-"""Divergences below are rounding errors of the logits."""
 Values = NDArray[np.float64]
 
 
@@ -57,15 +55,16 @@ def calibrated(raw: Sequence[float], probes: Sequence[Probe], evaluation_units: 
     spread = np.log(np.maximum(replicates, SMALLEST)) + generator.normal(0.0, noise, REPLICATES)
     low, high = (float(bound) for bound in np.exp(np.percentile(spread, INTERVAL)))
     low, high = min(low, kl), max(high, kl)
-    gain = _loss_per_divergence(kl, probes)
-    increases = sorted((gain * low, gain * high))
+    gain = loss_gain(kl, probes)
+    expected = gain.ratio * kl
+    increases = np.percentile(gain.increases(np.exp(spread), evaluation_units, generator), INTERVAL)
     return Forecast(
         kl=kl,
         kl_low=low,
         kl_high=high,
-        loss_increase=gain * kl,
-        loss_increase_low=increases[0],
-        loss_increase_high=increases[1],
+        loss_increase=expected,
+        loss_increase_low=min(float(increases[0]), expected),
+        loss_increase_high=max(float(increases[1]), expected),
         raw_kl=float(target.mean()),
     )
 
@@ -101,16 +100,6 @@ def _column(value: float) -> Values:
 
 def _columns(values: Sequence[float]) -> list[Values]:
     return [_column(value) for value in values]
-
-
-def _loss_per_divergence(kl: float, probes: Sequence[Probe]) -> float:
-    """Loss increase on data per unit of divergence: the probes' own ratio, the nearer probe counting more."""
-    ratios = [probe.measured.loss_increase / probe.measured.kl for probe in probes if probe.measured.kl > SMALLEST]
-    if not ratios:
-        return 1.0
-    measured = [probe.measured.kl for probe in probes if probe.measured.kl > SMALLEST]
-    distances = [abs(np.log(value / max(kl, SMALLEST))) for value in measured]
-    return float(np.average(ratios, weights=[1.0 / (NEAR + distance) for distance in distances]))
 
 
 def _evaluation_noise(probes: Sequence[Probe], evaluation_units: int) -> float:

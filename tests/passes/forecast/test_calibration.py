@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,7 @@ def probe(raw: float, kl: float, *, noise: float = 0.0, sequences: int = 16, see
         accuracy_after=None,
         units=8 * 512,
         kl_by_sample=tuple((kl * (1 + 0.1 * generator.standard_normal(8))).tolist()),
+        loss_increase_by_sample=(0.8 * kl,) * 8,
     )
     return Probe(raw_kl_by_sequence=tuple(raw * shape / shape.mean()), raw_kl=raw, measured=measured, bytes=1)
 
@@ -75,7 +78,17 @@ def test_noise_that_target_and_probes_share_cancels_from_the_interval() -> None:
 
 def test_the_loss_follows_the_probes_own_ratio_of_loss_to_divergence() -> None:
     found = at(0.05, [probe(0.1, 0.2), probe(0.01, 0.015)])
-    assert found.loss_increase == pytest.approx(0.8 * found.kl)
+    assert found.loss_increase == pytest.approx(0.8 * found.kl, rel=0.05)
+
+
+def test_a_ratio_that_is_mostly_noise_is_drawn_to_one_and_widens_the_interval() -> None:
+    clear = probe(0.1, 0.2)
+    scattered = np.linspace(-6, 6, 8) + 0.8 * 0.2
+    noisy = replace(clear, measured=replace(clear.measured, loss_increase_by_sample=tuple(scattered.tolist())))
+    found, sure = at(0.1, [noisy]), at(0.1, [clear])
+    assert found.loss_increase == pytest.approx(found.kl, rel=0.02)
+    assert sure.loss_increase == pytest.approx(0.8 * sure.kl, rel=0.05)
+    assert found.loss_increase_high - found.loss_increase_low > 2 * (sure.loss_increase_high - sure.loss_increase_low)
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
