@@ -59,7 +59,8 @@ def backward_pass(
     assert isinstance(model.program, TorchProgram)
     module = model.program.module
     blocks = repeated_blocks(module) if recompute else ()
-    ear = Ear(record, blocks, len(batch))
+    has_labels = model.objective is not Objective.VALUES
+    ear = Ear(record, blocks, len(batch), model.graph.head if has_labels else None)
     start = time.perf_counter()
     with ear.listening(module, sites), recomputed(module, blocks):
         with torch.enable_grad():

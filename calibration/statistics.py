@@ -55,7 +55,7 @@ def guided_sums(event: Event, groups: int) -> dict[str, Tensor]:
         return {**second_moment("hessian", flat[None]), **_moments(counts)}
     assignment = row_groups(event.site, groups)
     total = int(assignment[-1]) + 1
-    weights, by_sample = _squares(event.gradients, assignment)
+    weights, by_sample = _squares(event, assignment)
     roots = weights.sqrt()
     scaled = torch.stack(
         [
@@ -127,15 +127,17 @@ def token_frequencies(counts: Float[Tensor, "vocabulary"]) -> Float[Tensor, "voc
 
 
 def _squares(
-    gradients: Float[Tensor, "sample token out"], assignment: Int64[Tensor, "out"]
+    event: Event, assignment: Int64[Tensor, "out"]
 ) -> tuple[Float[Tensor, "sample token group"], Float[Tensor, "sample out"]]:
     """Mean squared gradient over each group's rows, and summed over tokens; some tokens at a time, a head is wide."""
+    assert event.gradients is not None
+    samples, tokens, rows = event.gradients.shape
     sizes = assignment.bincount()
-    weights = torch.zeros(*gradients.shape[:2], len(sizes))
-    by_sample = torch.zeros(gradients.shape[0], gradients.shape[2], dtype=torch.float64)
-    step = max(1, SQUARES_AT_ONCE // (gradients.shape[0] * gradients.shape[2]))
-    for start in range(0, gradients.shape[1], step):
-        squares = gradients[:, start : start + step].square()
+    weights = torch.zeros(samples, tokens, len(sizes))
+    by_sample = torch.zeros(samples, rows, dtype=torch.float64)
+    step = max(1, SQUARES_AT_ONCE // (samples * rows))
+    for start in range(0, tokens, step):
+        squares = event.squared_gradients(start, start + step)
         weights[:, start : start + step].index_add_(2, assignment, squares)
         by_sample += squares.sum(1)
     return weights / sizes, by_sample

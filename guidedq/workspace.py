@@ -21,13 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from guidedq import __version__
 from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.forecast import Measurement, Probe
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
 from guidedq.errors import OutputError
 from guidedq.quant.formats import parse_format
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Part of every key: raise it when what is stored changes its meaning, and old entries are simply not found."""
 UNWRITABLE = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)}
 """What the system says of a disk that takes no more."""
@@ -54,7 +55,7 @@ class Workspace:
 
     def entry(self, kind: str, *key: str) -> Path:
         """The folder of one entry: made of `kind` and a digest of `key`; may be empty or half filled."""
-        text = json.dumps([LAYOUT_VERSION, kind, *key])
+        text = json.dumps([LAYOUT_VERSION, __version__, kind, *key])
         folder = self.root / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder

@@ -24,12 +24,17 @@ class ProjectedForecaster(AbstractForecaster):
     With labels drawn from the model, `E[(sum over sites and tokens of g . error x)^2] / 2` is the divergence to second
     order, cross terms between sites and coherence across tokens included.
 
+    A few squared projections are a noisy mean, and large errors saturate where the first order does not. The sum of the
+    sites' own distortions has little noise and is off by a nearly constant factor, which the probes absorb. So the
+    prediction is the distortion times what the projections say of its factor, drawn to 1 by the share of noise in it
+    (James and Stein 1961), in logarithms.
+
     Attributes:
-        additive_share: Part of the prediction taken from the sum of the sites' own distortions, whose noise is far
-            smaller. The two differ by a nearly constant factor, which the probes absorb.
+        coherence_spread: How much the logarithm of that factor differs between allocations of one model, as a standard
+            deviation: 0 believes the distortions alone, a large number the projections alone.
     """
 
-    additive_share: float = 0.5
+    coherence_spread: float = 0.15
 
     def raw(self, allocation: Allocation, curves: Iterable[SiteCurve], units_per_sequence: float) -> tuple[float, ...]:
         """Uncalibrated divergence for each kept sequence; the distortion alone if there are no projections."""
@@ -42,11 +47,14 @@ class ProjectedForecaster(AbstractForecaster):
             if curve.projections is not None:
                 mine = curve.projections[rows, choice].double().sum(0)
                 total = mine if total is None else total + mine
-        if total is None:
+        if total is None or distortion <= 0.0 or len(total) < 2 or not bool(total.any()):
             return (distortion,)
         projected = 0.5 * total.square() / units_per_sequence
-        share = self.additive_share
-        return tuple((share * distortion + (1.0 - share) * projected).tolist())
+        mean = float(projected.mean())
+        noise = float(projected.std()) / len(projected) ** 0.5 / mean
+        believed = self.coherence_spread**2 / (self.coherence_spread**2 + noise**2)
+        level = distortion ** (1.0 - believed) * mean**believed
+        return tuple((level * (1.0 + believed * (projected / mean - 1.0))).tolist())
 
     def forecast(self, raw: Sequence[float], probes: Sequence[Probe], evaluation_units: int, *, seed: int) -> Forecast:
         """See `calibrated`."""

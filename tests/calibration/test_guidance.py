@@ -282,6 +282,15 @@ def test_a_table_of_positions_that_the_batch_shares_is_one_sample() -> None:
     assert flat.inputs.shape == (6, 7, 1, 8)
 
 
+def test_rows_of_the_head_are_weighed_by_all_labels_that_might_have_been_drawn(tmp_path: Path) -> None:
+    plain = tiny_language_model()
+    model, batch = plain.with_graph(replace(plain.graph, head="embed.weight")), tokens()
+    head = collect(FisherGuide(), model, batch, tmp_path).site("embed.weight").terms[1]
+    chances = torch.softmax(model.program.predict(batch.inputs), -1)
+    expected = (chances * (1 - chances)).sum((0, 1))
+    torch.testing.assert_close(head.row_weight, expected / expected.mean(), rtol=1e-3, atol=1e-6)
+
+
 def test_strips_assemble_to_the_whole_second_moment() -> None:
     vectors = torch.randn(2, 9, 2 * STRIP_ROWS + 5, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
