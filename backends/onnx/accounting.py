@@ -24,6 +24,9 @@ from .unpacking import DOMAIN, RUNTIME_DOMAIN, library
 
 MIXED_PARAMETERS = 2**16
 """Smaller sites have one format for all rows: saying which row has which takes some hundred bytes of graph."""
+MIXED_MODEL_PARAMETERS = 2**20
+"""So have all sites of a smaller model: functions and constants for mixing are counted whether they are used or not,
+some 3 kB, which is a fortieth of a bit per weight here."""
 NAMES_PER_SITE = 40
 """No writer makes more names than this for one site."""
 PADDING_BYTES = 3
@@ -45,6 +48,7 @@ def count_footprint(skeleton: Skeleton, offered: Mapping[str, Sequence[Format]],
         offered: What is asked for by site: affine formats, of which it gets those that it can hold, then a float.
         settings: How the model is written.
     """
+    mixable = sum(slot.site.parameters for slot in skeleton.slots.values()) >= MIXED_MODEL_PARAMETERS
     shared = Shared(names=repeat("x" * names_length(skeleton)))
     counted: dict[object, SiteFootprint] = {}
     sites: dict[str, SiteFootprint] = {}
@@ -52,7 +56,9 @@ def count_footprint(skeleton: Skeleton, offered: Mapping[str, Sequence[Format]],
         held = tuple(f for f in offered[name] if isinstance(f, FloatFormat) or can_hold(slot, f))
         alike = (held, _what_counts(slot))
         if alike not in counted:
-            counted[alike] = _count_site(shared, slot, held, settings)
+            large = mixable and min(slot.site.parameters // MIXED_PARAMETERS, slot.site.rows // 2, len(held) // 3) > 0
+            count = _count_mixable_site if large else _count_uniform_site
+            counted[alike] = count(shared, slot, held, settings)
         sites[name] = counted[alike]
     removed = sum(slot.removed_bytes for slot in skeleton.slots.values())
     fixed = stored_bytes(skeleton.proto, external=settings.external)
@@ -88,16 +94,19 @@ def _shared_bytes(shared: Shared, settings: Settings) -> int:
     return constants + bodies + domains
 
 
-def _count_site(shared: Shared, slot: Slot, formats: tuple[Format, ...], settings: Settings) -> SiteFootprint:
+def _count_uniform_site(shared: Shared, slot: Slot, formats: tuple[Format, ...], settings: Settings) -> SiteFootprint:
+    """A site whose rows all have one format: exact; what rows take beyond whole bytes is counted with the segment."""
     rows = slot.site.rows
-    eight_rows = [_eight_rows(shared, slot, format, settings) for format in formats]
-    uniform = [_count(shared, slot, [format], settings, rows=rows) for format in formats]
-    if slot.site.parameters < MIXED_PARAMETERS or rows < 2 or len(formats) < 3:
-        row_bytes = [payload // 8 for payload in eight_rows]
-        rest = [total - rows * each for (total, _), each in zip(uniform, row_bytes, strict=True)]
-        return SiteFootprint(formats=formats, row_bytes=tuple(row_bytes), segment_bytes=tuple(rest), site_bytes=0)
-    row_bytes = [-(-payload // 8) for payload in eight_rows]
-    alone = [total - payload + PADDING_BYTES for total, payload in uniform]
+    row_bytes = [_eight_rows(shared, slot, format, settings) // 8 for format in formats]
+    totals = [_count(shared, slot, [format], settings, rows=rows)[0] for format in formats]
+    rest = [total - rows * each for total, each in zip(totals, row_bytes, strict=True)]
+    return SiteFootprint(formats=formats, row_bytes=tuple(row_bytes), segment_bytes=tuple(rest), site_bytes=0)
+
+
+def _count_mixable_site(shared: Shared, slot: Slot, formats: tuple[Format, ...], settings: Settings) -> SiteFootprint:
+    """A site whose rows may differ: the bytes of a row are rounded up."""
+    row_bytes = [-(-_eight_rows(shared, slot, format, settings) // 8) for format in formats]
+    alone = [_overhead(shared, slot, [format], settings) + PADDING_BYTES for format in formats]
     others = _companions(formats)
     mixed = [_count_segment(shared, slot, format, others, settings) for format in formats]
     common = max(0, min(whole - part for whole, part in zip(alone, mixed, strict=True)))

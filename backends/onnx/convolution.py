@@ -42,7 +42,7 @@ def write_dense(patch: Patch, slot: Slot, segments: Sequence[AffineRows | FloatR
         value = _write_affine(patch, slot, rows, settings, shape=shape, output=None if to_do else slot.name)
     else:
         parts = [_write_rows(patch, slot, rows, settings) for rows in segments]
-        order = store_order(patch, segments)
+        order = store_order(patch, segments, site.rows)
         value = patch.node("Concat", parts, axis=0)
         flat = len(shape) == 2
         value = patch.node("Gather", [value, order], slot.name if flat and not to_do else None, axis=0)

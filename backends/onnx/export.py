@@ -67,7 +67,7 @@ def _exported(model: Model, module: nn.Module, opset: int) -> ModelProto:
     ]
     batch = trial_batch(model.inputs)
     values = tuple(batch[spec.name] for spec in model.inputs)
-    adapted = _Positional(module, [spec.name for spec in model.inputs]).eval()
+    adapted = _Positional(module, [spec.name for spec in model.inputs])
     try:
         with torch.no_grad(), _quiet():
             traced = torch.export.export(adapted, values, dynamic_shapes={"values": tuple(free)})

@@ -2,7 +2,7 @@
 
 A name before `<` is the function's; between `<` and `>` are its attributes (`K` columns, `N` rows, `b` bits of the
 container, `g` block, `G` group, `d` shape), then its inputs and outputs. The functions for sites of several segments
-take sizes as inputs instead: such sites are large, and the runtime's time to load grows faster than the number of nodes.
+take sizes as inputs instead: such sites are large, and the time to load a model grows faster than its number of nodes.
 """
 
 from __future__ import annotations
@@ -56,32 +56,6 @@ COMMON = {
     c = BitShift <direction = "RIGHT"> (a, w)
     f = Constant <value_ints = [0, -1]> ()
     t = Reshape(c, f)""",
-    # one value a byte to bytes of b-bit slots, the last byte padded with zeros
-    "Pack <b> (z) => (t)": """
-    a = Constant <value_int = 0> ()
-    o = Constant <value_int = 8> ()
-    c = Constant <value_ints = [1]> ()
-    i = Constant <value_ints = [2]> ()
-    q = Constant <value_int: int = @b> ()
-    l = Range(a, o, q)
-    m = Cast <to = 2> (l)
-    e = Cast <to = 2> (c)
-    w = BitShift <direction = "LEFT"> (e, m)
-    v = Unsqueeze(w, c)
-    s = Shape(m)
-    sh = Shape(z)
-    n = Slice(sh, c, i)
-    h = Neg(n)
-    p = Mod(h, s)
-    x = Constant <value_ints = [0, 0, 0]> ()
-    y = Concat <axis = 0> (x, p)
-    d = Pad(z, y)
-    f = Constant <value_ints = [0, -1]> ()
-    g = Concat <axis = 0> (f, s)
-    j = Reshape(d, g)
-    k = MatMulInteger(j, v)
-    r = Cast <to = 2> (k)
-    t = Squeeze(r, i)""",
     "Linear <K, N, b, g> (x, t, r) => (y)": """
     u, z = gq.Rows <K: int = @K, b: int = @b> (t, r)
     B = gq.Blob <b: int = @b, g: int = @g> (u, r)
@@ -234,6 +208,32 @@ BITWISE = {
 }
 
 SHIFTS_ONLY = {
+    # one value a byte to bytes of b-bit slots, the last byte padded with zeros
+    "Pack <b> (z) => (t)": """
+    a = Constant <value_int = 0> ()
+    o = Constant <value_int = 8> ()
+    c = Constant <value_ints = [1]> ()
+    i = Constant <value_ints = [2]> ()
+    q = Constant <value_int: int = @b> ()
+    l = Range(a, o, q)
+    m = Cast <to = 2> (l)
+    e = Cast <to = 2> (c)
+    w = BitShift <direction = "LEFT"> (e, m)
+    v = Unsqueeze(w, c)
+    s = Shape(m)
+    sh = Shape(z)
+    n = Slice(sh, c, i)
+    h = Neg(n)
+    p = Mod(h, s)
+    x = Constant <value_ints = [0, 0, 0]> ()
+    y = Concat <axis = 0> (x, p)
+    d = Pad(z, y)
+    f = Constant <value_ints = [0, -1]> ()
+    g = Concat <axis = 0> (f, s)
+    j = Reshape(d, g)
+    k = MatMulInteger(j, v)
+    r = Cast <to = 2> (k)
+    t = Squeeze(r, i)""",
     "Part (p, s, m) => (t)": """
     a = BitShift <direction = "LEFT"> (p, s)
     c = BitShift <direction = "RIGHT"> (a, m)

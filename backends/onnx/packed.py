@@ -126,7 +126,13 @@ def write_mixed(
     joined = [patch.node("Concat", names, axis=0) for names in zip(*parts, strict=True)]
     slots = BYTE_BITS // container
     weights = patch.constant((1 << container * np.arange(slots, dtype=np.uint8))[:, None].astype(np.uint8))
-    inputs = [*joined, store_order(patch, segments), patch.integers(0, -1, slots), weights, patch.integers(2)]
+    inputs = [
+        *joined,
+        store_order(patch, segments, slot.site.rows),
+        patch.integers(0, -1, slots),
+        weights,
+        patch.integers(2),
+    ]
     stream, zero_points, scales = patch.call_for(3, "Mix", inputs)
     data = _arranged(patch, slot, stream, scales, container=container, block=block)
     return Packed(

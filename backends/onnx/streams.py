@@ -95,20 +95,20 @@ def store_scales(patch: Patch, rows: AffineRows, columns: int) -> str:
     return patch.store(np.float16, (rows.count, rows.format.groups(columns)), lambda: rows.scales)
 
 
-def store_order(patch: Patch, segments: Sequence[AffineRows | FloatRows]) -> str:
-    """Store which segment each row belongs to; gives the name of the rows' places in the joined segments."""
+def store_order(patch: Patch, segments: Sequence[AffineRows | FloatRows], rows: int) -> str:
+    """Store which segment each of the site's rows belongs to; gives the rows' places in the joined segments."""
     count = sum(segment.count for segment in segments)
 
     def belongs() -> np.ndarray:
         index = np.zeros((1, count), dtype=np.uint8)
-        for number, rows in enumerate(segments):
-            assert rows.segment is not None
-            index[0, rows.segment.rows.numpy()] = number
+        for number, part in enumerate(segments):
+            assert part.segment is not None
+            index[0, part.segment.rows.numpy()] = number
         return container_bytes(index, ORDER_BITS)
 
     stored = patch.store(np.uint8, (1, -(-count * ORDER_BITS // BYTE_BITS)), belongs)
     shifts = lane_shifts(patch, ORDER_BITS)
-    bounds = [patch.integers(-1), patch.integers(0), patch.integers(count)]
+    bounds = [patch.integers(-1), patch.integers(0), patch.integers(rows)]
     return patch.call("Order", [stored, patch.integers(2), *shifts, *bounds])
 
 
