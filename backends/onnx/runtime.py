@@ -15,6 +15,7 @@ from onnx import ModelProto
 from torch import Tensor
 
 from guidedq.errors import ArtifactError, BackendError
+from guidedq.ir.model import OutputSpec
 from guidedq.ir.program import Batch
 
 from .emission import MODEL_FILE
@@ -41,16 +42,27 @@ def open_session(folder: Path) -> Any:
         raise ArtifactError(f"{path}: ONNX Runtime {onnxruntime.__version__} refuses it: {error}") from error
 
 
-def open_function(folder: Path) -> Callable[[Batch], Tensor]:
-    """The model as a function from named inputs to its main output in float32."""
+def open_function(folder: Path, wanted: OutputSpec | None) -> Callable[[Batch], Tensor]:
+    """The model as a function from named inputs to its main output in float32.
+
+    Args:
+        folder: Where the model file lies.
+        wanted: The output that the original's program returns, its logarithm if it holds probabilities; of an exported
+            module the one called `logits`, or the first.
+    """
     session = open_session(folder)
     known = {entry.name for entry in session.get_inputs()}
     outputs = [entry.name for entry in session.get_outputs()]
     output = MAIN_OUTPUT if MAIN_OUTPUT in outputs else outputs[0]
+    if wanted is not None and wanted.name in outputs:
+        output = wanted.name
 
     def run(batch: Batch) -> Tensor:
         feeds = {name: values.numpy() for name, values in batch.items() if name in known}
-        return torch.from_numpy(np.asarray(session.run([output], feeds)[0])).float()
+        values = torch.from_numpy(np.asarray(session.run([output], feeds)[0])).float()
+        if wanted is None or not wanted.probabilities:
+            return values
+        return values.clamp(min=torch.finfo(torch.float32).tiny).log()
 
     return run
 
