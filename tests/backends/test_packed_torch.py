@@ -23,14 +23,22 @@ SAME_ARITHMETIC = 1e-5
 """Relative to the largest: Conv1D multiplies by the transpose, so its sums may run in another order."""
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(params=KINDS)
 def kind(request) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def model(kind, tmp_path_factory) -> Any:
-    return load_kind(kind, tmp_path_factory.mktemp(kind))
+def loaded_kinds() -> dict[str, Any]:
+    """Models by kind: a fixture cached by its parameter would be cached by the parameter's place in its own list."""
+    return {}
+
+
+@pytest.fixture
+def model(kind, loaded_kinds, tmp_path_factory) -> Any:
+    if kind not in loaded_kinds:
+        loaded_kinds[kind] = load_kind(kind, tmp_path_factory.mktemp(kind))
+    return loaded_kinds[kind]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -100,7 +108,7 @@ def test_the_packed_modules_stand_where_the_originals_stood(model, kind, tmp_pat
     assert not loaded.training
 
 
-@pytest.mark.parametrize("kind", ["llama", "tied_llama", "gpt2"], scope="module")
+@pytest.mark.parametrize("kind", ["llama", "tied_llama", "gpt2"])
 def test_a_loaded_language_model_generates_what_the_dequantized_one_does(model, tmp_path):
     _, weights, _ = emit_random(model, tmp_path, 10, scale=0.2)
     loaded = BACKEND.load(tmp_path)
@@ -113,7 +121,7 @@ def test_a_loaded_language_model_generates_what_the_dequantized_one_does(model, 
     assert torch.equal(loaded.generate(prompt, **options), twin.generate(prompt, **options))
 
 
-@pytest.mark.parametrize("kind", ["tied_llama"], scope="module")
+@pytest.mark.parametrize("kind", ["tied_llama"])
 def test_tied_modules_share_one_blob_in_memory_and_on_disk(model, tmp_path):
     emission, _, _ = emit_random(model, tmp_path, 11)
     loaded = BACKEND.load(tmp_path)
@@ -121,7 +129,7 @@ def test_tied_modules_share_one_blob_in_memory_and_on_disk(model, tmp_path):
     assert "lm_head.weight" not in load_file(emission.weights_file)
 
 
-@pytest.mark.parametrize("kind", ["llama"], scope="module")
+@pytest.mark.parametrize("kind", ["llama"])
 def test_a_loaded_model_follows_a_change_of_dtype(model, tmp_path):
     emit_random(model, tmp_path, 12)
     batch = trial_batch(model.inputs)
@@ -131,7 +139,7 @@ def test_a_loaded_model_follows_a_change_of_dtype(model, tmp_path):
     torch.testing.assert_close(half.float(), whole, rtol=0, atol=0.05 * float(whole.abs().max()))
 
 
-@pytest.mark.parametrize("kind", ["llama"], scope="module")
+@pytest.mark.parametrize("kind", ["llama"])
 def test_kept_sites_stay_as_plain_tensors_and_count_in_the_base(model, tmp_path):
     kept = model.with_graph(model.graph.with_kept(frozenset({"lm_head.weight"})))
     emission, _, predicted_bytes = emit_random(kept, tmp_path, 13)
@@ -142,7 +150,7 @@ def test_kept_sites_stay_as_plain_tensors_and_count_in_the_base(model, tmp_path)
     assert abs(grown - 2 * site.parameters) < 64  # the header's entry changes too
 
 
-@pytest.mark.parametrize("kind", ["llama"], scope="module")
+@pytest.mark.parametrize("kind", ["llama"])
 def test_weights_that_are_not_the_models_are_refused(model, tmp_path):
     _, weights, _ = emit_random(model, tmp_path, 14)
     (first, *others) = weights.values()
@@ -166,7 +174,7 @@ def test_other_sources_are_sent_to_the_onnx_backend():
             BACKEND.emit(other, [], Path())
 
 
-@pytest.mark.parametrize("kind", ["llama"], scope="module")
+@pytest.mark.parametrize("kind", ["llama"])
 def test_sites_fuse_only_when_asked(model):
     assert BACKEND.fuses(model.graph) == ()
     assert PackedTorchBackend(fused=True).fuses(model.graph) == model.graph.shared_inputs
