@@ -15,8 +15,8 @@ REPLICATES = 2000
 """Bootstrap replicates: the 5% and 95% quantiles are then good to a percent or so of the spread."""
 INTERVAL = (5.0, 95.0)
 LINE_ERROR = 0.06
-"""Standard deviation of what two probes leave unexplained between and around them, in log units of divergence: the
-line's own error as `benchmarks/forecast.py` measures it at 3 to 6 bits."""
+"""Standard deviation of what two probes leave unexplained between and around them, in log units of divergence: a first
+choice, to be replaced by a measured one when the forecast is calibrated over many models."""
 STEEPEST_SLOPE = 1.5
 """The divergence is quadratic in the error, as the raw prediction is, up to saturation and higher orders: slopes beyond
 1.5 or below its inverse come from noise in the probes."""
