@@ -10,7 +10,7 @@ from jaxtyping import Float, Float16, Int64, UInt8
 from torch import Tensor
 
 from guidedq.errors import FormatError
-from guidedq.quant.formats import AffineFormat, FloatFormat, Format
+from guidedq.quant.formats import AffineFormat, FloatFormat
 from guidedq.quant.grid import Grid, dequantize
 
 FLOAT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -110,12 +110,3 @@ def affine_segment(
     return AffineSegment(
         format=format, rows=rows, codes=codes, grid=grid, outlier_columns=columns, outlier_values=values
     )
-
-
-def format_of_rows(weight: QuantizedWeight) -> list[Format]:
-    """The format of each row, in row order."""
-    formats: list[Format | None] = [None] * weight.shape[0]
-    for segment in weight.segments:
-        for row in segment.rows.tolist():
-            formats[row] = segment.format
-    return [format for format in formats if format is not None]
