@@ -49,7 +49,7 @@ def main() -> None:
     processor_seconds: list[float] = []
     for _ in range(REPEATS):
         start, processor_start = time.perf_counter(), time.process_time()
-        allocation = LagrangianAllocator().allocate(graph, curves, footprint, limit)
+        (allocation,) = LagrangianAllocator().allocate(graph, curves, footprint, [limit])
         seconds.append(time.perf_counter() - start)
         processor_seconds.append(time.process_time() - processor_start)
     result = {

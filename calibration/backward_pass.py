@@ -13,6 +13,7 @@ from guidedq.errors import CalibrationError
 from guidedq.ir.graph import Site
 from guidedq.ir.model import Model, Objective
 from guidedq.ir.program import TorchProgram
+from guidedq.memory import give_back
 
 from .events import Event
 from .listening import Ear, recomputed, repeated_blocks
@@ -20,7 +21,7 @@ from .listening import Ear, recomputed, repeated_blocks
 SEED_STRIDE = 1_000_003
 """A prime: the seeds of sample i under seed s, `s * stride + i`, do not meet for sets of below a million samples."""
 
-CHANCES_AT_ONCE = 1 << 22
+CHANCES_AT_ONCE = 1 << 20
 """Probabilities from which labels are drawn at once: drawing copies them twice."""
 _OUTPUTS_NOT_SAVED = frozenset({"UnsafeViewBackward0", "MmBackward0", "AddmmBackward0"})
 """Last steps of a model which do not keep their output for the backward pass: logits are large, a copy costs memory.
@@ -65,18 +66,13 @@ def backward_pass(
     with ear.listening(module, sites), recomputed(module, blocks):
         with torch.enable_grad():
             output: Tensor = module(**batch.inputs)
+        give_back()
         if output.requires_grad:
             ear.turn_back()
             output.backward(_cotangent(model.objective, _scratch(output), batch, first_sample, seed))
+    del output
+    give_back()
     return time.perf_counter() - start - ear.seconds
-
-
-def units_of(objective: Objective, batch: SampleSet) -> int:
-    """Tokens (language models) or samples that a set stands for."""
-    if objective is not Objective.LANGUAGE_MODEL:
-        return len(batch)
-    tokens = next(iter(batch.inputs.values()))
-    return int(batch.mask.sum()) if batch.mask is not None else tokens.shape[0] * tokens.shape[1]
 
 
 def _scratch(output: Tensor) -> Tensor:
@@ -86,7 +82,7 @@ def _scratch(output: Tensor) -> Tensor:
 
 
 def _cotangent(objective: Objective, output: Tensor, batch: SampleSet, first_sample: int, seed: int) -> Tensor:
-    if not bool(torch.isfinite(output).all()):
+    if not all(bool(extreme.isfinite()) for extreme in output.aminmax()):  # without a copy: logits are large
         raise CalibrationError(
             f"the model's output is not finite on calibration samples {first_sample} to "
             f"{first_sample + len(batch) - 1}."

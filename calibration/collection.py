@@ -21,7 +21,7 @@ from guidedq.ir.graph import Site, Use, UseKind
 from guidedq.ir.model import Model
 from guidedq.progress import Progress
 
-from .backward_pass import backward_pass, batch_size, units_of
+from .backward_pass import backward_pass, batch_size
 from .events import Event
 from .forward_pass import forward_pass
 from .statistics import Sums
@@ -29,7 +29,7 @@ from .store import StoredGuidance, gradient_files, save_tensors, write_site
 
 GRADIENT_BYTES = 2 * 2**30
 """Disk that sequence gradients may take when their number is left open: one byte per weight and sequence."""
-ROWS_AT_ONCE = 8192
+ROWS_AT_ONCE = 2048
 """Rows of a weight gradient that are formed at once: a large vocabulary's would take as much memory as the head."""
 RECOMPUTED_PARAMETERS = 50_000_000
 """Parameters from which activations are recomputed: there a sequence's activations weigh more than the model."""
@@ -89,7 +89,7 @@ class Collection:
             else:
                 progress.advance(len(samples))
             seconds += state.seconds()
-        units = units_of(model.objective, samples)
+        units = model.objective.units(samples)
         guidance = StoredGuidance(
             folder=folder,
             shapes={site.name: (site.rows, site.columns) for site in sites},
@@ -155,7 +155,7 @@ class Collection:
         sums: Mapping[str, Tensor],
         state: _ShardState,
     ) -> None:
-        units = units_of(model.objective, samples)
+        units = model.objective.units(samples)
         for site in shard:
             terms = [_term(self.statistics, site, use, sums, units) for use in site.uses]
             write_site(state.folder, numbers[site.name], [term for term in terms if term is not None] or _unseen(site))

@@ -14,8 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 from guidedq.errors import CalibrationError
 from guidedq.ir.graph import Site, Use, UseKind
+from guidedq.memory import give_back
 
 from .events import Event, as_event
+
+TIDY_BLOCKS = 4
+"""Blocks after which freed memory is given back: what a block keeps lies between what it frees."""
 
 
 @final
@@ -112,13 +116,21 @@ def repeated_blocks(module: nn.Module) -> tuple[str, ...]:
 
 @contextmanager
 def recomputed(module: nn.Module, blocks: Sequence[str]) -> Generator[None]:
-    """Run these submodules under activation checkpointing."""
+    """Run these submodules under activation checkpointing, and give back what they free as they go."""
     patched = [module.get_submodule(name) for name in blocks]
-    for block in patched:
+    for number, block in enumerate(patched):
         run = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-        block.__dict__["forward"] = run
+        block.__dict__["forward"] = _tidy(run) if number % TIDY_BLOCKS == 0 else run
     try:
         yield
     finally:
         for block in patched:
             del block.__dict__["forward"]
+
+
+def _tidy(run: Callable[..., Any]) -> Callable[..., Any]:
+    def tidied(*arguments: Any, **named: Any) -> Any:
+        give_back()
+        return run(*arguments, **named)
+
+    return tidied

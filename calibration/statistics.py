@@ -20,9 +20,9 @@ from .events import Event
 Sums = Mapping[str, Tensor]
 """Named sums; merging two runs adds them name by name."""
 
-SQUARES_AT_ONCE = 1 << 22
-"""Squared gradients formed at once: 16 MB."""
-STRIP_ROWS = 256
+SQUARES_AT_ONCE = 1 << 20
+"""Squared gradients formed at once: 4 MB, and a few copies of them."""
+STRIP_ROWS = 128
 """Rows of a second moment that are formed at once: wide enough for full speed of the matrix product."""
 
 
@@ -91,7 +91,7 @@ def second_moment(name: str, vectors: Float[Tensor, "group token in"]) -> dict[s
     """The sum of `v v^T` over tokens, its upper triangle alone: strips of rows, each from its diagonal onwards.
 
     Returns:
-        `<name>.0`, `<name>.1` and so on, strip i `[group, 256, in - 256 i]`: half the memory and work of the square.
+        `<name>.0`, `<name>.1` and so on, strip i `[group, 128, in - 128 i]`: half the memory and work of the square.
     """
     columns = vectors.shape[2]
     return {

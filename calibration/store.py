@@ -63,14 +63,14 @@ class GradientFiles(AbstractSequenceGradients):
 
     def _use(self, path: Path, start: int, stop: int) -> Float[Tensor, "sequence out in"]:
         sequences, rows, columns = self.shape
-        scales = torch.from_numpy(np.fromfile(path.with_suffix(".scales"), dtype=np.float32))
+        scales = torch.from_numpy(np.fromfile(path.with_suffix(".scales"), dtype=np.float32)).view(sequences, rows)
         values = torch.empty(sequences, stop - start, columns)
         with path.open("rb") as file:
             for sequence in range(sequences):
                 file.seek((sequence * rows + start) * columns)
-                codes = np.frombuffer(file.read((stop - start) * columns), dtype=np.int8)
-                values[sequence] = torch.from_numpy(codes.reshape(stop - start, columns).astype(np.float32))
-        return values.mul_(scales.reshape(sequences, rows)[:, start:stop, None])
+                codes = torch.frombuffer(bytearray(file.read((stop - start) * columns)), dtype=torch.int8)
+                torch.mul(codes.view(-1, columns), scales[sequence, start:stop, None], out=values[sequence])
+        return values
 
 
 @final

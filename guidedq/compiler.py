@@ -9,16 +9,18 @@ the workspace: another budget starts at `decide`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.report import PlanPoint, Report
 from guidedq.budget import Budget, parse_budget
-from guidedq.decision import Decision, decide, limit_of, rounded
+from guidedq.decision import decide, limit_of, rounded
 from guidedq.errors import BackendError, BudgetError, GateError
 from guidedq.evaluation import measure
-from guidedq.evidence import Evidence, gather
+from guidedq.evidence import gather
 from guidedq.ir.model import check_weights
 from guidedq.job import Job
 from guidedq.output import check_output, new_folder
@@ -61,11 +63,12 @@ def compile_model(
         footprint = job.backend.footprint(job.model, job.recipe.formats)
         limit = limit_of(budget, job, footprint)
     evidence = gather(job, footprint)
-    decision = decide(job, evidence, limit)
+    sizes = _feasible(job, footprint, curve_bits)
+    decision, *others = decide(job, evidence, [limit, *sizes.values()])
     unit = job.model.objective.unit
     job.progress.notice(forecast_text(decision.forecast, decision.allocation.bytes, job.model.parameters, unit))
     _gate("forecast", decision.forecast.loss_increase, largest_loss_increase, unit)
-    curve = _curve(job, evidence, curve_bits)
+    curve = [plan_point(job, text, other) for text, other in zip(sizes, others, strict=True)]
     with new_folder(out, overwrite=overwrite) as folder:
         with job.stopwatch.time("emit"):
             weights = rounded(job, evidence, decision.allocation)
@@ -99,21 +102,18 @@ def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
         footprint = job.backend.footprint(job.model, job.recipe.formats)
         limits = [limit_of(budget, job, footprint) for budget in budgets]
     evidence = gather(job, footprint)
-    decisions: list[Decision] = [decide(job, evidence, limit) for limit in limits]
+    decisions = decide(job, evidence, limits)
     return tuple(plan_point(job, b.text, decision) for b, decision in zip(budgets, decisions, strict=True))
 
 
-def _curve(job: Job, evidence: Evidence, sizes: Sequence[float]) -> tuple[PlanPoint, ...]:
-    """The forecast over the feasible part of a fixed range of sizes, for the report's picture."""
-    points: list[PlanPoint] = []
+def _feasible(job: Job, footprint: Footprint, sizes: Sequence[float]) -> dict[str, int]:
+    """Of these sizes, in bits per weight, the feasible ones and their limits in bytes."""
+    found: dict[str, int] = {}
     for bits in sizes:
         budget = parse_budget(f"{bits}bits")
-        try:
-            limit = limit_of(budget, job, evidence.footprint)
-        except BudgetError:
-            continue
-        points.append(plan_point(job, budget.text, decide(job, evidence, limit)))
-    return tuple(points)
+        with suppress(BudgetError):
+            found[budget.text] = limit_of(budget, job, footprint)
+    return found
 
 
 def _gate(what: str, loss_increase: float, largest: float | None, unit: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 from torch import Tensor
@@ -11,16 +12,16 @@ from torch import Tensor
 from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.footprint import Footprint, largest_bytes, site_groups, smallest_bytes
 from guidedq.artifacts.forecast import Forecast, Probe
-from guidedq.artifacts.quantized_weight import AffineSegment, FloatSegment, QuantizedWeight, Segment, float_weight
+from guidedq.artifacts.quantized_weight import QuantizedWeight, Segment, float_weight
 from guidedq.budget import Budget
 from guidedq.errors import BudgetError
-from guidedq.evaluation import measure
+from guidedq.evaluation import measure_all
 from guidedq.evidence import Evidence
 from guidedq.ir.graph import Graph, Site
+from guidedq.ir.program import Batch
 from guidedq.job import Job
 from guidedq.progress import tracked
 from guidedq.quant.formats import AffineFormat, FloatFormat
-from guidedq.quant.grid import Grid
 from guidedq.registry import stage_text
 from guidedq.workspace import is_finished, load_probe, save_probe, storing
 
@@ -31,10 +32,11 @@ PROBE_BITS = (3, 5)
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What will be done for a budget, and what it is predicted to cost."""
+    """What will be done for a budget, what it is predicted to cost, and what the prediction was calibrated by."""
 
     allocation: Allocation
     forecast: Forecast
+    probes: tuple[Probe, ...]
 
 
 @final
@@ -95,26 +97,37 @@ def limit_of(budget: Budget, job: Job, footprint: Footprint) -> int:
     )
 
 
-def decide(job: Job, evidence: Evidence, limit_bytes: int) -> Decision:
-    """Allocate and forecast."""
-    with job.stopwatch.time("allocate"):
-        allocation = _allocate(job, evidence, limit_bytes)
-    found = probes(job, evidence)
-    with job.stopwatch.time("forecast"):
-        raw = job.recipe.forecast.raw(allocation, evidence.curves.stream(), evidence.guidance.units_per_sequence)
-        units = _units(job, evidence)
-        return Decision(allocation=allocation, forecast=job.recipe.forecast.forecast(raw, found, units, seed=job.seed))
-
-
-def probes(job: Job, evidence: Evidence) -> tuple[Probe, ...]:
-    """Whole quantized models at two sizes, measured on the probe samples; kept in the workspace.
+def decide(job: Job, evidence: Evidence, limits: Sequence[int]) -> tuple[Decision, ...]:
+    """Allocate and forecast for each limit, in bytes.
 
     Raises:
         OutputError: the workspace cannot be written.
     """
-    limits = sorted({_uniform_bytes(job.model.graph, evidence.footprint, bits) for bits in PROBE_BITS})
-    with storing(job.workspace.root):
-        return tuple(_probe(job, evidence, limit) for limit in limits)
+    probed = sorted({_uniform_bytes(job.model.graph, evidence.footprint, bits) for bits in PROBE_BITS})
+    entries = {limit: _probe_entry(job, evidence, limit) for limit in probed}
+    missing = [limit for limit in probed if not is_finished(entries[limit])]
+    with job.stopwatch.time("allocate"):
+        curves, asked = evidence.curves.all(), [*limits, *missing]
+        allocations = job.recipe.allocate.allocate(job.model.graph, curves, evidence.footprint, asked)
+    forecaster = job.recipe.forecast
+    with job.stopwatch.time("forecast"):
+        raws = forecaster.raw(allocations, evidence.curves.stream(), evidence.guidance.units_per_sequence)
+    if missing:
+        found = _probes(job, evidence, allocations[len(limits) :], raws[len(limits) :])
+        with storing(job.workspace.root):
+            for limit, probe in zip(missing, found, strict=True):
+                save_probe(entries[limit], probe)
+    probes = tuple(load_probe(entries[limit]) for limit in probed)
+    with job.stopwatch.time("forecast"):
+        units = job.model.objective.units(evidence.calibration.evaluation)
+        return tuple(
+            Decision(
+                allocation=allocation,
+                forecast=forecaster.forecast(raw, probes, units, seed=job.seed),
+                probes=probes,
+            )
+            for allocation, raw in zip(allocations[: len(limits)], raws, strict=False)
+        )
 
 
 def rounded(job: Job, evidence: Evidence, allocation: Allocation) -> Iterator[QuantizedWeight]:
@@ -133,71 +146,58 @@ def rounded(job: Job, evidence: Evidence, allocation: Allocation) -> Iterator[Qu
             yield weight
 
 
-def _allocate(job: Job, evidence: Evidence, limit_bytes: int) -> Allocation:
-    return job.recipe.allocate.allocate(job.model.graph, evidence.curves.all(), evidence.footprint, limit_bytes)
-
-
-def _probe(job: Job, evidence: Evidence, limit_bytes: int) -> Probe:
+def _probe_entry(job: Job, evidence: Evidence, limit_bytes: int) -> Path:
+    """Where a probe is kept: everything that its measurement depends on is part of the name."""
     rules = tuple(stage_text(getattr(job.recipe, kind), kind) for kind in ("allocate", "forecast", "correct"))
-    activations = job.backend.activations(job.model)
+    activations = repr(job.backend.activations(job.model))
     footprint = f"{evidence.footprint.base_bytes} {limit_bytes}"
     fused = repr(job.model.graph.fused)
-    key = (evidence.key, *rules, evidence.calibration.probe.digest, repr(activations), footprint, fused)
-    entry = job.workspace.entry("probe", *key)
-    if not is_finished(entry):
-        with job.stopwatch.time("probes"):
-            allocation = _allocate(job, evidence, limit_bytes)
-            raw = job.recipe.forecast.raw(allocation, evidence.curves.stream(), evidence.guidance.units_per_sequence)
-            weights = tracked(job.progress, "probe", rounded(job, evidence, allocation), len(allocation.sites))
-            stored = DequantizedOnUse({weight.name: (job.model.graph.site(weight.name), weight) for weight in weights})
-            measured = measure(
-                job.model.program,
-                evidence.calibration.probe,
-                job.model.objective,
-                predict_quantized=lambda batch: job.model.program.predict(
-                    batch, weights=stored, activations=activations
-                ),
-                progress=job.progress,
-            )
-            mean = sum(raw) / len(raw)
-            save_probe(entry, Probe(raw_kl_by_sequence=raw, raw_kl=mean, measured=measured, bytes=allocation.bytes))
-    return load_probe(entry)
+    digest = evidence.calibration.probe.digest
+    return job.workspace.entry("probe", evidence.key, *rules, digest, activations, footprint, fused)
+
+
+def _probes(
+    job: Job, evidence: Evidence, allocations: Sequence[Allocation], raws: Sequence[tuple[float, ...]]
+) -> list[Probe]:
+    """Whole quantized models, measured on the probe samples side by side."""
+    program, activations = job.model.program, job.backend.activations(job.model)
+
+    def quantized(allocation: Allocation) -> Callable[[Batch], Tensor]:
+        weights = tracked(job.progress, "probe", rounded(job, evidence, allocation), len(allocation.sites))
+        stored = DequantizedOnUse({weight.name: (job.model.graph.site(weight.name), weight) for weight in weights})
+        return lambda batch: program.predict(batch, weights=stored, activations=activations)
+
+    with job.stopwatch.time("probes"):
+        models = [quantized(allocation) for allocation in allocations]
+        samples, objective = evidence.calibration.probe, job.model.objective
+        measured = measure_all(program, samples, objective, models, progress=job.progress)
+    return [
+        Probe(raw_kl_by_sequence=raw, raw_kl=sum(raw) / len(raw), measured=one, bytes=allocation.bytes)
+        for raw, one, allocation in zip(raws, measured, allocations, strict=True)
+    ]
 
 
 def _round_site(
     job: Job, evidence: Evidence, allocation: Allocation, site: Site, matrix: Tensor, seed: int
 ) -> QuantizedWeight:
-    """Round a matrix in all formats that its rows use, and keep of each the rows that chose it."""
+    """Round every row of a matrix in the format that it was given."""
     chosen = allocation.sites[site.name]
     used = [index for index, format in enumerate(chosen.formats) if format in chosen.used]
     if len(used) == 1 and isinstance(only := chosen.formats[used[0]], FloatFormat):
         return float_weight(site.name, matrix, only)
-    affine = [format for index in used if isinstance(format := chosen.formats[index], AffineFormat)]
-    guidance = evidence.guidance.site(site.name)
-    whole = dict(zip(affine, job.recipe.round.round(matrix, guidance, affine, seed=seed), strict=True))
+    rows = [(chosen.choice == index).nonzero()[:, 0] for index in used]
+    affine = [(format, mine) for index, mine in zip(used, rows, strict=True)
+              if isinstance(format := chosen.formats[index], AffineFormat)]  # fmt: skip
+    formats, places = [format for format, _ in affine], [mine for _, mine in affine]
+    rounded = job.recipe.round.round(matrix, evidence.guidance.site(site.name), formats, places, seed=seed)
     segments: list[Segment] = []
-    for index in used:
+    for index, mine in zip(used, rows, strict=True):
         format = chosen.formats[index]
-        rows = (chosen.choice == index).nonzero()[:, 0]
         if isinstance(format, FloatFormat):
-            part = float_weight(site.name, matrix[rows], format).segments[0]
-            assert isinstance(part, FloatSegment)
-            segments.append(FloatSegment(format=format, rows=rows, values=part.values))
+            segments.append(float_weight(site.name, matrix, format).segments[0].part(mine))
         else:
-            segments.append(_rows_of(whole[format], rows))
+            segments.append(next(rounded))
     return QuantizedWeight(name=site.name, shape=(site.rows, site.columns), segments=tuple(segments))
-
-
-def _rows_of(segment: Segment, rows: Tensor) -> Segment:
-    assert isinstance(segment, AffineSegment)
-    return AffineSegment(
-        format=segment.format,
-        rows=rows,
-        codes=segment.codes[rows],
-        grid=Grid(scales=segment.grid.scales[rows], zero_points=segment.grid.zero_points[rows]),
-        outlier_columns=segment.outlier_columns[rows],
-        outlier_values=segment.outlier_values[rows],
-    )
 
 
 def _uniform_bytes(graph: Graph, footprint: Footprint, bits: int) -> int:
@@ -210,12 +210,6 @@ def _uniform_bytes(graph: Graph, footprint: Footprint, bits: int) -> int:
         total += held.bytes({nearest: site.rows})
     rows = {site.name: site.rows for site in graph.quantizable}
     return max(total, smallest_bytes(footprint, rows, graph.fused))
-
-
-def _units(job: Job, evidence: Evidence) -> int:
-    evaluation: Sequence[Tensor] = tuple(evidence.calibration.evaluation.inputs.values())
-    first = evaluation[0]
-    return first.shape[0] * (first.shape[1] if job.model.objective.value == "language_model" else 1)
 
 
 def _ceiling(bits: float) -> float:

@@ -8,7 +8,7 @@ divergence is half the squared output error over the squared output. Sums are ac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -21,10 +21,11 @@ from guidedq.artifacts.samples import SampleSet
 from guidedq.errors import CalibrationError
 from guidedq.ir.model import Objective
 from guidedq.ir.program import AbstractProgram, Batch
+from guidedq.memory import give_back
 from guidedq.progress import Progress, tracked
 
-CHUNK_ELEMENTS = 1 << 22
-"""Logits that are turned into probabilities at once: 16 MB a copy, so that copies are small beside the logits."""
+CHUNK_ELEMENTS = 1 << 20
+"""Logits that are turned into probabilities at once: 4 MB a copy, so that copies are small beside the logits."""
 NO_LABEL = -1
 """Stands where a label is not known; any negative label is read so."""
 TOKEN_INPUTS = ("decoder_input_ids", "input_ids")
@@ -60,7 +61,20 @@ def measure(
     batch_size: int | None = None,
     progress: Progress,
 ) -> Measurement:
-    """Run both models over the samples and compare their outputs.
+    """Run both models over the samples and compare their outputs: `measure_all` for one quantized model."""
+    return measure_all(program, samples, objective, [predict_quantized], batch_size=batch_size, progress=progress)[0]
+
+
+def measure_all(
+    program: AbstractProgram,
+    samples: SampleSet,
+    objective: Objective,
+    quantized: Sequence[Callable[[Batch], Tensor]],
+    *,
+    batch_size: int | None = None,
+    progress: Progress,
+) -> tuple[Measurement, ...]:
+    """Run the original and some quantized models over the samples and compare each with the original.
 
     KL is that of the quantized model's distribution from the original's, KL(p || p_q), in nats. A language model's loss
     is the cross-entropy of the next token (of `samples.labels`, if given: aligned with the tokens, negative where
@@ -73,7 +87,7 @@ def measure(
         program: Runs the original.
         samples: Evaluation inputs.
         objective: What the output means.
-        predict_quantized: Runs the quantized model: named inputs to an output of the same shape.
+        quantized: Each runs a quantized model: named inputs to an output of the same shape.
         batch_size: Samples run at once; each is compared alone. By default one sequence of a language model, whose
             logits are large, and 32 samples of any other.
         progress: Told about samples done.
@@ -83,19 +97,23 @@ def measure(
     """
     if len(samples) == 0:
         raise CalibrationError("there is no evaluation sample to measure on.")
-    sums: list[_Sums] = []
+    sums: list[list[_Sums]] = [[] for _ in quantized]
     batch_size = batch_size or (1 if objective is Objective.LANGUAGE_MODEL else USUAL_BATCH)
     batches = samples.batches(batch_size)
     for batch in tracked(progress, "evaluate", batches, -(-len(samples) // batch_size)):
         original = program.predict(batch.inputs)
-        quantized = predict_quantized(batch.inputs)
-        for index in range(len(batch)):
-            sums.append(_compared(original[index], quantized[index].float(), batch.part(index, index + 1), objective))
-            if not math.isfinite(sums[-1].loss_before):
-                raise CalibrationError(
-                    f"the original model's output on evaluation sample {len(sums) - 1} is not finite."
-                )
-    return _summary(sums)
+        for predict, mine in zip(quantized, sums, strict=True):
+            outputs = predict(batch.inputs)
+            for index in range(len(batch)):
+                mine.append(_compared(original[index], outputs[index].float(), batch.part(index, index + 1), objective))
+                if not math.isfinite(mine[-1].loss_before):
+                    raise CalibrationError(
+                        f"the original model's output on evaluation sample {len(mine) - 1} is not finite."
+                    )
+            del outputs
+        del original
+        give_back()
+    return tuple(map(_summary, sums))
 
 
 def _summary(sums: list[_Sums]) -> Measurement:

@@ -14,6 +14,7 @@ from guidedq.artifacts.guidance import AbstractGuidance
 from guidedq.artifacts.samples import CalibrationSet
 from guidedq.errors import CalibrationError
 from guidedq.job import Job
+from guidedq.memory import give_back
 from guidedq.progress import tracked
 from guidedq.registry import stage_text
 from guidedq.workspace import (
@@ -140,6 +141,7 @@ def _curves(job: Job, footprint: Footprint, guidance: AbstractGuidance, guidance
             seed=job.seed + number,
         )
         save_curve(entry, number, curve)
+        give_back()
     return CurveFiles(folder=entry, names=tuple(site.name for site in sites)), entry.name
 
 

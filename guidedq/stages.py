@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from guidedq.artifacts.allocation import Allocation
@@ -25,7 +25,7 @@ from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Forecast, Probe
 from guidedq.artifacts.guidance import AbstractGuidance, AbstractSequenceGradients, SiteGuidance
-from guidedq.artifacts.quantized_weight import QuantizedWeight, Segment
+from guidedq.artifacts.quantized_weight import AffineSegment, QuantizedWeight
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
 from guidedq.ir.graph import Graph, Site
 from guidedq.ir.model import Model
@@ -127,12 +127,24 @@ class AbstractRounder(ABC):
 
     @abstractmethod
     def round(
-        self, matrix: Float[Tensor, "out in"], guidance: SiteGuidance, formats: Sequence[AffineFormat], *, seed: int
-    ) -> Iterator[Segment]:
-        """Quantize all rows in each format, in the order of `formats`.
+        self,
+        matrix: Float[Tensor, "out in"],
+        guidance: SiteGuidance,
+        formats: Sequence[AffineFormat],
+        rows: Sequence[Int64[Tensor, "_"]] | None = None,
+        *,
+        seed: int,
+    ) -> Iterator[AffineSegment]:
+        """Quantize rows in each format: a segment for each of `formats`, in their order.
 
-        Rows do not depend on one another: rounding some rows alone (with the guidance of these rows) gives the same
-        codes as rounding them with others.
+        Rows do not depend on one another: rounding some of them gives the same codes as rounding all.
+
+        Args:
+            matrix: The whole weight.
+            guidance: Of the whole weight.
+            formats: What to round to.
+            rows: For each format the rows that are rounded in it, ascending; all rows by default.
+            seed: Seeds what is random.
         """
 
 
@@ -159,15 +171,15 @@ class AbstractAllocator(ABC):
 
     @abstractmethod
     def allocate(
-        self, graph: Graph, curves: Mapping[str, SiteCurve], footprint: Footprint, limit_bytes: int
-    ) -> Allocation:
-        """The allocation of least distortion that this rule finds in `limit_bytes`.
+        self, graph: Graph, curves: Mapping[str, SiteCurve], footprint: Footprint, limits: Sequence[int]
+    ) -> tuple[Allocation, ...]:
+        """For each of the limits, in bytes, the allocation of least distortion that this rule finds within it.
 
         Deterministic, never over the limit, never worse than the best uniform format that fits, and its distortion
         never rises with the limit. Fused groups of `graph` get one format.
 
         Raises:
-            BudgetError: even the smallest allocation is larger than `limit_bytes`.
+            BudgetError: even the smallest allocation is larger than a limit.
         """
 
 
@@ -175,8 +187,13 @@ class AbstractForecaster(ABC):
     """Predicts the loss of an allocation."""
 
     @abstractmethod
-    def raw(self, allocation: Allocation, curves: Iterable[SiteCurve], units_per_sequence: float) -> tuple[float, ...]:
-        """Uncalibrated divergence for each kept sequence, loss per unit; a single number if there are no sequences."""
+    def raw(
+        self, allocations: Sequence[Allocation], curves: Iterable[SiteCurve], units_per_sequence: float
+    ) -> tuple[tuple[float, ...], ...]:
+        """For each allocation the uncalibrated divergence of each kept sequence, loss per unit.
+
+        A single number where there are no sequences. The curves are gone through once.
+        """
 
     @abstractmethod
     def forecast(self, raw: Sequence[float], probes: Sequence[Probe], evaluation_units: int, *, seed: int) -> Forecast:

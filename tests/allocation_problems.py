@@ -52,7 +52,7 @@ class Problem:
         return np.linspace(self.smallest, 1.02 * self.largest + 1, count).astype(int).tolist()
 
     def solve(self, allocator: AbstractAllocator, limit_bytes: int) -> Allocation:
-        return allocator.allocate(self.graph, self.curves, self.footprint, limit_bytes)
+        return allocator.allocate(self.graph, self.curves, self.footprint, [limit_bytes])[0]
 
 
 def problem_of(

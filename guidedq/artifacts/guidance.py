@@ -49,10 +49,10 @@ class SiteGuidance:
         for term in self.terms:
             groups = term.row_group if rows is None else term.row_group[rows]
             weights = term.row_weight if rows is None else term.row_weight[rows]
-            for group in groups.unique().tolist():
-                chosen = groups == group
+            for group in range(len(term.hessian)):
+                chosen = slice(None) if len(term.hessian) == 1 else (groups == group).nonzero()[:, 0]
                 part = error[chosen]
-                total[chosen] += 0.5 * weights[chosen] * ((part @ term.hessian[group]) * part).sum(1)
+                total[chosen] += 0.5 * weights[chosen] * (part @ term.hessian[group]).mul_(part).sum(1)
         return total.clamp_(min=0.0)
 
 

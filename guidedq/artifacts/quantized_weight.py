@@ -13,6 +13,8 @@ from guidedq.errors import FormatError
 from guidedq.quant.formats import AffineFormat, FloatFormat
 from guidedq.quant.grid import Grid, dequantize
 
+WEIGHTS_AT_ONCE = 1 << 20
+"""Weights dequantized at once: 4 MB of float32, within a core's cache."""
 FLOAT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -42,6 +44,17 @@ class AffineSegment:
         values = dequantize(self.codes, self.grid, self.format)
         return values.scatter_(1, self.outlier_columns, self.outlier_values.float())
 
+    def part(self, index: Tensor | slice) -> AffineSegment:
+        """Some of these rows, by their place in the segment."""
+        return AffineSegment(
+            format=self.format,
+            rows=self.rows[index],
+            codes=self.codes[index],
+            grid=self.grid.rows(index),
+            outlier_columns=self.outlier_columns[index],
+            outlier_values=self.outlier_values[index],
+        )
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +68,10 @@ class FloatSegment:
     def dequantize(self) -> Float[Tensor, "n in"]:
         """The float32 values of these rows."""
         return self.values.float()
+
+    def part(self, index: Tensor | slice) -> FloatSegment:
+        """Some of these rows, by their place in the segment."""
+        return FloatSegment(format=self.format, rows=self.rows[index], values=self.values[index])
 
 
 Segment = AffineSegment | FloatSegment
@@ -81,10 +98,13 @@ class QuantizedWeight:
             raise FormatError(f"{self.name}: {counted} rows in segments, {self.shape[0]} in the weight.")
 
     def dequantize(self) -> Float[Tensor, "out in"]:
-        """The reference float32 matrix."""
+        """The reference float32 matrix; made part by part, so that little is held besides it."""
         values = torch.empty(self.shape)
+        step = max(1, WEIGHTS_AT_ONCE // self.shape[1])
         for segment in self.segments:
-            values[segment.rows] = segment.dequantize()
+            for start in range(0, len(segment.rows), step):
+                part = segment.part(slice(start, start + step))
+                values[part.rows] = part.dequantize()
         return values
 
 

@@ -38,10 +38,12 @@ from guidedq.report.wording import (
     increase_text,
     interval_text,
     loss_text,
+    memory_text,
     perplexity,
     seconds_text,
     share_text,
     signed_text,
+    time_text,
     verdict,
 )
 
@@ -143,7 +145,8 @@ def summary(report: Report) -> list[tuple[str, str]]:
         *quality(report),
         ("", verdict(report)),
         ("seconds", ", ".join(f"{name} {seconds_text(value)}" for name, value in report.seconds.items())),
-        ("memory", f"{bytes_text(report.peak_memory_bytes)} at most"),
+        ("time", time_text(report)),
+        ("memory", memory_text(report)),
     ]
 
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from guidedq.artifacts.samples import SampleSet
 from guidedq.errors import ModelError
 from guidedq.ir.graph import Graph, Site
 from guidedq.ir.program import AbstractProgram
@@ -32,6 +33,13 @@ class Objective(StrEnum):
         """The unit of the loss, for people."""
         units = {"language_model": "nats/token", "classifier": "nats/sample", "values": "relative squared error"}
         return units[self.value]
+
+    def units(self, samples: SampleSet) -> int:
+        """How many tokens (of a language model; only real ones) or samples a set stands for."""
+        if self is not Objective.LANGUAGE_MODEL:
+            return len(samples)
+        tokens = next(iter(samples.inputs.values()))
+        return int(samples.mask.sum()) if samples.mask is not None else tokens.shape[0] * tokens.shape[1]
 
 
 @final

@@ -30,7 +30,7 @@ class Grid:
     scales: Float16[Tensor, "out groups"]
     zero_points: UInt8[Tensor, "out groups"]
 
-    def rows(self, index: Tensor) -> Grid:
+    def rows(self, index: Tensor | slice) -> Grid:
         """The grid of the rows in `index`."""
         return Grid(scales=self.scales[index], zero_points=self.zero_points[index])
 

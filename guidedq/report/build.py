@@ -19,10 +19,11 @@ from guidedq.artifacts.report import (
     SizeFacts,
 )
 from guidedq.budget import Budget
-from guidedq.decision import Decision, probes
+from guidedq.decision import Decision
 from guidedq.evidence import Evidence
 from guidedq.ir.graph import Graph, Site
-from guidedq.job import Job, peak_memory_bytes
+from guidedq.job import Job
+from guidedq.memory import peak_memory_bytes
 from guidedq.registry import stage_text
 from guidedq.stages import Emission
 
@@ -68,7 +69,7 @@ def build_report(
                 raw_kl=probe.raw_kl,
                 measured_kl=probe.measured.kl,
             )
-            for probe in probes(job, evidence)
+            for probe in decision.probes
         ),
         seconds=dict(job.stopwatch.seconds),
         peak_memory_bytes=peak_memory_bytes(),

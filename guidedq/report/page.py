@@ -20,11 +20,13 @@ from guidedq.report.wording import (
     increase_text,
     interval_text,
     loss_text,
+    memory_text,
     mixture_text,
     perplexity,
     seconds_text,
     share_text,
     signed_text,
+    time_text,
     verdict,
 )
 
@@ -58,6 +60,7 @@ def page(report: Report) -> str:
         plots=_plots(report),
         sites=[_row(site, report) for site in report.sites],
         stages=_stages(report.seconds),
+        time=time_text(report),
         facts=_facts(report),
     )
     return re.sub(r"\n\s*\n+", "\n", text)
@@ -91,8 +94,8 @@ def _tiles(report: Report) -> list[Tile]:
         tiles.append(Tile(label="accuracy", value=share_text(measured.accuracy_after), note=note))
     agreement = agreement_name(report.model.objective)
     tiles.append(Tile(label=agreement, value=share_text(measured.agreement), note="with the original"))
-    total, memory = sum(report.seconds.values(), 0.0), bytes_text(report.peak_memory_bytes)
-    tiles.append(Tile(label="time", value=seconds_text(total), note=f"peak memory {memory}"))
+    total = sum(report.seconds.values(), 0.0)
+    tiles.append(Tile(label="time", value=seconds_text(total), note=f"memory {memory_text(report)}"))
     return tiles
 
 

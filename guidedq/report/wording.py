@@ -12,6 +12,8 @@ from guidedq.quant.formats import FloatFormat, parse_format
 BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 SMALLEST_PLAIN = 1e-3
 """Losses below this are spelled with a power of ten."""
+LIBRARY_BYTES = 400_000_000
+"""What Python and its libraries take in memory before any model is loaded."""
 LARGEST_EXPONENT = 700.0
 """`exp` of more is beyond float64."""
 
@@ -46,6 +48,28 @@ def seconds_text(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def time_text(report: Report) -> str:
+    """The whole compile's time, and how often the model's own passes would fit in it: `13 min 02 s, 2.3 times ...`.
+
+    Only where the guidance was collected by this run: a workspace that already has it makes the ratio meaningless.
+    """
+    total = sum(report.seconds.values(), 0.0)
+    passes = report.guidance.get("forward_backward_seconds", 0.0)
+    if not 0.0 < passes <= report.seconds.get("guidance", 0.0):
+        return seconds_text(total)
+    return (
+        f"{seconds_text(total)}, {total / passes:.1f} times the model's own forward and backward passes "
+        f"({seconds_text(passes)})"
+    )
+
+
+def memory_text(report: Report) -> str:
+    """Peak memory; for a model that weighs more than the libraries also in units of its own float32 size."""
+    size = 4 * report.model.parameters
+    times = f", {report.peak_memory_bytes / size:.1f} times the model in fp32" if size > LIBRARY_BYTES else ""
+    return f"{bytes_text(report.peak_memory_bytes)} at most{times}"
 
 
 def interval_text(forecast: Forecast) -> str:

@@ -49,24 +49,29 @@ class ArticleAllocator(AbstractAllocator):
     literal: bool = False
 
     def allocate(
-        self, graph: Graph, curves: Mapping[str, SiteCurve], footprint: Footprint, limit_bytes: int
-    ) -> Allocation:
-        """The allocation that the rule gives in `limit_bytes`.
+        self, graph: Graph, curves: Mapping[str, SiteCurve], footprint: Footprint, limits: Sequence[int]
+    ) -> tuple[Allocation, ...]:
+        """The allocations that the rule gives.
 
         Raises:
-            BudgetError: even the smallest allocation is larger.
+            BudgetError: even the smallest allocation is larger than a limit.
         """
         units = units_of(graph, curves, footprint)
-        check_feasible(units, footprint.base_bytes, limit_bytes)
+        check_feasible(units, footprint.base_bytes, limits)
         shares = sensitivity_shares(units)
         ladders = [_ladder(unit) for unit in units]
-        levels = _rule(ladders, shares, units, limit_bytes - footprint.base_bytes, literal=self.literal)
-        choices: list[Choice] = [
-            unit.single(ladder[level]) for unit, ladder, level in zip(units, ladders, levels, strict=True)
-        ]
-        if self.literal:
-            return assemble(units, choices, graph, footprint)
-        return no_worse_than_uniform(choices, units, graph, footprint, limit_bytes)
+        found: list[Allocation] = []
+        for limit in limits:
+            levels = _rule(ladders, shares, units, limit - footprint.base_bytes, literal=self.literal)
+            choices: list[Choice] = [
+                unit.single(ladder[level]) for unit, ladder, level in zip(units, ladders, levels, strict=True)
+            ]
+            found.append(
+                assemble(units, choices, graph, footprint)
+                if self.literal
+                else no_worse_than_uniform(choices, units, graph, footprint, limit)
+            )
+        return tuple(found)
 
 
 def sensitivity_shares(units: Sequence[Unit]) -> Float64[np.ndarray, "unit"]:

@@ -40,27 +40,19 @@ class ExactAllocator(AbstractAllocator):
     """
 
     def allocate(
-        self, graph: Graph, curves: Mapping[str, SiteCurve], footprint: Footprint, limit_bytes: int
-    ) -> Allocation:
-        """The best allocation in `limit_bytes`.
+        self, graph: Graph, curves: Mapping[str, SiteCurve], footprint: Footprint, limits: Sequence[int]
+    ) -> tuple[Allocation, ...]:
+        """The best allocations.
 
         Raises:
-            BudgetError: even the smallest allocation is larger, or the problem is too large for this allocator.
+            BudgetError: even the smallest allocation is larger than a limit, or the problem is too large.
         """
         units = units_of(graph, curves, footprint)
-        check_feasible(units, footprint.base_bytes, limit_bytes)
+        check_feasible(units, footprint.base_bytes, limits)
         _check_steps(units)
-        available = limit_bytes - footprint.base_bytes
-        rest = sum(min(unit.single_bytes) for unit in units)
-        front = _single_point(0)
-        for unit in units:
-            rest -= min(unit.single_bytes)
-            where = ", ".join(unit.names)
-            options = _unit_front(unit, available - rest - int(front.bytes[0]), where)
-            front = _merged(front, options, available - rest, where)
-        best = front.choices[-1]
         ends = np.cumsum([sum(unit.rows) for unit in units])[:-1]
-        return assemble(units, np.split(best, ends), graph, footprint)
+        solved = (_best(units, limit - footprint.base_bytes) for limit in limits)
+        return tuple(assemble(units, np.split(best, ends), graph, footprint) for best in solved)
 
 
 @final
@@ -71,6 +63,18 @@ class _Front:
     bytes: Int64[np.ndarray, "point"]
     distortion: Float64[np.ndarray, "point"]
     choices: UInt8[np.ndarray, "point row"]
+
+
+def _best(units: Sequence[Unit], available: int) -> UInt8[np.ndarray, "row"]:
+    """The formats of all rows of all units that lose least in so many bytes."""
+    rest = sum(min(unit.single_bytes) for unit in units)
+    front = _single_point(0)
+    for unit in units:
+        rest -= min(unit.single_bytes)
+        where = ", ".join(unit.names)
+        options = _unit_front(unit, available - rest - int(front.bytes[0]), where)
+        front = _merged(front, options, available - rest, where)
+    return front.choices[-1]
 
 
 def _check_steps(units: Sequence[Unit]) -> None:

@@ -17,7 +17,7 @@ from guidedq.stages import AbstractAllocator
 from .exchange import exchanged_start
 from .fill import fill_rows
 from .menu import Menu, menu_of
-from .path import Start, path_of, path_starts
+from .path import Path, Start, path_of, path_starts
 from .shrinkage import shrinkage_scale
 from .uniform import no_worse_than_uniform
 from .units import Choice, Unit, check_feasible, units_of
@@ -50,20 +50,24 @@ class LagrangianAllocator(AbstractAllocator):
     shrinkage: bool = True
 
     def allocate(
-        self, graph: Graph, curves: Mapping[str, SiteCurve], footprint: Footprint, limit_bytes: int
-    ) -> Allocation:
-        """The allocation of least distortion that is found in `limit_bytes`.
+        self, graph: Graph, curves: Mapping[str, SiteCurve], footprint: Footprint, limits: Sequence[int]
+    ) -> tuple[Allocation, ...]:
+        """The allocations of least distortion that are found; the menus are made once for all limits.
 
         Raises:
-            BudgetError: even the smallest allocation is larger.
+            BudgetError: even the smallest allocation is larger than a limit.
         """
         units = units_of(graph, curves, footprint)
-        check_feasible(units, footprint.base_bytes, limit_bytes)
+        check_feasible(units, footprint.base_bytes, limits)
         menus = [self._menu(unit) for unit in units]
-        available = limit_bytes - footprint.base_bytes
-        filled = [self._filled(menus, start, available) for start in _starts(menus, available)]
-        choices, _ = min(filled, key=lambda one: one[1])
-        return no_worse_than_uniform(choices, units, graph, footprint, limit_bytes)
+        path = path_of(menus)
+        found: list[Allocation] = []
+        for limit in limits:
+            available = limit - footprint.base_bytes
+            filled = [self._filled(menus, start, available) for start in _starts(menus, path, available)]
+            choices, _ = min(filled, key=lambda one: one[1])
+            found.append(no_worse_than_uniform(choices, units, graph, footprint, limit))
+        return tuple(found)
 
     def _filled(self, menus: Sequence[Menu], start: Start, available: int) -> tuple[list[Choice], float]:
         choices = [menu.choice(option) for menu, option in zip(menus, start.options, strict=True)]
@@ -79,9 +83,8 @@ class LagrangianAllocator(AbstractAllocator):
         return menu_of(unit, scale, mixed=mixed)
 
 
-def _starts(menus: Sequence[Menu], available: int) -> list[Start]:
+def _starts(menus: Sequence[Menu], path: Path, available: int) -> list[Start]:
     """What single rows are upgraded from at this limit."""
-    path = path_of(menus)
     slack = available - sum(int(menu.bytes[0]) for menu in menus)
     passed = path.passed(slack)
     starts = path_starts(menus, path, passed)

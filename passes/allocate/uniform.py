@@ -33,20 +33,24 @@ class UniformAllocator(AbstractAllocator):
     group_size: int = -1
 
     def allocate(
-        self, graph: Graph, curves: Mapping[str, SiteCurve], footprint: Footprint, limit_bytes: int
-    ) -> Allocation:
-        """The best uniform allocation in `limit_bytes`.
+        self, graph: Graph, curves: Mapping[str, SiteCurve], footprint: Footprint, limits: Sequence[int]
+    ) -> tuple[Allocation, ...]:
+        """The best uniform allocations.
 
         Raises:
-            BudgetError: none fits.
+            BudgetError: none fits in a limit.
             RecipeError: no site offers a format with these bits and this group size.
         """
         units = units_of(graph, curves, footprint)
-        check_feasible(units, footprint.base_bytes, limit_bytes)
+        check_feasible(units, footprint.base_bytes, limits)
         plans = uniform_plans(units, footprint.base_bytes)
         if self.bits or self.group_size >= 0:
             plans = [plan for plan in plans if plan.format is not None and self._admits(plan.format)]
             self._check_some(plans, units)
+        chosen = [self._best(plans, limit) for limit in limits]
+        return tuple(assemble(units, plan.choices(units), graph, footprint) for plan in chosen)
+
+    def _best(self, plans: Sequence[UniformPlan], limit_bytes: int) -> UniformPlan:
         plan = best_plan(plans, limit_bytes)
         if plan is None:
             smallest = min(plan.bytes for plan in plans)
@@ -54,7 +58,7 @@ class UniformAllocator(AbstractAllocator):
                 f"{limit_bytes} bytes is below the smallest uniform file with {self._asked()}, {smallest} bytes. "
                 f"Raise the budget, or allow other formats."
             )
-        return assemble(units, plan.choices(units), graph, footprint)
+        return plan
 
     def _admits(self, format: Format) -> bool:
         if self.group_size >= 0 and (not isinstance(format, AffineFormat) or format.group_size != self.group_size):

@@ -91,15 +91,15 @@ def units_of(graph: Graph, curves: Mapping[str, SiteCurve], footprint: Footprint
     return tuple(_unit(group, graph, curves, footprint) for group in site_groups(ordered, graph.fused))
 
 
-def check_feasible(units: Sequence[Unit], base_bytes: int, limit_bytes: int) -> None:
-    """See that the smallest allocation fits.
+def check_feasible(units: Sequence[Unit], base_bytes: int, limits: Sequence[int]) -> None:
+    """See that the smallest allocation fits in each limit.
 
     Raises:
         BudgetError: it does not; the message names the feasible range in bytes.
     """
     smallest = base_bytes + sum(min(unit.single_bytes) for unit in units)
     largest = base_bytes + sum(max(unit.single_bytes) for unit in units)
-    if limit_bytes < smallest:
+    if (limit_bytes := min(limits, default=smallest)) < smallest:
         sites = sum(len(unit.names) for unit in units)
         raise BudgetError(
             f"{limit_bytes} bytes is below the smallest file, {smallest} bytes ({sites} sites, each in its smallest "

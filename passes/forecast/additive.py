@@ -19,9 +19,11 @@ from .calibration import calibrated
 class AdditiveForecaster(AbstractForecaster):
     """What other tools rank allocations by; usually too small by half, which one probe mends for the most part."""
 
-    def raw(self, allocation: Allocation, curves: Iterable[SiteCurve], units_per_sequence: float) -> tuple[float, ...]:
-        """The allocation's distortion, one number."""
-        return (allocation.distortion,)
+    def raw(
+        self, allocations: Sequence[Allocation], curves: Iterable[SiteCurve], units_per_sequence: float
+    ) -> tuple[tuple[float, ...], ...]:
+        """Each allocation's distortion, one number."""
+        return tuple((allocation.distortion,) for allocation in allocations)
 
     def forecast(self, raw: Sequence[float], probes: Sequence[Probe], evaluation_units: int, *, seed: int) -> Forecast:
         """See `calibrated`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from torch import Tensor
 
 from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.curves import SiteCurve
@@ -36,17 +37,25 @@ class ProjectedForecaster(AbstractForecaster):
 
     coherence_spread: float = 0.15
 
-    def raw(self, allocation: Allocation, curves: Iterable[SiteCurve], units_per_sequence: float) -> tuple[float, ...]:
+    def raw(
+        self, allocations: Sequence[Allocation], curves: Iterable[SiteCurve], units_per_sequence: float
+    ) -> tuple[tuple[float, ...], ...]:
         """Uncalibrated divergence for each kept sequence; the distortion alone if there are no projections."""
-        total: torch.Tensor | None = None
-        distortion = 0.0
+        totals: list[Tensor | None] = [None] * len(allocations)
         for curve in curves:
-            choice = allocation.sites[curve.name].choice
-            rows = torch.arange(len(choice))
-            distortion += float(curve.distortion[rows, choice].double().sum())
-            if curve.projections is not None:
-                mine = curve.projections[rows, choice].double().sum(0)
-                total = mine if total is None else total + mine
+            if curve.projections is None:
+                continue
+            for number, allocation in enumerate(allocations):
+                choice = allocation.sites[curve.name].choice
+                mine = curve.projections[torch.arange(len(choice)), choice].double().sum(0)
+                before = totals[number]
+                totals[number] = mine if before is None else before + mine
+        return tuple(
+            self._drawn_together(total, allocation.distortion, units_per_sequence)
+            for total, allocation in zip(totals, allocations, strict=True)
+        )
+
+    def _drawn_together(self, total: Tensor | None, distortion: float, units_per_sequence: float) -> tuple[float, ...]:
         if total is None or distortion <= 0.0 or len(total) < 2 or not bool(total.any()):
             return (distortion,)
         projected = 0.5 * total.square() / units_per_sequence

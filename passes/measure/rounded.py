@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -12,15 +13,15 @@ from torch import Tensor
 from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.guidance import AbstractSequenceGradients, SiteGuidance
-from guidedq.artifacts.quantized_weight import FLOAT_DTYPES
+from guidedq.artifacts.quantized_weight import Segment, float_weight
 from guidedq.ir.graph import Site
-from guidedq.quant.formats import AffineFormat, FloatFormat
+from guidedq.quant.formats import AffineFormat
 from guidedq.stages import AbstractMeasurer, AbstractRounder
 
-GRADIENT_WEIGHTS_AT_ONCE = 16_000_000
-"""Gradient values unpacked at once: 64 MB of float32."""
 CODES_AT_ONCE = 64_000_000
 """Codes of all formats held at once, a byte each: small sites are rounded in all formats by one sweep."""
+WEIGHTS_AT_ONCE = 1 << 22
+"""Errors and gradients unpacked at once: 16 MB of float32."""
 
 
 @final
@@ -41,38 +42,55 @@ class RoundedCurves(AbstractMeasurer):
     ) -> SiteCurve:
         """Distortion and projections of every row under every format."""
         formats = footprint.sites[site.name].formats
-        affine = [format for format in formats if isinstance(format, AffineFormat)]
-        at_once = max(1, CODES_AT_ONCE // site.parameters)
-        parts = (affine[start : start + at_once] for start in range(0, len(affine), at_once))
-        rounded = (segment for part in parts for segment in rounder.round(matrix, guidance, part, seed=seed))
         distortion = torch.empty(site.rows, len(formats))
-        sequences = gradients.sequences if gradients is not None else 0
-        projections = torch.empty(site.rows, len(formats), sequences)
-        for index, format in sorted(enumerate(formats), key=lambda item: isinstance(item[1], FloatFormat)):
-            error = (
-                _in_float(matrix, format) if isinstance(format, FloatFormat) else next(rounded).dequantize()
-            ) - matrix
-            distortion[:, index] = guidance.distortion(error)
-            if gradients is not None:
-                projections[:, index] = project(error, gradients)
+        projections = None if gradients is None else torch.empty(site.rows, len(formats), gradients.sequences)
+        at_once = max(1, CODES_AT_ONCE // site.parameters)
+        for start in range(0, len(formats), at_once):
+            part = formats[start : start + at_once]
+            affine = [format for format in part if isinstance(format, AffineFormat)]
+            rounded = rounder.round(matrix, guidance, affine, seed=seed)
+            stored = [
+                next(rounded) if isinstance(format, AffineFormat) else float_weight("", matrix, format).segments[0]
+                for format in part
+            ]
+            _measure(matrix, stored, guidance, gradients, start, distortion, projections)
         return SiteCurve(
             name=site.name,
             formats=formats,
             distortion=distortion,
             row_noise=row_noise(guidance),
-            projections=projections if gradients is not None else None,
+            projections=projections,
         )
 
 
-def project(error: Float[Tensor, "out in"], gradients: AbstractSequenceGradients) -> Float[Tensor, "out sequence"]:
+def _measure(
+    matrix: Float[Tensor, "out in"],
+    stored: Sequence[Segment],
+    guidance: SiteGuidance,
+    gradients: AbstractSequenceGradients | None,
+    first: int,
+    distortion: Float[Tensor, "out format"],
+    projections: Float[Tensor, "out format sequence"] | None,
+) -> None:
+    """Fill in what some formats, from number `first` on, cost: block by block of rows, all formats at once."""
+    rows, columns = matrix.shape
+    kept = 0 if gradients is None else gradients.sequences
+    step = max(1, WEIGHTS_AT_ONCE // (columns * (len(stored) + kept)))
+    mine = slice(first, first + len(stored))
+    for start in range(0, rows, step):
+        block = slice(start, min(start + step, rows))
+        errors = torch.stack([segment.part(block).dequantize() - matrix[block] for segment in stored], dim=1)
+        index = torch.arange(block.start, block.stop).repeat_interleave(len(stored))
+        distortion[block, mine] = guidance.distortion(errors.flatten(0, 1), index).unflatten(0, (-1, len(stored)))
+        if gradients is not None and projections is not None:
+            projections[block, mine] = project(errors, gradients.rows(block.start, block.stop))
+
+
+def project(
+    errors: Float[Tensor, "out format in"], gradients: Float[Tensor, "sequence out in"]
+) -> Float[Tensor, "out format sequence"]:
     """First-order change of each sequence's loss by each row's error: `sum over tokens of g . (error x)`."""
-    rows, columns = error.shape
-    at_once = max(1, GRADIENT_WEIGHTS_AT_ONCE // (columns * gradients.sequences))
-    parts = [
-        torch.einsum("soi,oi->os", gradients.rows(start, min(start + at_once, rows)), error[start : start + at_once])
-        for start in range(0, rows, at_once)
-    ]
-    return torch.cat(parts)
+    return torch.bmm(errors, gradients.permute(1, 2, 0))
 
 
 def row_noise(guidance: SiteGuidance) -> Float[Tensor, "out"]:
@@ -84,7 +102,3 @@ def row_noise(guidance: SiteGuidance) -> Float[Tensor, "out"]:
         variance += (scale * term.row_weight_error).square()
         total += scale * term.row_weight
     return variance.sqrt() / total.clamp(min=torch.finfo(torch.float32).tiny)
-
-
-def _in_float(matrix: Tensor, format: FloatFormat) -> Tensor:
-    return matrix.to(FLOAT_DTYPES[format.dtype]).float()

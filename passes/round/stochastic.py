@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from guidedq.artifacts.guidance import SiteGuidance
-from guidedq.artifacts.quantized_weight import Segment
+from guidedq.artifacts.quantized_weight import AffineSegment
 from guidedq.quant.formats import AffineFormat
 from guidedq.quant.grid import expand_groups
 from guidedq.stages import AbstractRounder
@@ -28,14 +28,21 @@ class StochasticRounder(AbstractRounder):
     """
 
     def round(
-        self, matrix: Float[Tensor, "out in"], guidance: SiteGuidance, formats: Sequence[AffineFormat], *, seed: int
-    ) -> Iterator[Segment]:
-        """Quantize all rows in each format, with noise from `seed`; the same noise for every format."""
+        self,
+        matrix: Float[Tensor, "out in"],
+        guidance: SiteGuidance,
+        formats: Sequence[AffineFormat],
+        rows: Sequence[Int64[Tensor, "_"]] | None = None,
+        *,
+        seed: int,
+    ) -> Iterator[AffineSegment]:
+        """Quantize rows in each format, with noise from `seed`; a row's noise is the same for every format."""
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(matrix.shape, generator=generator)
-        for format in formats:
-            grid, outliers = grid_of_rows(matrix, guidance, format, search=False)
+        for format, mine in zip(formats, rows or [torch.arange(len(matrix))] * len(formats), strict=True):
+            part = matrix[mine]
+            grid, outliers = grid_of_rows(part, mine, guidance, format, search=False)
             scales = expand_groups(grid.scales.float(), matrix.shape[1], format)
             zero_points = expand_groups(grid.zero_points.float(), matrix.shape[1], format)
-            codes = torch.floor(matrix / scales + zero_points + noise).clamp_(0, 2**format.bits - 1)
-            yield assemble(matrix, codes.to(torch.uint8), grid, outliers, format)
+            codes = torch.floor(part / scales + zero_points + noise[mine]).clamp_(0, 2**format.bits - 1)
+            yield assemble(part, mine, codes.to(torch.uint8), grid, outliers, format)

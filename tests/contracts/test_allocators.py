@@ -49,6 +49,16 @@ def test_an_allocation_is_within_the_budget_to_the_byte_and_counts_itself_rightl
 
 
 @every_allocator
+def test_several_limits_at_once_give_what_each_gives_alone(allocator: AbstractAllocator) -> None:
+    problem = natural_problem(seed=3, sites=3, rows=4, segments=2)
+    limits = problem.limits(5)[::-1]
+    together = allocator.allocate(problem.graph, problem.curves, problem.footprint, limits)
+    assert [one.digest for one in together] == [problem.solve(allocator, limit).digest for limit in limits]
+    with pytest.raises(BudgetError):
+        allocator.allocate(problem.graph, problem.curves, problem.footprint, [limits[0], problem.smallest - 1])
+
+
+@every_allocator
 @given(problem=problems())
 @settings(max_examples=20, deadline=None, derandomize=True)
 def test_distortion_never_rises_with_the_budget_and_is_never_above_the_best_uniform_format(

@@ -95,6 +95,20 @@ def test_formats_do_not_depend_on_which_others_are_rounded_beside_them(rounder) 
         assert torch.equal(alone.outlier_values, expected.outlier_values)
 
 
+def test_some_rows_are_rounded_as_among_all(rounder, monkeypatch) -> None:
+    monkeypatch.setattr("guidedq.passes.round.gptq.STACK_WEIGHTS", 3 * 70)  # stacks of three rows, across formats
+    matrix, given = weight_of(7, 70), guidance(7, 70, groups=2)
+    rows = [torch.tensor([0, 3, 5, 6]), torch.tensor([2]), torch.tensor([], dtype=torch.int64), torch.arange(7)]
+    some = list(rounder.round(matrix, given, FORMATS[:4], rows, seed=7))
+    for chosen, part, whole in zip(rows, some, segments(rounder, matrix, given, FORMATS[:4]), strict=True):
+        assert torch.equal(part.rows, chosen)
+        assert torch.equal(part.codes, whole.codes[chosen])
+        assert torch.equal(part.grid.scales, whole.grid.scales[chosen])
+        assert torch.equal(part.grid.zero_points, whole.grid.zero_points[chosen])
+        assert torch.equal(part.outlier_columns, whole.outlier_columns[chosen])
+        assert torch.equal(part.outlier_values, whole.outlier_values[chosen])
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(1, 64), (3, 172), (7, 1), (2, 65), (1, 1)], ids=str)
 def test_odd_shapes_round_and_come_back_close(rounder, rows: int, columns: int) -> None:
     formats = [AffineFormat(bits=8, group_size=64), AffineFormat(bits=4, group_size=16)]

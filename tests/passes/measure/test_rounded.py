@@ -11,7 +11,7 @@ from torch import Tensor
 from guidedq.artifacts.footprint import Footprint, SiteFootprint
 from guidedq.artifacts.guidance import AbstractSequenceGradients, QuadraticTerm, SiteGuidance
 from guidedq.ir.graph import Site, Use, UseKind
-from guidedq.passes.measure.rounded import RoundedCurves, project, row_noise
+from guidedq.passes.measure.rounded import RoundedCurves, row_noise
 from guidedq.passes.round.gptq import GptqRounder
 from guidedq.quant.formats import AffineFormat, FloatFormat
 
@@ -63,11 +63,15 @@ def test_each_row_and_format_is_measured_after_real_rounding(problem) -> None:
         torch.testing.assert_close(curve.projections[:, index], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_projection_in_blocks_of_rows_equals_projection_at_once(problem, monkeypatch) -> None:
-    _, matrix, _, gradients, _ = problem
-    whole = project(matrix, gradients)
-    monkeypatch.setattr("guidedq.passes.measure.rounded.GRADIENT_WEIGHTS_AT_ONCE", 2 * 32 * 3)
-    torch.testing.assert_close(project(matrix, gradients), whole)
+@pytest.mark.parametrize("limits", [{"WEIGHTS_AT_ONCE": 2 * 32 * 7}, {"CODES_AT_ONCE": 2 * 32 * 6}])
+def test_in_blocks_of_rows_or_formats_equals_all_at_once(problem, monkeypatch, limits) -> None:
+    site, matrix, guidance, gradients, footprint = problem
+    whole = RoundedCurves().measure(site, matrix, guidance, gradients, footprint, GptqRounder(), seed=1)
+    for name, value in limits.items():
+        monkeypatch.setattr(f"guidedq.passes.measure.rounded.{name}", value)
+    parts = RoundedCurves().measure(site, matrix, guidance, gradients, footprint, GptqRounder(), seed=1)
+    torch.testing.assert_close(parts.distortion, whole.distortion)
+    torch.testing.assert_close(parts.projections, whole.projections)
 
 
 def test_without_gradients_there_are_no_projections(problem) -> None:
