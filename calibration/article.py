@@ -79,7 +79,7 @@ class RowSumStatistics(AbstractStatistics):
         assert event.gradients is not None
         grouped = event.inputs.flatten(0, 1).transpose(0, 1)
         flat = event.gradients.flatten(0, 1)
-        outputs = flat.t() @ flat if event.site.rows <= LARGEST_OUTPUT_FACTOR else flat.square().sum(0)
+        outputs = flat.t() @ flat if event.site.rows <= LARGEST_OUTPUT_FACTOR else diagonal["row_moment"]
         return {**second_moment("inputs", grouped), "outputs": outputs, **diagonal}
 
     def term(self, site: Site, use: Use, sums: Sums, units: int) -> QuadraticTerm:

@@ -17,6 +17,7 @@ from torch import Tensor
 from guidedq.artifacts.guidance import QuadraticTerm
 from guidedq.artifacts.samples import SampleSet
 from guidedq.errors import CalibrationError
+from guidedq.files import write_tensors
 from guidedq.ir.graph import Site, Use, UseKind
 from guidedq.ir.model import Model
 from guidedq.progress import Progress
@@ -24,8 +25,8 @@ from guidedq.progress import Progress
 from .backward_pass import backward_pass, batch_size
 from .events import Event
 from .forward_pass import forward_pass
-from .statistics import Sums
-from .store import StoredGuidance, gradient_files, save_tensors, write_site
+from .statistics import Sums, accumulate
+from .store import StoredGuidance, gradient_files, write_site
 
 GRADIENT_BYTES = 2 * 2**30
 """Disk that sequence gradients may take when their number is left open: one byte per weight and sequence."""
@@ -126,7 +127,7 @@ class Collection:
             wanted = range(first, min(first + len(batch), kept))
 
             def record(event: Event, wanted: range = wanted) -> None:
-                _add(sums, f"{event.use.operator}|", self.statistics.sums(event))
+                accumulate(sums, self.statistics.sums(event), prefix=f"{event.use.operator}|")
                 write_gradients(event, state.folder, numbers[event.site.name], kept, wanted)
 
             if backward:
@@ -197,7 +198,7 @@ class _ShardState:
 
     def save(self, sums: Mapping[str, Tensor], first: int, seconds: float) -> None:
         mark = sums or {"": torch.zeros(0)}
-        save_tensors(self.path, mark, {"first": str(first), "seconds": repr(seconds), "finished": str(not sums)})
+        write_tensors(self.path, mark, {"first": str(first), "seconds": repr(seconds), "finished": str(not sums)})
 
     def restore(self) -> tuple[dict[str, Tensor], int, float]:
         if not self.path.exists():
@@ -217,15 +218,6 @@ class _ShardState:
             return {}
         with safe_open(self.path, "pt") as file:
             return file.metadata()
-
-
-def _add(sums: dict[str, Tensor], prefix: str, more: Mapping[str, Tensor]) -> None:
-    for name, values in more.items():
-        key = prefix + name
-        if key in sums:
-            sums[key] += values
-        else:
-            sums[key] = values.clone()
 
 
 def write_gradients(event: Event, folder: Path, number: int, kept: int, wanted: range) -> None:

@@ -15,7 +15,7 @@ from guidedq.progress import Progress
 from guidedq.stages import AbstractSampler
 
 from .evaluation_data import evaluation_samples
-from .packing import pack_evaluation, pack_two
+from .packing import pack, pack_two
 from .split import Sizes, without_samples_of
 from .text_inputs import reads_text, what_it_needs
 
@@ -29,7 +29,7 @@ class DemoSampler(AbstractSampler):
         samples: Calibration sequences.
         sequence_length: Tokens of a sequence, at most what the model takes.
         probe_samples: Sequences on which the forecast is calibrated.
-        evaluation_samples: Sequences on which the loss is measured, from modules of their own.
+        evaluation_samples: Sequences on which the loss is measured.
     """
 
     samples: int = 64
@@ -52,13 +52,13 @@ class DemoSampler(AbstractSampler):
             sequence_length=self.sequence_length,
         )
         progress.start("sample", 1)
-        texts = demo_text("calibration")
-        calibration, probe = pack_two(model, texts, sizes, seed=seed, progress=progress)
+        texts = [*demo_text("calibration"), *demo_text("evaluation")]
         if evaluation_data:
+            calibration, probe = pack_two(model, texts, sizes, seed=seed, progress=progress)
             known = frozenset(texts)
             held = evaluation_samples(model, evaluation_data, sizes, known=known, seed=seed, progress=progress)
         else:
-            held = pack_evaluation(model, demo_text("evaluation"), sizes, seed=seed, progress=progress)
+            calibration, probe, held = pack(model, texts, sizes, seed=seed, progress=progress)
         progress.advance()
         return CalibrationSet(
             calibration=calibration,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
 
 import torch
 from jaxtyping import Int64
@@ -24,31 +22,22 @@ DOCUMENTS_AT_ONCE = 256
 """Documents tokenized in one call: enough for the tokenizer's threads, few enough to report progress."""
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stream:
-    """Documents one after another.
-
-    Attributes:
-        tokens: `[token]`.
-        starts: Where each document begins, ascending.
-    """
-
-    tokens: Int64[Tensor, "token"]
-    starts: tuple[int, ...]
-
-
 def pack(model: Model, documents: Sequence[str], sizes: Sizes, *, seed: int, progress: Progress) -> list[SampleSet]:
-    """Calibration, probe and evaluation sequences from one text, of which a tenth (the end) is held back.
+    """Calibration, probe and evaluation sequences from one text, of which one sequence in ten is held back.
+
+    These are spread evenly over the text. Its last tenth would be of another kind more often than not, and what is
+    measured on it would not be what was forecast.
 
     Raises:
         CalibrationError: the text is shorter than one sequence, or three sequences of 16 tokens do not fit.
     """
-    stream = tokenize(model, documents)
-    payload = _payload(model, len(stream.tokens), 3, sizes, progress)
-    cut = _cut(stream, payload)
-    pool, tail = stream.tokens[:cut], stream.tokens[cut:]
-    return [*_two_parts(model, pool, payload, sizes, seed), _one_part(model, tail, payload, sizes.evaluation, seed)]
+    tokens = tokenize(model, documents)
+    generator = torch.Generator().manual_seed(seed)
+    text = _sequences(model, tokens, _payload(model, len(tokens), 3, sizes, progress), generator)
+    held = _spread(len(text), generator)
+    rest = torch.ones(len(text), dtype=torch.bool).index_fill_(0, held, value=False).nonzero()[:, 0]
+    evaluation = _drawn(held, generator)[: sizes.evaluation]
+    return [*_two_parts(model, text[_drawn(rest, generator)], sizes), from_tokens(model, text[evaluation])]
 
 
 def pack_two(model: Model, documents: Sequence[str], sizes: Sizes, *, seed: int, progress: Progress) -> list[SampleSet]:
@@ -57,8 +46,10 @@ def pack_two(model: Model, documents: Sequence[str], sizes: Sizes, *, seed: int,
     Raises:
         CalibrationError: the text is shorter than one sequence, or two sequences of 16 tokens do not fit.
     """
-    tokens = tokenize(model, documents).tokens
-    return _two_parts(model, tokens, _payload(model, len(tokens), 2, sizes, progress), sizes, seed)
+    tokens = tokenize(model, documents)
+    generator = torch.Generator().manual_seed(seed)
+    text = _sequences(model, tokens, _payload(model, len(tokens), 2, sizes, progress), generator)
+    return _two_parts(model, text[_drawn(torch.arange(len(text)), generator)], sizes)
 
 
 def pack_evaluation(
@@ -69,22 +60,22 @@ def pack_evaluation(
     Raises:
         CalibrationError: the text is shorter than one sequence.
     """
-    tokens = tokenize(model, documents).tokens
-    return _one_part(model, tokens, _payload(model, len(tokens), 1, sizes, progress), sizes.evaluation, seed)
+    tokens = tokenize(model, documents)
+    generator = torch.Generator().manual_seed(seed)
+    text = _sequences(model, tokens, _payload(model, len(tokens), 1, sizes, progress), generator)
+    return from_tokens(model, text[_drawn(torch.arange(len(text)), generator)[: sizes.evaluation]])
 
 
-def tokenize(model: Model, documents: Sequence[str]) -> Stream:
+def tokenize(model: Model, documents: Sequence[str]) -> Int64[Tensor, "token"]:
     """All documents as one stream, each led by the token that begins a text, else by the one that ends it."""
     separator = _separator(model)
     lead = [] if separator is None else [separator]
     tokens: list[int] = []
-    starts: list[int] = []
     for first in range(0, len(documents), DOCUMENTS_AT_ONCE):
         part = list(documents[first : first + DOCUMENTS_AT_ONCE])
         for ids in model.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]:
-            starts.append(len(tokens))
             tokens += [*lead, *ids]
-    return Stream(tokens=torch.tensor(tokens, dtype=torch.int64), starts=tuple(starts))
+    return torch.tensor(tokens, dtype=torch.int64)
 
 
 def first_token(model: Model) -> int | None:
@@ -118,35 +109,29 @@ def _payload(model: Model, available: int, parts: int, sizes: Sizes, progress: P
     return shorter - lead
 
 
-def _cut(stream: Stream, payload: int) -> int:
-    """Where the held-back end begins: at a document's start, if one is near."""
-    total = len(stream.tokens)
-    held = max(total // HELD_BACK, payload)
-    cut = total - held
-    near = [
-        start
-        for start in stream.starts
-        if abs(start - cut) <= held // 2 and start >= 2 * payload and total - start >= payload
-    ]
-    return min(near, key=lambda start: abs(start - cut), default=cut)
+def _spread(count: int, generator: torch.Generator) -> Int64[Tensor, "held"]:
+    """A tenth of so many sequences, at least one, at equal distances from a random start."""
+    held = max(1, count // HELD_BACK)
+    start = torch.rand((), generator=generator, dtype=torch.float64)
+    return ((torch.arange(held) + start) * (count / held)).long()
 
 
-def _two_parts(model: Model, tokens: Tensor, payload: int, sizes: Sizes, seed: int) -> list[SampleSet]:
-    calibration, probe = sizes.shared_out(len(tokens) // payload)
-    sequences = _sequences(model, tokens, payload, calibration + probe, seed)
-    return [from_tokens(model, sequences[:calibration]), from_tokens(model, sequences[calibration:])]
+def _drawn(indices: Int64[Tensor, "n"], generator: torch.Generator) -> Int64[Tensor, "n"]:
+    return indices[torch.randperm(len(indices), generator=generator)]
 
 
-def _one_part(model: Model, tokens: Tensor, payload: int, count: int, seed: int) -> SampleSet:
-    return from_tokens(model, _sequences(model, tokens, payload, count, seed))
+def _two_parts(model: Model, sequences: Int64[Tensor, "sequence token"], sizes: Sizes) -> list[SampleSet]:
+    calibration, probe = sizes.shared_out(len(sequences))
+    parts = sequences[:calibration], sequences[calibration : calibration + probe]
+    return [from_tokens(model, part) for part in parts]
 
 
-def _sequences(model: Model, tokens: Tensor, payload: int, count: int, seed: int) -> Int64[Tensor, "sequence token"]:
-    """Up to `count` sequences at random places that do not overlap."""
-    generator = torch.Generator().manual_seed(seed)
+def _sequences(
+    model: Model, tokens: Int64[Tensor, "token"], payload: int, generator: torch.Generator
+) -> Int64[Tensor, "sequence length"]:
+    """The text in sequences of so many tokens, from a random place on, each led by the first token if there is one."""
     slots = len(tokens) // payload
     phase = int(torch.randint(len(tokens) - slots * payload + 1, (), generator=generator))
-    chosen = torch.randperm(slots, generator=generator)[:count]
-    text = tokens[phase : phase + slots * payload].reshape(slots, payload)[chosen]
+    text = tokens[phase : phase + slots * payload].reshape(slots, payload)
     begin = first_token(model)
     return text if begin is None else torch.cat((torch.full((len(text), 1), begin), text), dim=1)

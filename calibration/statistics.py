@@ -18,7 +18,7 @@ from guidedq.ir.graph import Site, Use, UseKind
 from .events import Event
 
 Sums = Mapping[str, Tensor]
-"""Named sums; merging two runs adds them name by name."""
+"""Named sums; those of two runs are added name by name."""
 
 SQUARES_AT_ONCE = 1 << 20
 """Squared gradients formed at once: 4 MB, and a few copies of them."""
@@ -26,9 +26,14 @@ STRIP_ROWS = 128
 """Rows of a second moment that are formed at once: wide enough for full speed of the matrix product."""
 
 
-def merge(a: Sums, b: Sums) -> dict[str, Tensor]:
-    """The statistics of both runs together."""
-    return {name: a[name] + b[name] for name in a}
+def accumulate(total: dict[str, Tensor], more: Sums, prefix: str = "") -> None:
+    """Add sums to `total`, under names led by `prefix`: of another event, or of another part of the samples."""
+    for name, values in more.items():
+        key = prefix + name
+        if key in total:
+            total[key] += values
+        else:
+            total[key] = values.clone()
 
 
 def row_groups(site: Site, groups: int) -> Int64[Tensor, "out"]:

@@ -17,11 +17,12 @@ from typing import final
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from guidedq.artifacts.guidance import AbstractGuidance, AbstractSequenceGradients, QuadraticTerm, SiteGuidance
 from guidedq.errors import ArtifactError
+from guidedq.files import write_tensors, write_text
 
 CODE_LIMIT = 127.0
 """int8, symmetric: rounding adds about half a percent of noise to a projection, far below its sampling noise."""
@@ -124,7 +125,7 @@ class StoredGuidance(AbstractGuidance):
             "sequence_units": self.sequence_units,
             "numbers": dict(self.numbers),
         }
-        _replace(self.folder / "guidance.json", json.dumps(content, indent=1).encode())
+        write_text(self.folder / "guidance.json", json.dumps(content, indent=1))
 
     @staticmethod
     def read(folder: Path) -> StoredGuidance:
@@ -160,19 +161,11 @@ def write_site(folder: Path, number: int, terms: Sequence[QuadraticTerm]) -> Non
     """Write the terms of a site."""
     tensors: dict[str, Tensor] = {}
     for index, term in enumerate(terms):
-        tensors[f"{index}.hessian"] = term.hessian.contiguous()
+        tensors[f"{index}.hessian"] = term.hessian
         tensors[f"{index}.row_group"] = term.row_group
         tensors[f"{index}.row_weight"] = term.row_weight
         tensors[f"{index}.row_weight_error"] = term.row_weight_error
-    save_tensors(site_file(folder, number), tensors)
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(dict(tensors), partial, metadata=dict(metadata) if metadata else None)
-    partial.replace(path)
+    write_tensors(site_file(folder, number), tensors)
 
 
 def _term(tensors: Mapping[str, Tensor], index: int) -> QuadraticTerm:
@@ -190,9 +183,3 @@ def _write_at(path: Path, offset: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(data)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(data)
-    partial.replace(path)

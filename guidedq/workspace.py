@@ -10,25 +10,24 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 from guidedq import __version__
 from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.forecast import Measurement, Probe
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
 from guidedq.errors import OutputError
+from guidedq.files import write_tensors, write_text
 from guidedq.quant.formats import parse_format
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Part of every key: raise it when what is stored changes its meaning, and old entries are simply not found."""
 UNWRITABLE = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)}
 """What the system says of a disk that takes no more."""
@@ -94,8 +93,8 @@ def save_calibration_set(folder: Path, calibration: CalibrationSet) -> None:
         tensors = {f"input.{key}": values.contiguous() for key, values in part.inputs.items()}
         optional = {"mask": part.mask, "labels": part.labels}
         tensors |= {key: values.contiguous() for key, values in optional.items() if values is not None}
-        _write_tensors(folder / f"{name}.safetensors", tensors)
-    _write_json(folder / "source.json", {"source": calibration.source})
+        write_tensors(folder / f"{name}.safetensors", tensors)
+    write_text(folder / "source.json", json.dumps({"source": calibration.source}))
     finish(folder)
 
 
@@ -116,7 +115,7 @@ def save_curve(folder: Path, number: int, curve: SiteCurve) -> None:
     if curve.projections is not None:
         tensors["projections"] = curve.projections
     metadata = {"name": curve.name, "formats": ";".join(map(str, curve.formats))}
-    _write_tensors(_curve_file(folder, number), tensors, metadata)
+    write_tensors(_curve_file(folder, number), tensors, metadata)
 
 
 def load_curve(folder: Path, number: int, *, projections: bool) -> SiteCurve | None:
@@ -138,7 +137,7 @@ def load_curve(folder: Path, number: int, *, projections: bool) -> SiteCurve | N
 
 def save_probe(folder: Path, probe: Probe) -> None:
     """Keep a probe."""
-    _write_json(folder / "probe.json", asdict(probe))
+    write_text(folder / "probe.json", json.dumps(asdict(probe)))
     finish(folder)
 
 
@@ -159,16 +158,3 @@ def _is(error: OSError | SafetensorError, number: int) -> bool:
 
 def _curve_file(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.safetensors"
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    partial = path.with_suffix(".partial")
-    contiguous: dict[str, torch.Tensor] = {name: values.contiguous() for name, values in tensors.items()}
-    save_file(contiguous, partial, metadata=dict(metadata) if metadata else None)
-    partial.replace(path)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    partial.replace(path)

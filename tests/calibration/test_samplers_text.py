@@ -16,6 +16,7 @@ from guidedq.artifacts.samples import SampleSet
 from guidedq.calibration.demo import DemoSampler
 from guidedq.calibration.files import FileSampler
 from guidedq.calibration.generated import GeneratedSampler
+from guidedq.calibration.packing import _spread
 from guidedq.errors import CalibrationError
 from guidedq.ir.model import InputSpec, Objective
 from guidedq.progress import SilentProgress
@@ -254,13 +255,28 @@ def test_only_a_language_model_writes_its_own_text():
         GeneratedSampler().sample(model, [], [], seed=0, progress=SilentProgress())
 
 
-def test_demo_text_is_held_out_by_module():
+def test_the_demo_text_is_shared_out_without_overlap():
     tokenizer = word_tokenizer()
     model = language_model(tokenizer=tokenizer)
-    sampler = DemoSampler(samples=3, sequence_length=32, probe_samples=1, evaluation_samples=2)
+    sampler = DemoSampler(samples=9, sequence_length=32, probe_samples=3, evaluation_samples=2)
     with pytest.MonkeyPatch.context() as patch:
         texts = {"calibration": [words(0, 400)], "evaluation": [words(1000, 1400)]}
         patch.setattr("guidedq.calibration.demo.demo_text", texts.__getitem__)
         made = sampler.sample(model, [], [], seed=0, progress=SilentProgress())
-    assert all(token >= 1004 for row in rows(made.evaluation) for token in row if token > 3)
-    assert all(token < 404 for row in rows(made.calibration) for token in row if token > 3)
+    seen = [{token for row in rows(part) for token in row if token > 3}
+            for part in (made.calibration, made.probe, made.evaluation)]  # fmt: skip
+    assert all(seen)
+    assert not seen[0] & seen[1]
+    assert not (seen[0] | seen[1]) & seen[2]
+    assert min(seen[2]) < 404 < 1004 <= max(seen[2])  # of both texts
+
+
+@pytest.mark.parametrize(("count", "held"), [(3, 1), (29, 2), (490, 49)])
+def test_what_is_held_back_is_spread_over_the_text(count, held):
+    for seed in range(5):
+        found = _spread(count, torch.Generator().manual_seed(seed))
+        assert len(found) == held == len(found.unique())
+        assert int(found.min()) >= 0
+        assert int(found.max()) < count
+        if held > 1:
+            assert int(found.diff().min()) >= count // held
