@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -15,13 +15,12 @@ from guidedq.artifacts.forecast import Forecast, Probe
 from guidedq.artifacts.quantized_weight import QuantizedWeight, Segment, float_weight
 from guidedq.budget import Budget
 from guidedq.errors import BudgetError
-from guidedq.evaluation import measure_all
+from guidedq.evaluation import measure
 from guidedq.evidence import Evidence
 from guidedq.ir.graph import Graph, Site
-from guidedq.ir.program import Batch
 from guidedq.job import Job
 from guidedq.progress import tracked
-from guidedq.quant.formats import AffineFormat, FloatFormat
+from guidedq.quant.formats import AffineFormat, FloatFormat, Format
 from guidedq.registry import stage_text
 from guidedq.workspace import is_finished, load_probe, save_probe, storing
 
@@ -112,11 +111,10 @@ def decide(job: Job, evidence: Evidence, limits: Sequence[int]) -> tuple[Decisio
     forecaster = job.recipe.forecast
     with job.stopwatch.time("forecast"):
         raws = forecaster.raw(allocations, evidence.curves.stream(), evidence.guidance.units_per_sequence)
-    if missing:
-        found = _probes(job, evidence, allocations[len(limits) :], raws[len(limits) :])
-        with storing(job.workspace.root):
-            for limit, probe in zip(missing, found, strict=True):
-                save_probe(entries[limit], probe)
+    probed_now = zip(missing, allocations[len(limits) :], raws[len(limits) :], strict=True)
+    with storing(job.workspace.root), job.stopwatch.time("probes"):
+        for limit, allocation, raw in probed_now:
+            save_probe(entries[limit], _probe(job, evidence, allocation, raw))
     probes = tuple(load_probe(entries[limit]) for limit in probed)
     with job.stopwatch.time("forecast"):
         units = job.model.objective.units(evidence.calibration.evaluation)
@@ -156,48 +154,42 @@ def _probe_entry(job: Job, evidence: Evidence, limit_bytes: int) -> Path:
     return job.workspace.entry("probe", evidence.key, *rules, digest, activations, footprint, fused)
 
 
-def _probes(
-    job: Job, evidence: Evidence, allocations: Sequence[Allocation], raws: Sequence[tuple[float, ...]]
-) -> list[Probe]:
-    """Whole quantized models, measured on the probe samples side by side."""
+def _probe(job: Job, evidence: Evidence, allocation: Allocation, raw: tuple[float, ...]) -> Probe:
+    """A whole quantized model, measured on the probe samples."""
     program, activations = job.model.program, job.backend.activations(job.model)
-
-    def quantized(allocation: Allocation) -> Callable[[Batch], Tensor]:
-        weights = tracked(job.progress, "probe", rounded(job, evidence, allocation), len(allocation.sites))
-        stored = DequantizedOnUse({weight.name: (job.model.graph.site(weight.name), weight) for weight in weights})
-        return lambda batch: program.predict(batch, weights=stored, activations=activations)
-
-    with job.stopwatch.time("probes"):
-        models = [quantized(allocation) for allocation in allocations]
-        samples, objective = evidence.calibration.probe, job.model.objective
-        measured = measure_all(program, samples, objective, models, progress=job.progress)
-    return [
-        Probe(raw_kl_by_sequence=raw, raw_kl=sum(raw) / len(raw), measured=one, bytes=allocation.bytes)
-        for raw, one, allocation in zip(raws, measured, allocations, strict=True)
-    ]
+    weights = tracked(job.progress, "probe", rounded(job, evidence, allocation), len(allocation.sites))
+    stored = DequantizedOnUse({weight.name: (job.model.graph.site(weight.name), weight) for weight in weights})
+    measured = measure(
+        program,
+        evidence.calibration.probe,
+        job.model.objective,
+        predict_quantized=lambda batch: program.predict(batch, weights=stored, activations=activations),
+        progress=job.progress,
+    )
+    return Probe(raw_kl_by_sequence=raw, raw_kl=sum(raw) / len(raw), measured=measured, bytes=allocation.bytes)
 
 
 def _round_site(
     job: Job, evidence: Evidence, allocation: Allocation, site: Site, matrix: Tensor, seed: int
 ) -> QuantizedWeight:
-    """Round every row of a matrix in the format that it was given."""
+    """Round every row of a matrix in the format that it was given, or take it as it was rounded for its curve."""
     chosen = allocation.sites[site.name]
     used = [index for index, format in enumerate(chosen.formats) if format in chosen.used]
     if len(used) == 1 and isinstance(only := chosen.formats[used[0]], FloatFormat):
         return float_weight(site.name, matrix, only)
-    rows = [(chosen.choice == index).nonzero()[:, 0] for index in used]
-    affine = [(format, mine) for index, mine in zip(used, rows, strict=True)
-              if isinstance(format := chosen.formats[index], AffineFormat)]  # fmt: skip
-    formats, places = [format for format, _ in affine], [mine for _, mine in affine]
-    rounded = job.recipe.round.round(matrix, evidence.guidance.site(site.name), formats, places, seed=seed)
-    segments: list[Segment] = []
-    for index, mine in zip(used, rows, strict=True):
-        format = chosen.formats[index]
-        if isinstance(format, FloatFormat):
-            segments.append(float_weight(site.name, matrix, format).segments[0].part(mine))
-        else:
-            segments.append(next(rounded))
-    return QuantizedWeight(name=site.name, shape=(site.rows, site.columns), segments=tuple(segments))
+    rows = {chosen.formats[index]: (chosen.choice == index).nonzero()[:, 0] for index in used}
+    segments: dict[Format, Segment | None] = {
+        format: float_weight(site.name, matrix, format).segments[0].part(mine)
+        if isinstance(format, FloatFormat)
+        else (None if job.recipe.correct.needs_prefix else evidence.curves.codes(site.name, format, mine))
+        for format, mine in rows.items()
+    }
+    missing = [format for format in rows if isinstance(format, AffineFormat) and segments[format] is None]
+    if missing:
+        guidance, places = evidence.guidance.site(site.name), [rows[format] for format in missing]
+        segments |= zip(missing, job.recipe.round.round(matrix, guidance, missing, places, seed=seed), strict=True)
+    found = tuple(segment for segment in segments.values() if segment is not None)
+    return QuantizedWeight(name=site.name, shape=(site.rows, site.columns), segments=found)
 
 
 def _uniform_bytes(graph: Graph, footprint: Footprint, bits: int) -> int:

@@ -8,7 +8,7 @@ divergence is half the squared output error over the squared output. Sums are ac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -61,20 +61,7 @@ def measure(
     batch_size: int | None = None,
     progress: Progress,
 ) -> Measurement:
-    """Run both models over the samples and compare their outputs: `measure_all` for one quantized model."""
-    return measure_all(program, samples, objective, [predict_quantized], batch_size=batch_size, progress=progress)[0]
-
-
-def measure_all(
-    program: AbstractProgram,
-    samples: SampleSet,
-    objective: Objective,
-    quantized: Sequence[Callable[[Batch], Tensor]],
-    *,
-    batch_size: int | None = None,
-    progress: Progress,
-) -> tuple[Measurement, ...]:
-    """Run the original and some quantized models over the samples and compare each with the original.
+    """Run both models over the samples and compare their outputs.
 
     KL is that of the quantized model's distribution from the original's, KL(p || p_q), in nats. A language model's loss
     is the cross-entropy of the next token (of `samples.labels`, if given: aligned with the tokens, negative where
@@ -87,7 +74,7 @@ def measure_all(
         program: Runs the original.
         samples: Evaluation inputs.
         objective: What the output means.
-        quantized: Each runs a quantized model: named inputs to an output of the same shape.
+        predict_quantized: Runs the quantized model: named inputs to an output of the same shape.
         batch_size: Samples run at once; each is compared alone. By default one sequence of a language model, whose
             logits are large, and 32 samples of any other.
         progress: Told about samples done.
@@ -97,23 +84,21 @@ def measure_all(
     """
     if len(samples) == 0:
         raise CalibrationError("there is no evaluation sample to measure on.")
-    sums: list[list[_Sums]] = [[] for _ in quantized]
+    sums: list[_Sums] = []
     batch_size = batch_size or (1 if objective is Objective.LANGUAGE_MODEL else USUAL_BATCH)
     batches = samples.batches(batch_size)
     for batch in tracked(progress, "evaluate", batches, -(-len(samples) // batch_size)):
         original = program.predict(batch.inputs)
-        for predict, mine in zip(quantized, sums, strict=True):
-            outputs = predict(batch.inputs)
-            for index in range(len(batch)):
-                mine.append(_compared(original[index], outputs[index].float(), batch.part(index, index + 1), objective))
-                if not math.isfinite(mine[-1].loss_before):
-                    raise CalibrationError(
-                        f"the original model's output on evaluation sample {len(mine) - 1} is not finite."
-                    )
-            del outputs
-        del original
+        quantized = predict_quantized(batch.inputs)
+        for index in range(len(batch)):
+            sums.append(_compared(original[index], quantized[index].float(), batch.part(index, index + 1), objective))
+            if not math.isfinite(sums[-1].loss_before):
+                raise CalibrationError(
+                    f"the original model's output on evaluation sample {len(sums) - 1} is not finite."
+                )
+        del original, quantized
         give_back()
-    return tuple(map(_summary, sums))
+    return _summary(sums)
 
 
 def _summary(sums: list[_Sums]) -> Measurement:

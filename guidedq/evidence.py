@@ -5,29 +5,40 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import final
+
+from torch import Tensor
 
 from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.guidance import AbstractGuidance
+from guidedq.artifacts.quantized_weight import AffineSegment
 from guidedq.artifacts.samples import CalibrationSet
 from guidedq.errors import CalibrationError
 from guidedq.job import Job
 from guidedq.memory import give_back
 from guidedq.progress import tracked
+from guidedq.quant.formats import AffineFormat
 from guidedq.registry import stage_text
 from guidedq.workspace import (
     finish,
     is_finished,
     load_calibration_set,
+    load_codes,
     load_curve,
     save_calibration_set,
+    save_codes,
     save_curve,
     storing,
 )
 
 READ_BYTES = 1 << 20
+KEPT_CODES_BYTES = 2 << 30
+"""Disk that the codes of all formats may take: models up to some 150 million weights are not rounded a second time."""
+TIDY_PARAMETERS = 1 << 24
+"""Weights of a site after which freed memory is given back."""
 
 
 @final
@@ -50,6 +61,10 @@ class CurveFiles:
     def stream(self) -> Iterator[SiteCurve]:
         """One curve after another, with its projections."""
         return self._read(projections=True)
+
+    def codes(self, name: str, format: AffineFormat, rows: Tensor) -> AffineSegment | None:
+        """Some rows of a site as they were rounded for its curve, if that was kept."""
+        return load_codes(self.folder, self.names.index(name), format, rows)
 
     def _read(self, *, projections: bool) -> Iterator[SiteCurve]:
         for number in range(len(self.names)):
@@ -130,6 +145,14 @@ def _curves(job: Job, footprint: Footprint, guidance: AbstractGuidance, guidance
     stages = (stage_text(job.recipe.round, "round"), stage_text(job.recipe.measure, "measure"))
     entry = job.workspace.entry("curves", guidance_key, *stages, str(job.seed), *formats)
     missing = [(n, site) for n, site in enumerate(sites) if load_curve(entry, n, projections=False) is None]
+    affine = {site.name: [format for format in footprint.sites[site.name].formats if isinstance(format, AffineFormat)]
+              for site in sites}  # fmt: skip
+    kept = sum(site.parameters * len(affine[site.name]) for site in sites) <= KEPT_CODES_BYTES
+
+    def keep(number: int, segment: AffineSegment) -> None:
+        if kept:
+            save_codes(entry, number, segment)
+
     for number, site in tracked(job.progress, "curves", missing, len(missing)):
         curve = job.recipe.measure.measure(
             site,
@@ -139,9 +162,11 @@ def _curves(job: Job, footprint: Footprint, guidance: AbstractGuidance, guidance
             footprint,
             job.recipe.round,
             seed=job.seed + number,
+            keep=partial(keep, number),
         )
         save_curve(entry, number, curve)
-        give_back()
+        if site.parameters >= TIDY_PARAMETERS:
+            give_back()
     return CurveFiles(folder=entry, names=tuple(site.name for site in sites)), entry.name
 
 

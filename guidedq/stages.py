@@ -162,8 +162,20 @@ class AbstractMeasurer(ABC):
         rounder: AbstractRounder,
         *,
         seed: int,
+        keep: Callable[[AffineSegment], None],
     ) -> SiteCurve:
-        """Guided distortion and projections of every row of one site under every format of its footprint."""
+        """Guided distortion and projections of every row of one site under every format of its footprint.
+
+        Args:
+            site: What is measured.
+            matrix: Its weight.
+            guidance: Which errors matter.
+            gradients: For the projections, if there are any.
+            footprint: Says which formats.
+            rounder: Rounds to them.
+            seed: For the rounder.
+            keep: Told of all rows in each affine format, as soon as they are rounded.
+        """
 
 
 class AbstractAllocator(ABC):

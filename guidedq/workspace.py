@@ -18,14 +18,17 @@ from typing import Any, final
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 
 from guidedq import __version__
 from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.forecast import Measurement, Probe
+from guidedq.artifacts.quantized_weight import AffineSegment
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
 from guidedq.errors import OutputError
 from guidedq.files import write_tensors, write_text
-from guidedq.quant.formats import parse_format
+from guidedq.quant.formats import AffineFormat, parse_format
+from guidedq.quant.grid import Grid
 
 LAYOUT_VERSION = 3
 """Part of every key: raise it when what is stored changes its meaning, and old entries are simply not found."""
@@ -135,6 +138,34 @@ def load_curve(folder: Path, number: int, *, projections: bool) -> SiteCurve | N
         return None
 
 
+def save_codes(folder: Path, number: int, segment: AffineSegment) -> None:
+    """Keep one site's rows in one format."""
+    tensors = {
+        "codes": segment.codes,
+        "scales": segment.grid.scales,
+        "zero_points": segment.grid.zero_points,
+        "outlier_columns": segment.outlier_columns,
+        "outlier_values": segment.outlier_values,
+    }
+    write_tensors(_codes_file(folder, number, segment.format), tensors)
+
+
+def load_codes(folder: Path, number: int, format: AffineFormat, rows: Tensor) -> AffineSegment | None:
+    """Some of one site's rows in one format; `None` if they were not kept, or are damaged."""
+    try:
+        with safe_open(_codes_file(folder, number, format), "pt") as file:
+            return AffineSegment(
+                format=format,
+                rows=rows,
+                codes=file.get_tensor("codes")[rows],
+                grid=Grid(scales=file.get_tensor("scales")[rows], zero_points=file.get_tensor("zero_points")[rows]),
+                outlier_columns=file.get_tensor("outlier_columns")[rows],
+                outlier_values=file.get_tensor("outlier_values")[rows],
+            )
+    except (OSError, SafetensorError):
+        return None
+
+
 def save_probe(folder: Path, probe: Probe) -> None:
     """Keep a probe."""
     write_text(folder / "probe.json", json.dumps(asdict(probe)))
@@ -154,6 +185,11 @@ def load_probe(folder: Path) -> Probe:
 def _is(error: OSError | SafetensorError, number: int) -> bool:
     """Safetensors gives the system's error number in its text alone."""
     return error.errno == number if isinstance(error, OSError) else f"os error {number})" in str(error)
+
+
+def _codes_file(folder: Path, number: int, format: AffineFormat) -> Path:
+    name = "".join(character if character.isalnum() else "-" for character in str(format))
+    return folder / "codes" / f"{number:05d}-{name}.safetensors"
 
 
 def _curve_file(folder: Path, number: int) -> Path:

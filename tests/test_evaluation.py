@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from guidedq import evaluation
 from guidedq.artifacts.samples import SampleSet
 from guidedq.errors import CalibrationError
-from guidedq.evaluation import measure, measure_all
+from guidedq.evaluation import measure
 from guidedq.ir.model import Objective
 from guidedq.ir.program import TorchProgram
 from guidedq.progress import SilentProgress
@@ -42,18 +42,6 @@ def tokens_of(count, length, classes, seed=0):
 
 def logits(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 2
-
-
-def test_several_models_side_by_side_measure_as_each_alone():
-    samples = SampleSet(inputs={"input_ids": tokens_of(3, 5, 6)})
-    original, *others = (TorchProgram(module=Table(logits(seed, 3, 5, 6))) for seed in (1, 2, 3))
-    predict = [other.predict for other in others]
-    together = measure_all(original, samples, Objective.LANGUAGE_MODEL, predict, progress=SilentProgress())
-    assert together[0].kl != together[1].kl
-    for one, run in zip(together, predict, strict=True):
-        assert one == measure(
-            original, samples, Objective.LANGUAGE_MODEL, predict_quantized=run, progress=SilentProgress()
-        )
 
 
 @given(seed=st.integers(0, 1000), padded=st.booleans(), batch_size=st.integers(1, 4), chunk=st.sampled_from([7, 10**6]))

@@ -41,22 +41,32 @@ def grid_from_range(low: Float[Tensor, "out groups"], high: Float[Tensor, "out g
     A symmetric grid spans the larger of `-low` and `high` on its negative side, so that no value is clipped there.
     An empty range (`low == high == 0`) takes the smallest scale.
     """
-    scales = _storable(scale_of_range(low, high, format))
-    if format.symmetric:
-        zero_points = torch.full_like(scales, 2 ** (format.bits - 1), dtype=torch.uint8)
-        return Grid(scales=scales, zero_points=zero_points)
-    levels = 2**format.bits - 1
-    zero_points = torch.round(-low.clamp(max=0.0) / scales.float()).clamp(0, levels).to(torch.uint8)
-    return Grid(scales=scales, zero_points=zero_points)
+    scales, zero_points = grid_of_levels(low, high, 2**format.bits - 1, symmetric=format.symmetric)
+    return Grid(scales=scales, zero_points=zero_points.to(torch.uint8))
+
+
+def grid_of_levels(
+    low: Tensor, high: Tensor, levels: int | Tensor, *, symmetric: bool
+) -> tuple[Float16[Tensor, "..."], Float[Tensor, "..."]]:
+    """Scales and zero points of a grid of `levels` + 1 codes (a number, or a tensor that differs by row)."""
+    scales = _storable(scale_of_levels(low, high, levels, symmetric=symmetric))
+    if symmetric:
+        return scales, torch.zeros_like(low) + (levels + 1) / 2
+    zero_points = torch.round(-low.clamp(max=0.0) / scales.float())
+    return scales, torch.minimum(zero_points, torch.zeros_like(low) + levels)
 
 
 def scale_of_range(low: Tensor, high: Tensor, format: AffineFormat) -> Tensor:
     """The scale at which the codes span `low` to `high` (widened to hold 0), not yet rounded to what can be stored."""
-    levels = 2**format.bits - 1
+    return scale_of_levels(low, high, 2**format.bits - 1, symmetric=format.symmetric)
+
+
+def scale_of_levels(low: Tensor, high: Tensor, levels: int | Tensor, *, symmetric: bool) -> Tensor:
+    """`scale_of_range` for a grid of `levels` + 1 codes."""
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    if format.symmetric:
-        middle = 2 ** (format.bits - 1)
-        return torch.maximum(-low / middle, high / max(levels - middle, 1))
+    if symmetric:
+        middle = (levels + 1) / 2
+        return torch.maximum(-low / middle, high / (levels - middle + (levels == 1)))
     return (high - low) / levels
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.guidance import AbstractSequenceGradients, SiteGuidance
-from guidedq.artifacts.quantized_weight import Segment, float_weight
+from guidedq.artifacts.quantized_weight import AffineSegment, Segment, float_weight
 from guidedq.ir.graph import Site
 from guidedq.quant.formats import AffineFormat
 from guidedq.stages import AbstractMeasurer, AbstractRounder
@@ -39,6 +39,7 @@ class RoundedCurves(AbstractMeasurer):
         rounder: AbstractRounder,
         *,
         seed: int,
+        keep: Callable[[AffineSegment], None],
     ) -> SiteCurve:
         """Distortion and projections of every row under every format."""
         formats = footprint.sites[site.name].formats
@@ -53,6 +54,9 @@ class RoundedCurves(AbstractMeasurer):
                 next(rounded) if isinstance(format, AffineFormat) else float_weight("", matrix, format).segments[0]
                 for format in part
             ]
+            for segment in stored:
+                if isinstance(segment, AffineSegment):
+                    keep(segment)
             _measure(matrix, stored, guidance, gradients, start, distortion, projections)
         return SiteCurve(
             name=site.name,

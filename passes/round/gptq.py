@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import final
 
@@ -17,7 +17,7 @@ from guidedq.quant.formats import AffineFormat
 from guidedq.quant.grid import Grid
 from guidedq.stages import AbstractRounder
 
-from .grid_search import search_grid
+from .grid_search import search_grid, search_grids
 from .metric import Feedback, RowMetric, feedback, row_metrics
 from .outliers import choose_outliers
 
@@ -26,6 +26,9 @@ BLOCK_COLUMNS = 64
 STRIP_COLUMNS = 8
 """Within a block, columns whose feedback stays among themselves before it goes to the block's rest: one pass over the
 rest instead of eight."""
+NARROW_BITS = 4
+FULL_RANGE_BITS = 6
+"""Grids of up to 4 bits are searched together, and those from 6 bits on, of which only the full range is tried."""
 STACK_WEIGHTS = 24_000_000
 """Weights, all formats counted, that are worked on at once: about 100 MB of float32."""
 
@@ -171,9 +174,10 @@ class _Sweep:
         self._codes = torch.empty_like(self._work, dtype=torch.uint8)
         held = any(format.outliers for format in self._formats)
         self._outliers = torch.cat([mask.t() for mask in outliers], dim=1) if held else None
-        self._masks = outliers
         self._scales = torch.empty(ends[-1])
         self._zero_points = torch.empty(ends[-1])
+        self._numbers = list(torch.arange(ends[-1]).split([len(block.weight) for block in blocks]))
+        self._alike = _alike(self._formats, self._numbers, self._columns)
         levels = [torch.full((len(block.weight),), 2.0**block.format.bits - 1) for block in blocks]
         self._levels = torch.cat(levels)
 
@@ -218,23 +222,23 @@ class _Sweep:
             self._work[column + 1 : stop].addr_(self._spread.spread[column, column + 1 : stop], error, alpha=-1.0)
 
     def _search(self, column: int, strip: int, start: int, errors: Tensor, found: list[list[Grid]]) -> None:
-        """Where a group of some format begins: bring its columns up to date and search its grid on them."""
-        for index, format in enumerate(self._formats):
-            size = format.columns_per_group(self._columns)
-            if column % size:
+        """Where groups of some formats begin: bring their columns up to date and search their grids on them."""
+        for size, together in self._alike.items():
+            if column % size[0]:
                 continue
-            mine = self._places[index]
-            stop = min(column + size, self._columns)
-            group = self._current(column, stop, strip, start, errors, mine)
-            whole = AffineFormat(bits=format.bits, group_size=0, symmetric=format.symmetric)
-            ignored = self._masks[index][:, column:stop] if format.outliers else None
-            grid = search_grid(group.t().contiguous(), self._spread.pivots[column:stop], whole, ignored=ignored)
-            found[index].append(grid)
-            self._scales[mine] = grid.scales[:, 0].float()
-            self._zero_points[mine] = grid.zero_points[:, 0].float()
+            stop = min(column + size[0], self._columns)
+            group = self._current(column, stop, strip, start, errors, together.places).t().contiguous()
+            held = together.formats[0].outliers > 0 and self._outliers is not None
+            ignored = self._outliers[column:stop, together.places].t() if held and self._outliers is not None else None
+            counts = [len(self._numbers[index]) for index in together.blocks]
+            grids = search_grids(group, self._spread.pivots[column:stop], together.formats, counts, ignored=ignored)
+            for index, grid in zip(together.blocks, grids, strict=True):
+                found[index].append(grid)
+            self._scales[together.places] = torch.cat([grid.scales[:, 0] for grid in grids]).float()
+            self._zero_points[together.places] = torch.cat([grid.zero_points[:, 0] for grid in grids]).float()
 
-    def _current(self, column: int, stop: int, strip: int, start: int, errors: Tensor, mine: slice) -> Tensor:
-        """Columns `column` to `stop - 1` of one block, with the feedback that the strip and the block still hold back.
+    def _current(self, column: int, stop: int, strip: int, start: int, errors: Tensor, places: Tensor) -> Tensor:
+        """Columns `column` to `stop - 1` of some rows, with the feedback that the strip and the block still hold back.
 
         Up to the strip's end nothing is held back, up to the block's what came in this strip, beyond all since `start`.
         """
@@ -243,10 +247,10 @@ class _Sweep:
         parts: list[Tensor] = []
         for applied, low, high in spans:
             span = slice(max(low, column), min(high, stop))
-            part = self._work[span, mine]
+            part = self._work[span].index_select(1, places)
             if applied < column and span.start < span.stop:
-                late = errors[applied - start : column - start, mine]
-                part = part - self._spread.spread[applied:column, span].t() @ late
+                late = errors[applied - start : column - start].index_select(1, places)
+                part.addmm_(self._spread.spread[applied:column, span].t(), late, alpha=-1.0)
             parts.append(part)
         return torch.cat(parts)
 
@@ -256,6 +260,41 @@ class _Sweep:
             group = column // format.columns_per_group(self._columns)
             self._scales[mine] = grid.scales[:, group].float()
             self._zero_points[mine] = grid.zero_points[:, group].float()
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Alike:
+    """Blocks whose formats differ in their bits alone: their grids are searched together.
+
+    Attributes:
+        blocks: Their numbers.
+        formats: Of each, with one group for all columns that it is given.
+        places: Where their rows lie in the stack.
+    """
+
+    blocks: Sequence[int]
+    formats: Sequence[AffineFormat]
+    places: Int64[Tensor, "n"]
+
+
+def _alike(
+    formats: Sequence[AffineFormat], numbers: Sequence[Tensor], columns: int
+) -> dict[tuple[int, bool, bool, int], _Alike]:
+    """Blocks by group size in columns, symmetry, whether they have outliers, and about how much there is to try."""
+    found: dict[tuple[int, bool, bool, int], list[int]] = {}
+    for index, format in enumerate(formats):
+        tried = min(max(format.bits, NARROW_BITS), FULL_RANGE_BITS)
+        key = (format.columns_per_group(columns), format.symmetric, format.outliers > 0, tried)
+        found.setdefault(key, []).append(index)
+    return {
+        key: _Alike(
+            blocks=blocks,
+            formats=[replace(formats[index], group_size=0) for index in blocks],
+            places=torch.cat([numbers[index] for index in blocks]),
+        )
+        for key, blocks in found.items()
+    }
 
 
 def _joined(parts: Sequence[Grid]) -> Grid:

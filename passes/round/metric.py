@@ -76,20 +76,20 @@ def feedback(metric: RowMetric, damping_fraction: float) -> Feedback:
     Raises:
         CalibrationError: the Hessian is not finite, or not positive definite under the largest damping.
     """
-    size = metric.hessian.shape[0]
-    hessian = metric.hessian.double()
-    diagonal = hessian.diagonal()
-    mean = float(diagonal[~metric.dead].mean()) if not bool(metric.dead.all()) else 1.0
-    hessian = hessian + torch.diag(torch.where(metric.dead, mean, 0.0).double())
-    damping = damping_fraction
+    hessian = metric.hessian.double().flip(0, 1)
+    dead, diagonal = metric.dead.flip(0), hessian.diagonal()
+    mean = float(diagonal[~dead].mean()) if not bool(dead.all()) else 1.0
+    diagonal[dead] += mean
+    identity = torch.eye(len(hessian), dtype=torch.float64)
+    damping, added = damping_fraction, 0.0
     while damping <= LARGEST_DAMPING:
-        damped = hessian + damping * mean * torch.eye(size, dtype=torch.float64)
-        factor, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        diagonal += (damping - added) * mean
+        added = damping
+        factor, failed = torch.linalg.cholesky_ex(hessian)
         if not int(failed):
-            identity = torch.eye(size, dtype=torch.float64)
             inverse = torch.linalg.solve_triangular(factor.flip(0, 1), identity, upper=True)
-            pivots = inverse.diagonal()
-            return Feedback(spread=(inverse / pivots[:, None]).float(), pivots=pivots.pow(-2).float())
+            pivots = inverse.diagonal().clone()
+            return Feedback(spread=inverse.div_(pivots[:, None]).float(), pivots=pivots.pow(-2).float())
         damping = max(damping, 1e-4) * DAMPING_GROWTH
     raise CalibrationError("a Hessian is not positive definite after damping: the statistics hold NaN or infinity.")
 

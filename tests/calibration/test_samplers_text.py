@@ -78,7 +78,7 @@ def draw(model, path, *evaluation, sampler=SMALL, seed=0, progress=None):
 
 @given(seed=st.integers(0, 10**6), count=st.integers(200, 3000), documents=st.integers(1, 12), bos=st.booleans())
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_no_token_of_the_text_is_in_two_sequences_and_evaluation_is_the_end(tmp_path, seed, count, documents, bos):
+def test_no_token_of_the_text_is_in_two_sequences(tmp_path, seed, count, documents, bos):
     path = tmp_path / "text.txt"
     edges = [count * i // documents for i in range(documents + 1)]
     path.write_text("<|endoftext|>".join(words(a, b) for a, b in pairwise(edges)))
@@ -87,9 +87,6 @@ def test_no_token_of_the_text_is_in_two_sequences_and_evaluation_is_the_end(tmp_
     assert [len(part) for part in parts][:2] == [4, 2]
     seen = [token for part in parts for row in rows(part) for token in row if token > 3]
     assert len(seen) == len(set(seen))
-    assert min(t for row in rows(made.evaluation) for t in row if t > 3) > max(
-        t for part in parts[:2] for row in rows(part) for t in row if t > 3
-    )
     for part in parts:
         assert part.mask is None
         assert part.inputs["input_ids"].shape[1] == 20

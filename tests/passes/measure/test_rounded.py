@@ -18,6 +18,10 @@ from guidedq.quant.formats import AffineFormat, FloatFormat
 FORMATS = (AffineFormat(bits=2), AffineFormat(bits=4), FloatFormat(), AffineFormat(bits=8))
 
 
+def ignored(segment) -> None:
+    """What is kept does not matter here."""
+
+
 @dataclass(frozen=True)
 class InMemory(AbstractSequenceGradients):
     values: Tensor
@@ -49,9 +53,10 @@ def problem():
 
 def test_each_row_and_format_is_measured_after_real_rounding(problem) -> None:
     site, matrix, guidance, gradients, footprint = problem
-    rounder = GptqRounder()
-    curve = RoundedCurves().measure(site, matrix, guidance, gradients, footprint, rounder, seed=1)
+    rounder, kept = GptqRounder(), []
+    curve = RoundedCurves().measure(site, matrix, guidance, gradients, footprint, rounder, seed=1, keep=kept.append)
     assert curve.formats == FORMATS
+    assert [segment.format for segment in kept] == [format for format in FORMATS if isinstance(format, AffineFormat)]
     for index, format in enumerate(FORMATS):
         if isinstance(format, FloatFormat):
             values = matrix.half().float()
@@ -66,17 +71,17 @@ def test_each_row_and_format_is_measured_after_real_rounding(problem) -> None:
 @pytest.mark.parametrize("limits", [{"WEIGHTS_AT_ONCE": 2 * 32 * 7}, {"CODES_AT_ONCE": 2 * 32 * 6}])
 def test_in_blocks_of_rows_or_formats_equals_all_at_once(problem, monkeypatch, limits) -> None:
     site, matrix, guidance, gradients, footprint = problem
-    whole = RoundedCurves().measure(site, matrix, guidance, gradients, footprint, GptqRounder(), seed=1)
+    whole = RoundedCurves().measure(site, matrix, guidance, gradients, footprint, GptqRounder(), seed=1, keep=ignored)
     for name, value in limits.items():
         monkeypatch.setattr(f"guidedq.passes.measure.rounded.{name}", value)
-    parts = RoundedCurves().measure(site, matrix, guidance, gradients, footprint, GptqRounder(), seed=1)
+    parts = RoundedCurves().measure(site, matrix, guidance, gradients, footprint, GptqRounder(), seed=1, keep=ignored)
     torch.testing.assert_close(parts.distortion, whole.distortion)
     torch.testing.assert_close(parts.projections, whole.projections)
 
 
 def test_without_gradients_there_are_no_projections(problem) -> None:
     site, matrix, guidance, _, footprint = problem
-    curve = RoundedCurves().measure(site, matrix, guidance, None, footprint, GptqRounder(), seed=1)
+    curve = RoundedCurves().measure(site, matrix, guidance, None, footprint, GptqRounder(), seed=1, keep=ignored)
     assert curve.projections is None
 
 
