@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from guidedq.artifacts.guidance import QuadraticTerm
 from guidedq.artifacts.samples import SampleSet
 from guidedq.errors import CalibrationError
-from guidedq.files import write_tensors
+from guidedq.files import write_tensors, write_text
 from guidedq.ir.graph import Site, Use, UseKind
 from guidedq.ir.model import Model
 from guidedq.progress import Progress
@@ -32,6 +34,8 @@ GRADIENT_BYTES = 2 * 2**30
 """Disk that sequence gradients may take when their number is left open: one byte per weight and sequence."""
 ROWS_AT_ONCE = 2048
 """Rows of a weight gradient that are formed at once: a large vocabulary's would take as much memory as the head."""
+PART_BYTES = 32_000_000
+"""Of the sums that are saved at once."""
 RECOMPUTED_PARAMETERS = 50_000_000
 """Parameters from which activations are recomputed: there a sequence's activations weigh more than the model."""
 Recompute = Literal["auto", "always", "never"]
@@ -187,37 +191,64 @@ def kept_sequences(asked: int, sites: Sequence[Site], samples: int) -> int:
 @final
 @dataclass(frozen=True, slots=True)
 class _ShardState:
-    """The saved progress of one shard."""
+    """The saved progress of one shard: a small file of facts names the folder where the sums lie, in parts.
+
+    Safetensors copies all that it writes to one file, and the sums are large. The facts are replaced last, at once.
+    """
 
     folder: Path
     number: int
 
     @property
     def path(self) -> Path:
-        return self.folder / f"shard-{self.number:03d}.safetensors"
+        return self.folder / f"shard-{self.number:03d}.json"
 
     def save(self, sums: Mapping[str, Tensor], first: int, seconds: float) -> None:
-        mark = sums or {"": torch.zeros(0)}
-        write_tensors(self.path, mark, {"first": str(first), "seconds": repr(seconds), "finished": str(not sums)})
+        """Keep the sums after `first` samples; none when the shard is finished."""
+        place = self.folder / f"shard-{self.number:03d}-{first:08d}"
+        for index, part in enumerate(_parts(sums)):
+            write_tensors(place / f"{index:04d}.safetensors", part)
+        facts = {"first": first, "seconds": seconds, "finished": not sums, "place": place.name}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, json.dumps(facts))
+        self._tidy(place.name)
 
     def restore(self) -> tuple[dict[str, Tensor], int, float]:
-        if not self.path.exists():
+        """Sums, samples done, seconds spent in the model's own passes."""
+        if not (facts := self._facts()):
             return {}, 0, 0.0
-        with safe_open(self.path, "pt") as file:
-            facts = file.metadata()
-            return {name: file.get_tensor(name) for name in file.keys()}, int(facts["first"]), float(facts["seconds"])  # noqa: SIM118
+        self._tidy(facts["place"])
+        files = sorted((self.folder / facts["place"]).glob("*.safetensors"))
+        sums = {name: values for file in files for name, values in load_file(file).items()}
+        return sums, facts["first"], facts["seconds"]
 
     def finished(self) -> bool:
-        return self._facts().get("finished") == "True"
+        return bool(self._facts().get("finished"))
 
     def seconds(self) -> float:
-        return float(self._facts()["seconds"])
+        return self._facts()["seconds"]
 
-    def _facts(self) -> dict[str, str]:
-        if not self.path.exists():
-            return {}
-        with safe_open(self.path, "pt") as file:
-            return file.metadata()
+    def _facts(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def _tidy(self, current: str) -> None:
+        for place in self.folder.glob(f"shard-{self.number:03d}-*"):
+            if place.name != current:
+                shutil.rmtree(place)
+
+
+def _parts(sums: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The sums in parts of limited size, each of at least one."""
+    part: dict[str, Tensor] = {}
+    held = 0
+    for name, values in sums.items():
+        if part and held + values.nbytes > PART_BYTES:
+            yield part
+            part, held = {}, 0
+        part[name] = values
+        held += values.nbytes
+    if part:
+        yield part
 
 
 def write_gradients(event: Event, folder: Path, number: int, kept: int, wanted: range) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
@@ -11,6 +10,7 @@ from typing import Any, final
 
 from guidedq.artifacts.forecast import Forecast
 from guidedq.errors import ArtifactError
+from guidedq.strict_json import json_text, read_json
 
 
 @final
@@ -135,7 +135,7 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON text."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return json_text(asdict(self))
 
     @staticmethod
     def read(path: Path) -> Report:
@@ -145,7 +145,7 @@ class Report:
             ArtifactError: it is not one.
         """
         try:
-            content: dict[str, Any] = json.loads(path.read_text())
+            content: dict[str, Any] = read_json(path.read_text())
             points = tuple(
                 PlanPoint(forecast=Forecast(**point.pop("forecast")), **point) for point in content.pop("curve")
             )

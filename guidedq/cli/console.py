@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
 
 from guidedq.report.wording import seconds_text
+from guidedq.strict_json import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,7 +125,7 @@ def console(*, stderr: bool = False) -> Console:
 
 def print_json(content: Mapping[str, Any]) -> None:
     """One JSON object on stdout, and nothing else."""
-    sys.stdout.write(json.dumps(content, indent=1) + "\n")
+    sys.stdout.write(json_text(content))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> None:
