@@ -21,6 +21,9 @@ from .listening import Ear, recomputed, repeated_blocks
 SEED_STRIDE = 1_000_003
 """A prime: the seeds of sample i under seed s, `s * stride + i`, do not meet for sets of below a million samples."""
 
+MOST_SAMPLES = 16
+MOST_TOKENS = 2048
+"""Of a batch: the products then have their full speed, and more would only hold more activations."""
 CHANCES_AT_ONCE = 1 << 20
 """Probabilities from which labels are drawn at once: drawing copies them twice."""
 _OUTPUTS_NOT_SAVED = frozenset({"UnsafeViewBackward0", "MmBackward0", "AddmmBackward0"})
@@ -123,8 +126,9 @@ def _mask_of(batch: SampleSet, index: int) -> Tensor | None:
 
 
 def batch_size(model: Model, samples: SampleSet, output_elements: int = 1 << 22) -> int:
-    """Samples per batch, so that a language model's logits stay below `output_elements`; at most 16."""
+    """Samples per batch: at most 16, 2048 tokens, and for a language model so many logits as `output_elements`."""
+    tokens = samples.tokens_per_sample
+    size = min(MOST_SAMPLES, len(samples), max(1, MOST_TOKENS // tokens))
     if model.objective is not Objective.LANGUAGE_MODEL or model.vocabulary_size is None:
-        return min(16, len(samples))
-    tokens = next(iter(samples.inputs.values())).shape[1]
-    return max(1, min(16, output_elements // (tokens * model.vocabulary_size)))
+        return size
+    return max(1, min(size, output_elements // (tokens * model.vocabulary_size)))

@@ -49,7 +49,8 @@ class _Sums:
 
 
 USUAL_BATCH = 32
-"""Samples run at once where the outputs are small."""
+USUAL_TOKENS = 2048
+"""Samples, and tokens, run at once where the outputs are small."""
 
 
 def measure(
@@ -76,7 +77,7 @@ def measure(
         objective: What the output means.
         predict_quantized: Runs the quantized model: named inputs to an output of the same shape.
         batch_size: Samples run at once; each is compared alone. By default one sequence of a language model, whose
-            logits are large, and 32 samples of any other.
+            logits are large, and 32 samples or 2048 tokens of any other.
         progress: Told about samples done.
 
     Raises:
@@ -85,7 +86,8 @@ def measure(
     if len(samples) == 0:
         raise CalibrationError("there is no evaluation sample to measure on.")
     sums: list[_Sums] = []
-    batch_size = batch_size or (1 if objective is Objective.LANGUAGE_MODEL else USUAL_BATCH)
+    usual = min(USUAL_BATCH, max(1, USUAL_TOKENS // samples.tokens_per_sample))
+    batch_size = batch_size or (1 if objective is Objective.LANGUAGE_MODEL else usual)
     batches = samples.batches(batch_size)
     for batch in tracked(progress, "evaluate", batches, -(-len(samples) // batch_size)):
         original = program.predict(batch.inputs)

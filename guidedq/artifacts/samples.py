@@ -29,6 +29,12 @@ class SampleSet:
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
+    @property
+    def tokens_per_sample(self) -> int:
+        """Positions of one sample if the first input holds token ids, `[sample, position]`; else 1."""
+        first = next(iter(self.inputs.values()))
+        return first.shape[1] if first.dim() == 2 and not first.is_floating_point() else 1
+
     def batches(self, size: int) -> Iterator[SampleSet]:
         """Consecutive parts of at most `size` samples."""
         for start in range(0, len(self), size):
