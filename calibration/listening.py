@@ -19,7 +19,9 @@ from guidedq.memory import give_back
 from .events import Event, as_event
 
 TIDY_BLOCKS = 4
-"""Blocks after which freed memory is given back: what a block keeps lies between what it frees."""
+TIDY_EVENTS = 32
+"""Blocks in the forward pass, and events in the backward pass, after which freed memory is given back: what is kept
+lies between what is freed, and the holes would add up."""
 
 
 @final
@@ -39,6 +41,7 @@ class Ear:
         self._record = record
         self._blocks = tuple(f"{block}." for block in blocks)
         self._backwards = False
+        self._heard = 0
         self._inputs: dict[str, Tensor] = {}
         self._gradients: dict[str, Tensor] = {}
         self._called: set[str] = set()
@@ -102,6 +105,9 @@ class Ear:
         drawn = use.kind is UseKind.LINEAR and site.name == self._head
         with torch.no_grad():
             self._record(as_event(site, use, module, inputs, gradients, self._samples, over_logits=drawn))
+        self._heard += 1
+        if self._heard % TIDY_EVENTS == 0:
+            give_back()
         self.seconds += time.perf_counter() - start
 
 
