@@ -12,7 +12,7 @@ from torch import Tensor
 from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.footprint import Footprint, largest_bytes, site_groups, smallest_bytes
 from guidedq.artifacts.forecast import Forecast, Probe
-from guidedq.artifacts.quantized_weight import QuantizedWeight, Segment, float_weight
+from guidedq.artifacts.quantized_weight import QuantizedWeight, Segment, float_segment
 from guidedq.budget import Budget
 from guidedq.errors import BudgetError
 from guidedq.evaluation import measure
@@ -174,22 +174,27 @@ def _round_site(
 ) -> QuantizedWeight:
     """Round every row of a matrix in the format that it was given, or take it as it was rounded for its curve."""
     chosen = allocation.sites[site.name]
-    used = [index for index, format in enumerate(chosen.formats) if format in chosen.used]
-    if len(used) == 1 and isinstance(only := chosen.formats[used[0]], FloatFormat):
-        return float_weight(site.name, matrix, only)
-    rows = {chosen.formats[index]: (chosen.choice == index).nonzero()[:, 0] for index in used}
-    segments: dict[Format, Segment | None] = {
-        format: float_weight(site.name, matrix, format).segments[0].part(mine)
-        if isinstance(format, FloatFormat)
-        else (None if job.recipe.correct.needs_prefix else evidence.curves.codes(site.name, format, mine))
-        for format, mine in rows.items()
+    rows = {
+        format: (chosen.choice == index).nonzero()[:, 0]
+        for index, format in enumerate(chosen.formats)
+        if format in chosen.used
     }
-    missing = [format for format in rows if isinstance(format, AffineFormat) and segments[format] is None]
+    found: dict[Format, Segment] = {}
+    missing: dict[AffineFormat, Tensor] = {}
+    for format, mine in rows.items():
+        if isinstance(format, FloatFormat):
+            found[format] = float_segment(matrix, format, mine)
+            continue
+        kept = None if job.recipe.correct.needs_prefix else evidence.curves.codes(site.name, format, mine)
+        if kept is None:
+            missing[format] = mine
+        else:
+            found[format] = kept
     if missing:
-        guidance, places = evidence.guidance.site(site.name), [rows[format] for format in missing]
-        segments |= zip(missing, job.recipe.round.round(matrix, guidance, missing, places, seed=seed), strict=True)
-    found = tuple(segment for segment in segments.values() if segment is not None)
-    return QuantizedWeight(name=site.name, shape=(site.rows, site.columns), segments=found)
+        guidance, formats, places = evidence.guidance.site(site.name), list(missing), list(missing.values())
+        found |= zip(formats, job.recipe.round.round(matrix, guidance, formats, places, seed=seed), strict=True)
+    segments = tuple(found[format] for format in rows)
+    return QuantizedWeight(name=site.name, shape=(site.rows, site.columns), segments=segments)
 
 
 def _uniform_bytes(graph: Graph, footprint: Footprint, bits: int) -> int:

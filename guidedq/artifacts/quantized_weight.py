@@ -108,10 +108,14 @@ class QuantizedWeight:
         return values
 
 
+def float_segment(matrix: Float[Tensor, "out in"], format: FloatFormat, rows: Int64[Tensor, "n"]) -> FloatSegment:
+    """Hold some rows of a matrix in floating point."""
+    return FloatSegment(format=format, rows=rows, values=matrix[rows].to(FLOAT_DTYPES[format.dtype]))
+
+
 def float_weight(name: str, matrix: Float[Tensor, "out in"], format: FloatFormat) -> QuantizedWeight:
     """Hold a whole matrix in floating point."""
-    rows = torch.arange(matrix.shape[0])
-    segment = FloatSegment(format=format, rows=rows, values=matrix.to(FLOAT_DTYPES[format.dtype]))
+    segment = float_segment(matrix, format, torch.arange(matrix.shape[0]))
     return QuantizedWeight(name=name, shape=(matrix.shape[0], matrix.shape[1]), segments=(segment,))
 
 

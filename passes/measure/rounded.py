@@ -13,7 +13,7 @@ from torch import Tensor
 from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.guidance import AbstractSequenceGradients, SiteGuidance
-from guidedq.artifacts.quantized_weight import AffineSegment, Segment, float_weight
+from guidedq.artifacts.quantized_weight import AffineSegment, Segment, float_segment
 from guidedq.ir.graph import Site
 from guidedq.quant.formats import AffineFormat
 from guidedq.stages import AbstractMeasurer, AbstractRounder
@@ -45,13 +45,14 @@ class RoundedCurves(AbstractMeasurer):
         formats = footprint.sites[site.name].formats
         distortion = torch.empty(site.rows, len(formats))
         projections = None if gradients is None else torch.empty(site.rows, len(formats), gradients.sequences)
+        every = torch.arange(site.rows)
         at_once = max(1, CODES_AT_ONCE // site.parameters)
         for start in range(0, len(formats), at_once):
             part = formats[start : start + at_once]
             affine = [format for format in part if isinstance(format, AffineFormat)]
             rounded = rounder.round(matrix, guidance, affine, seed=seed)
             stored = [
-                next(rounded) if isinstance(format, AffineFormat) else float_weight("", matrix, format).segments[0]
+                next(rounded) if isinstance(format, AffineFormat) else float_segment(matrix, format, every)
                 for format in part
             ]
             for segment in stored:

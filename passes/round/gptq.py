@@ -228,8 +228,9 @@ class _Sweep:
                 continue
             stop = min(column + size[0], self._columns)
             group = self._current(column, stop, strip, start, errors, together.places).t().contiguous()
-            held = together.formats[0].outliers > 0 and self._outliers is not None
-            ignored = self._outliers[column:stop, together.places].t() if held and self._outliers is not None else None
+            ignored = None
+            if self._outliers is not None and together.formats[0].outliers:
+                ignored = self._outliers[column:stop, together.places].t()
             counts = [len(self._numbers[index]) for index in together.blocks]
             grids = search_grids(group, self._spread.pivots[column:stop], together.formats, counts, ignored=ignored)
             for index, grid in zip(together.blocks, grids, strict=True):
