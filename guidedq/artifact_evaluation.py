@@ -8,6 +8,7 @@ from pathlib import Path
 
 from guidedq.artifacts.forecast import Measurement
 from guidedq.artifacts.report import Report
+from guidedq.artifacts.samples import SampleSet
 from guidedq.errors import ArtifactError, CalibrationError
 from guidedq.evaluation import measure
 from guidedq.frontend import DEMO, load
@@ -64,9 +65,17 @@ def evaluate_artifact(
     sampler: AbstractSampler = parse_stage(f"{'files' if data else 'demo'}{{{words}}}", "sample")
     drawn = sampler.sample(model, data, (), seed=seed, progress=progress)
     parts = (drawn.calibration, drawn.probe, drawn.evaluation) if data else (drawn.evaluation,)
-    return model, joined(
-        [measure(model.program, part, model.objective, predict_quantized=predict, progress=progress) for part in parts]
-    )
+
+    def measured(part: SampleSet) -> Measurement:
+        return measure(
+            part,
+            model.objective,
+            predict_original=model.program.predict,
+            predict_quantized=predict,
+            progress=progress,
+        )
+
+    return model, joined([measured(part) for part in parts])
 
 
 def joined(parts: Sequence[Measurement]) -> Measurement:

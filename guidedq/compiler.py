@@ -79,9 +79,9 @@ def compile_model(
             raise BackendError(f"the file has {emission.bytes} bytes, the budget is {limit}: the footprint is wrong.")
         with job.stopwatch.time("evaluate"):
             measured = measure(
-                job.model.program,
                 evidence.calibration.evaluation,
                 job.model.objective,
+                predict_original=job.original.predict,
                 predict_quantized=job.backend.open(job.model, folder),
                 progress=job.progress,
             )

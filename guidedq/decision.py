@@ -25,7 +25,11 @@ from guidedq.registry import stage_text
 from guidedq.workspace import is_finished, load_probe, save_probe, storing
 
 PROBE_BITS = (3, 5)
-"""Widths of the uniform formats whose sizes the probes are allocated at: budgets of 2.5 to 6 bits lie near one."""
+"""Widths of the uniform formats whose sizes the probes are allocated at: budgets up to 6 bits lie near one."""
+LOWEST_PROBE_BITS = 3.0
+"""All bytes counted; one more probe, where the divergence grows faster than any line from above foretells."""
+PROBES_APART = 0.02
+"""Share of the bytes by which two probes differ at least."""
 
 
 @final
@@ -66,9 +70,7 @@ def limit_of(budget: Budget, job: Job, footprint: Footprint) -> int:
         BudgetError: the budget lies outside what any allocation can have; the message names the range.
     """
     graph = job.model.graph
-    linear = job.recipe.scope == "linear"
-    parameters = sum(site.parameters for site in graph.quantizable) if linear else job.model.parameters
-    base = footprint.base_bytes if linear else 0
+    base, parameters = _counted(job, footprint)
     limit = budget.limit_bytes(parameters) + base
     rows = {site.name: site.rows for site in graph.quantizable}
     low, high = smallest_bytes(footprint, rows, graph.fused), largest_bytes(footprint, rows, graph.fused)
@@ -102,7 +104,7 @@ def decide(job: Job, evidence: Evidence, limits: Sequence[int]) -> tuple[Decisio
     Raises:
         OutputError: the workspace cannot be written.
     """
-    probed = sorted({_uniform_bytes(job.model.graph, evidence.footprint, bits) for bits in PROBE_BITS})
+    probed = probe_limits(job, evidence.footprint)
     entries = {limit: _probe_entry(job, evidence, limit) for limit in probed}
     missing = [limit for limit in probed if not is_finished(entries[limit])]
     with job.stopwatch.time("allocate"):
@@ -160,9 +162,9 @@ def _probe(job: Job, evidence: Evidence, allocation: Allocation, raw: tuple[floa
     weights = tracked(job.progress, "probe", rounded(job, evidence, allocation), len(allocation.sites))
     stored = DequantizedOnUse({weight.name: (job.model.graph.site(weight.name), weight) for weight in weights})
     measured = measure(
-        program,
         evidence.calibration.probe,
         job.model.objective,
+        predict_original=job.original.predict,
         predict_quantized=lambda batch: program.predict(batch, weights=stored, activations=activations),
         progress=job.progress,
     )
@@ -197,6 +199,28 @@ def _round_site(
     return QuantizedWeight(name=site.name, shape=(site.rows, site.columns), segments=segments)
 
 
+def probe_limits(job: Job, footprint: Footprint) -> list[int]:
+    """Sizes of the probes in bytes, rising; all feasible."""
+    graph = job.model.graph
+    rows = {site.name: site.rows for site in graph.quantizable}
+    base, parameters = _counted(job, footprint)
+    lowest = int(LOWEST_PROBE_BITS * parameters / 8) + base
+    asked = [lowest, *(_uniform_bytes(graph, footprint, bits) for bits in PROBE_BITS)]
+    low, high = smallest_bytes(footprint, rows, graph.fused), largest_bytes(footprint, rows, graph.fused)
+    found: list[int] = []
+    for limit in sorted((min(max(limit, low), high) for limit in asked), reverse=True):
+        if not found or limit < (1 - PROBES_APART) * found[-1]:
+            found.append(limit)
+    return found[::-1]
+
+
+def _counted(job: Job, footprint: Footprint) -> tuple[int, int]:
+    """Bytes that the budget does not bound, and the parameters that it is spread over."""
+    if job.recipe.scope == "linear":
+        return footprint.base_bytes, sum(site.parameters for site in job.model.graph.quantizable)
+    return 0, job.model.parameters
+
+
 def _uniform_bytes(graph: Graph, footprint: Footprint, bits: int) -> int:
     """Bytes of the file with every site at `bits`, or at the nearest width it can have, in its smallest such format."""
     total = footprint.base_bytes
@@ -205,8 +229,7 @@ def _uniform_bytes(graph: Graph, footprint: Footprint, bits: int) -> int:
         distance = [(abs(format.bits - bits), size) for format, size in zip(held.formats, held.row_bytes, strict=True)]
         nearest = min(range(len(distance)), key=distance.__getitem__)
         total += held.bytes({nearest: site.rows})
-    rows = {site.name: site.rows for site in graph.quantizable}
-    return max(total, smallest_bytes(footprint, rows, graph.fused))
+    return total
 
 
 def _ceiling(bits: float) -> float:

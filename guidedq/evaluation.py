@@ -20,7 +20,7 @@ from guidedq.artifacts.forecast import Measurement
 from guidedq.artifacts.samples import SampleSet
 from guidedq.errors import CalibrationError
 from guidedq.ir.model import Objective
-from guidedq.ir.program import AbstractProgram, Batch
+from guidedq.ir.program import Batch
 from guidedq.memory import give_back
 from guidedq.progress import Progress, tracked
 
@@ -54,10 +54,10 @@ USUAL_TOKENS = 2048
 
 
 def measure(
-    program: AbstractProgram,
     samples: SampleSet,
     objective: Objective,
     *,
+    predict_original: Callable[[Batch], Tensor],
     predict_quantized: Callable[[Batch], Tensor],
     batch_size: int | None = None,
     progress: Progress,
@@ -72,9 +72,9 @@ def measure(
     number counts as infinitely far away.
 
     Args:
-        program: Runs the original.
         samples: Evaluation inputs.
         objective: What the output means.
+        predict_original: Runs the original: named inputs to an output in float32.
         predict_quantized: Runs the quantized model: named inputs to an output of the same shape.
         batch_size: Samples run at once; each is compared alone. By default one sequence of a language model, whose
             logits are large, and 32 samples or 2048 tokens of any other.
@@ -90,7 +90,7 @@ def measure(
     batch_size = batch_size or (1 if objective is Objective.LANGUAGE_MODEL else usual)
     batches = samples.batches(batch_size)
     for batch in tracked(progress, "evaluate", batches, -(-len(samples) // batch_size)):
-        original = program.predict(batch.inputs)
+        original = predict_original(batch.inputs)
         quantized = predict_quantized(batch.inputs)
         for index in range(len(batch)):
             sums.append(_compared(original[index], quantized[index].float(), batch.part(index, index + 1), objective))

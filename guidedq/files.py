@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -18,8 +19,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     contiguous = {name: values.contiguous() for name, values in tensors.items()}
-    save_file(contiguous, partial, metadata=dict(metadata) if metadata else None)
-    partial.replace(path)
+    with _renamed(partial, path):
+        save_file(contiguous, partial, metadata=dict(metadata) if metadata else None)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -29,5 +30,16 @@ def write_text(path: Path, text: str) -> None:
         OSError: the disk is full, or the place forbidden.
     """
     partial = path.with_suffix(".partial")
-    partial.write_text(text)
+    with _renamed(partial, path):
+        partial.write_text(text)
+
+
+@contextmanager
+def _renamed(partial: Path, path: Path) -> Generator[None]:
+    """Rename what the block wrote; remove it if the block failed."""
+    try:
+        yield
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     partial.replace(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import final
 
 from guidedq.ir.model import Model
+from guidedq.original import OriginalOutputs
 from guidedq.progress import Progress, SilentProgress
 from guidedq.recipe import Recipe
 from guidedq.stages import AbstractBackend, AbstractSampler
@@ -63,3 +64,8 @@ class Job:
     memory_bytes: int | None = None
     progress: Progress = field(default_factory=SilentProgress)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def original(self) -> OriginalOutputs:
+        """What the model itself says, kept in the workspace."""
+        return OriginalOutputs.of(self.model.program, self.model.digest, self.workspace)

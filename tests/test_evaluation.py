@@ -30,7 +30,12 @@ class Table(torch.nn.Module):
 def measured(original, quantized, samples, objective, batch_size=1):
     first, second = (TorchProgram(module=Table(outputs)) for outputs in (original, quantized))
     return measure(
-        first, samples, objective, predict_quantized=second.predict, batch_size=batch_size, progress=SilentProgress()
+        samples,
+        objective,
+        predict_original=first.predict,
+        predict_quantized=second.predict,
+        batch_size=batch_size,
+        progress=SilentProgress(),
     )
 
 

@@ -8,28 +8,14 @@ from typing import TYPE_CHECKING
 
 from guidedq.cli.console import print_facts, print_json, print_table, working
 from guidedq.cli.options import (
-    BackendOption,
     BudgetOption,
-    DataOption,
-    EvaluationOption,
     JobOptions,
     JsonOption,
-    KeepOption,
-    LengthOption,
-    MaxBitsOption,
-    MemoryOption,
-    MinBitsOption,
     ModelArgument,
     OutOption,
     OverwriteOption,
     PlotOption,
-    RecipeOption,
-    SamplesOption,
-    ScopeOption,
-    SeedOption,
-    SetOption,
-    ThreadsOption,
-    WorkspaceOption,
+    with_job_options,
 )
 from guidedq.report.wording import bytes_text, loss_text, seconds_text, share_text, signed_text
 
@@ -37,28 +23,16 @@ if TYPE_CHECKING:
     from guidedq.comparison import Compared
 
 
+@with_job_options
 def compare(
     model: ModelArgument,
     budget: BudgetOption,
-    data: DataOption = None,
-    eval_data: EvaluationOption = None,
-    samples: SamplesOption = None,
-    sequence_length: LengthOption = None,
-    seed: SeedOption = 0,
-    backend: BackendOption = None,
     plot: PlotOption = None,
     out: OutOption = None,
     overwrite: OverwriteOption = False,
-    min_bits: MinBitsOption = None,
-    max_bits: MaxBitsOption = None,
-    scope: ScopeOption = None,
-    keep: KeepOption = None,
-    recipe: RecipeOption = "default",
-    set: SetOption = None,
-    workspace: WorkspaceOption = None,
-    max_memory: MemoryOption = None,
-    threads: ThreadsOption = None,
     json: JsonOption = False,
+    *,
+    options: JobOptions,
 ) -> None:
     r"""Guided against uniform quantization within the same bytes, measured on the same data.
 
@@ -70,23 +44,7 @@ def compare(
     guidedq compare demo --budget 3.5bits
     guidedq compare ./smollm2 --budget 3.5bits --data wiki.txt --plot compare.png
     """
-    options = JobOptions(
-        data=data,
-        eval_data=eval_data,
-        samples=samples,
-        sequence_length=sequence_length,
-        seed=seed,
-        backend=backend,
-        min_bits=min_bits,
-        max_bits=max_bits,
-        scope=scope,
-        keep=keep,
-        recipe=recipe,
-        set=set,
-        workspace=workspace,
-        max_memory=max_memory,
-    )
-    with working(threads=threads) as progress:
+    with working(threads=options.threads) as progress:
         from guidedq.api import make_job
         from guidedq.budget import parse_budget
         from guidedq.comparison import compare_variants, comparison_facts

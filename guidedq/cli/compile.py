@@ -10,27 +10,13 @@ import typer
 from guidedq.artifacts.report import Report
 from guidedq.cli.console import print_facts, print_json, working
 from guidedq.cli.options import (
-    BackendOption,
     BudgetOption,
-    DataOption,
-    EvaluationOption,
     JobOptions,
     JsonOption,
-    KeepOption,
-    LengthOption,
-    MaxBitsOption,
-    MemoryOption,
-    MinBitsOption,
     ModelArgument,
     OutOption,
     OverwriteOption,
-    RecipeOption,
-    SamplesOption,
-    ScopeOption,
-    SeedOption,
-    SetOption,
-    ThreadsOption,
-    WorkspaceOption,
+    with_job_options,
 )
 from guidedq.report.wording import (
     agreement_name,
@@ -57,28 +43,16 @@ GateOption = Annotated[
 ]
 
 
+@with_job_options
 def compile_command(
     model: ModelArgument,
     budget: BudgetOption,
-    data: DataOption = None,
-    eval_data: EvaluationOption = None,
-    samples: SamplesOption = None,
-    sequence_length: LengthOption = None,
-    seed: SeedOption = 0,
-    backend: BackendOption = None,
     out: OutOption = None,
     overwrite: OverwriteOption = False,
     max_loss_increase: GateOption = None,
-    min_bits: MinBitsOption = None,
-    max_bits: MaxBitsOption = None,
-    scope: ScopeOption = None,
-    keep: KeepOption = None,
-    recipe: RecipeOption = "default",
-    set: SetOption = None,
-    workspace: WorkspaceOption = None,
-    max_memory: MemoryOption = None,
-    threads: ThreadsOption = None,
     json: JsonOption = False,
+    *,
+    options: JobOptions,
 ) -> None:
     r"""Compile a model within a budget: the forecast first, then the file, then the measurement.
 
@@ -87,23 +61,7 @@ def compile_command(
     guidedq compile ./smollm2 --budget 60MB --data wiki.txt --out small
     guidedq compile net.onnx --budget 4bits --data images.npz
     """
-    options = JobOptions(
-        data=data,
-        eval_data=eval_data,
-        samples=samples,
-        sequence_length=sequence_length,
-        seed=seed,
-        backend=backend,
-        min_bits=min_bits,
-        max_bits=max_bits,
-        scope=scope,
-        keep=keep,
-        recipe=recipe,
-        set=set,
-        workspace=workspace,
-        max_memory=max_memory,
-    )
-    with working(threads=threads) as progress:
+    with working(threads=options.threads) as progress:
         from guidedq.api import compile
 
         artifact = compile(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, final
+from typing import Annotated, Any, final, get_type_hints
 
 import typer
 
@@ -135,22 +136,23 @@ PlotOption = Annotated[
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOptions:
-    """What the user said that is common to `compile`, `plan` and `compare`."""
+    """The options that `compile`, `plan` and `compare` share, and what the user said."""
 
-    data: Sequence[Path] | None
-    eval_data: Sequence[Path] | None
-    samples: int | None
-    sequence_length: int | None
-    seed: int
-    backend: str | None
-    min_bits: int | None
-    max_bits: int | None
-    scope: ScopeName | None
-    keep: Sequence[str] | None
-    recipe: str
-    set: Sequence[str] | None
-    workspace: Path | None
-    max_memory: str | None
+    data: DataOption = None
+    eval_data: EvaluationOption = None
+    samples: SamplesOption = None
+    sequence_length: LengthOption = None
+    seed: SeedOption = 0
+    backend: BackendOption = None
+    min_bits: MinBitsOption = None
+    max_bits: MaxBitsOption = None
+    scope: ScopeOption = None
+    keep: KeepOption = None
+    recipe: RecipeOption = "default"
+    set: SetOption = None
+    workspace: WorkspaceOption = None
+    max_memory: MemoryOption = None
+    threads: ThreadsOption = None
 
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments of `guidedq.api`'s functions.
@@ -181,6 +183,27 @@ class JobOptions:
         }
         named = [f"{name}={value}" for name, value in options.items() if value is not None]
         return [*named, *(self.set or ())]
+
+
+def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that takes every option of `JobOptions` where `command` takes them as one, named `options`."""
+    hints = get_type_hints(JobOptions, include_extras=True)
+    shared = [
+        Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
+        for field in fields(JobOptions)
+    ]
+    own = [
+        parameter.replace(kind=Parameter.KEYWORD_ONLY)
+        for name, parameter in signature(command, eval_str=True).parameters.items()
+        if name != "options"
+    ]
+
+    def flat(**given: Any) -> None:
+        command(**given, options=JobOptions(**{parameter.name: given.pop(parameter.name) for parameter in shared}))
+
+    flat.__name__, flat.__doc__ = command.__name__, command.__doc__
+    flat.__dict__["__signature__"] = Signature([*own, *shared])
+    return flat
 
 
 def memory_bytes(text: str) -> int:

@@ -11,27 +11,7 @@ import typer
 
 from guidedq.artifacts.report import PlanPoint
 from guidedq.cli.console import console, print_facts, print_json, print_table, working
-from guidedq.cli.options import (
-    BackendOption,
-    DataOption,
-    EvaluationOption,
-    JobOptions,
-    JsonOption,
-    KeepOption,
-    LengthOption,
-    MaxBitsOption,
-    MemoryOption,
-    MinBitsOption,
-    ModelArgument,
-    PlotOption,
-    RecipeOption,
-    SamplesOption,
-    ScopeOption,
-    SeedOption,
-    SetOption,
-    ThreadsOption,
-    WorkspaceOption,
-)
+from guidedq.cli.options import JobOptions, JsonOption, ModelArgument, PlotOption, with_job_options
 from guidedq.report.wording import bytes_text, interval_text, loss_text, signed_text
 
 BudgetsOption = Annotated[
@@ -41,26 +21,14 @@ BAR_COLUMNS = 44
 """Characters of the longest bar of the plot on a terminal."""
 
 
+@with_job_options
 def plan(
     model: ModelArgument,
     budgets: BudgetsOption,
-    data: DataOption = None,
-    eval_data: EvaluationOption = None,
-    samples: SamplesOption = None,
-    sequence_length: LengthOption = None,
-    seed: SeedOption = 0,
-    backend: BackendOption = None,
     plot: PlotOption = None,
-    min_bits: MinBitsOption = None,
-    max_bits: MaxBitsOption = None,
-    scope: ScopeOption = None,
-    keep: KeepOption = None,
-    recipe: RecipeOption = "default",
-    set: SetOption = None,
-    workspace: WorkspaceOption = None,
-    max_memory: MemoryOption = None,
-    threads: ThreadsOption = None,
     json: JsonOption = False,
+    *,
+    options: JobOptions,
 ) -> None:
     r"""Predict the loss at several sizes; nothing is written but --plot.
 
@@ -68,23 +36,7 @@ def plan(
     guidedq plan demo --budgets 2.5,3,3.5,4
     guidedq plan ./smollm2 --budgets 3,4,5 --plot plan.svg
     """
-    options = JobOptions(
-        data=data,
-        eval_data=eval_data,
-        samples=samples,
-        sequence_length=sequence_length,
-        seed=seed,
-        backend=backend,
-        min_bits=min_bits,
-        max_bits=max_bits,
-        scope=scope,
-        keep=keep,
-        recipe=recipe,
-        set=set,
-        workspace=workspace,
-        max_memory=max_memory,
-    )
-    with working(threads=threads) as progress:
+    with working(threads=options.threads) as progress:
         from guidedq.api import make_job
         from guidedq.budget import parse_budget
         from guidedq.compiler import plan_model

@@ -70,19 +70,21 @@ def calibrated(raw: Sequence[float], probes: Sequence[Probe], evaluation_units: 
 
 
 def _predict(raw: Values, raws: Sequence[Values], measured: Sequence[Values]) -> Values:
-    """Divergence at `raw` by the line through the probes, for every replicate; a nearer probe counts more."""
+    """Divergence at `raw` by a line through the probes, for every replicate; a nearer probe counts more."""
     if not raws:
         return raw
     at = np.log(np.maximum(raw, SMALLEST))
     x = np.stack([np.log(np.maximum(values, SMALLEST)) for values in raws])
     y = np.stack([np.log(np.maximum(values, SMALLEST)) for values in measured])
-    centred = x - x.mean(0)
-    spread = (centred**2).sum(0)
-    slope = np.where(spread > SMALLEST, (centred * y).sum(0) / np.maximum(spread, SMALLEST), 1.0)
+    weights = 1.0 / (NEAR + np.abs(x - at)) ** 2
+    weights /= weights.sum(0)
+    centre, level = (weights * x).sum(0), (weights * y).sum(0)
+    spread = (weights * (x - centre) ** 2).sum(0)
+    slope = np.where(
+        spread > SMALLEST, (weights * (x - centre) * (y - level)).sum(0) / np.maximum(spread, SMALLEST), 1.0
+    )
     slope = np.where(np.ptp(x, axis=0) > APART, np.clip(slope, 1 / STEEPEST_SLOPE, STEEPEST_SLOPE), 1.0)
-    weights = 1.0 / (NEAR + np.abs(x - at))
-    intercept = (weights * (y - slope * x)).sum(0) / weights.sum(0)
-    return np.exp(intercept + slope * at)
+    return np.exp(level + slope * (at - centre))
 
 
 def _resampled(generator: np.random.Generator, probe: Probe) -> Values:

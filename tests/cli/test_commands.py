@@ -224,7 +224,13 @@ def test_eval_of_an_artifact_agrees_with_a_measurement_by_hand(compiled: Compile
     model = guidedq.load(compiled.model)
     samples = SampleSet(inputs={"input_ids": torch.from_numpy(np.load(data)["input_ids"])})
     predict = PackedTorchBackend().open(model, compiled.folder)
-    by_hand = measure(model.program, samples, model.objective, predict_quantized=predict, progress=SilentProgress())
+    by_hand = measure(
+        samples,
+        model.objective,
+        predict_original=model.program.predict,
+        predict_quantized=predict,
+        progress=SilentProgress(),
+    )
     assert found["tokens"] == by_hand.units
     assert found["kl"] == pytest.approx(by_hand.kl)
     assert found["loss_before"] == pytest.approx(by_hand.loss_before)

@@ -94,3 +94,11 @@ def test_a_ratio_that_is_mostly_noise_is_drawn_to_one_and_widens_the_interval() 
 def test_the_same_seed_gives_the_same_interval() -> None:
     probes = [probe(0.1, 0.2, noise=0.2), probe(0.01, 0.015)]
     assert at(0.05, probes) == at(0.05, probes)
+
+
+def test_of_three_probes_the_near_ones_make_the_line() -> None:
+    steep = [probe(0.4, 2.0), probe(0.1, 0.2), probe(0.001, 0.0011)]
+    slope = np.log(10) / np.log(4)
+    near = at(0.38, steep).kl
+    assert near == pytest.approx(2.0 * (0.38 / 0.4) ** slope, rel=0.06)
+    assert at(0.0011, steep).kl == pytest.approx(0.0011 * 1.1, rel=0.05)
