@@ -8,6 +8,7 @@ the workspace: another budget starts at `decide`.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import final
 
 from guidedq.artifacts.footprint import Footprint
+from guidedq.artifacts.forecast import Probe
 from guidedq.artifacts.report import PlanPoint, Report
 from guidedq.budget import Budget, parse_budget
-from guidedq.decision import decide, limit_of, rounded
+from guidedq.decision import Decision, counted_size, decide, limit_of, probed, rounded
 from guidedq.errors import BackendError, BudgetError, GateError
 from guidedq.evaluation import measure
-from guidedq.evidence import gather
+from guidedq.evidence import Evidence, gather
 from guidedq.ir.model import check_weights
 from guidedq.job import Job
 from guidedq.output import check_output, new_folder
@@ -28,9 +30,16 @@ from guidedq.progress import tracked
 from guidedq.report.build import build_report, plan_point
 from guidedq.report.wording import forecast_text
 from guidedq.report.write import write_report
+from guidedq.stages import Emission
 
 CURVE_BITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 """Sizes at which the report draws its rate-distortion curve, as far as they are feasible."""
+MARGIN = 0.0007
+"""Share of the budget that is left free at first where sizes are estimates."""
+SLACK = 0.004
+"""Share of the budget that may be left unused."""
+MOST_ATTEMPTS = 6
+"""The second fits as a rule. From the middle on any file within the budget will do."""
 
 
 @final
@@ -60,23 +69,19 @@ def compile_model(
     check_output(out, overwrite=overwrite)
     with job.stopwatch.time("check"):
         check_weights(job.model, job.model.graph.quantizable)
-        footprint = job.backend.footprint(job.model, job.recipe.formats)
+        footprint = job.footprint()
         limit = limit_of(budget, job, footprint)
     evidence = gather(job, footprint)
     sizes = _feasible(job, footprint, curve_bits)
-    decision, *others = decide(job, evidence, [limit, *sizes.values()])
+    probes = probed(job, evidence)
+    aims = [_aim(evidence, probes, limit), *(counted_size(probes, size) for size in sizes.values())]
+    decision, *others = decide(job, evidence, probes, aims)
     unit = job.model.objective.unit
-    job.progress.notice(forecast_text(decision.forecast, decision.allocation.bytes, job.model.parameters, unit))
+    job.progress.notice(forecast_text(decision.forecast, decision.bytes, job.model.parameters, unit))
     _gate("forecast", decision.forecast.loss_increase, largest_loss_increase, unit)
     curve = [plan_point(job, text, other) for text, other in zip(sizes, others, strict=True)]
     with new_folder(out, overwrite=overwrite) as folder:
-        with job.stopwatch.time("emit"):
-            weights = rounded(job, evidence, decision.allocation)
-            emission = job.backend.emit(
-                job.model, tracked(job.progress, "round and pack", weights, len(decision.allocation.sites)), folder
-            )
-        if emission.bytes > limit:
-            raise BackendError(f"the file has {emission.bytes} bytes, the budget is {limit}: the footprint is wrong.")
+        decision, emission = _emit_within(job, evidence, decision, limit, folder)
         with job.stopwatch.time("evaluate"):
             measured = measure(
                 evidence.calibration.evaluation,
@@ -99,11 +104,42 @@ def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
     """
     with job.stopwatch.time("check"):
         check_weights(job.model, job.model.graph.quantizable)
-        footprint = job.backend.footprint(job.model, job.recipe.formats)
+        footprint = job.footprint()
         limits = [limit_of(budget, job, footprint) for budget in budgets]
     evidence = gather(job, footprint)
-    decisions = decide(job, evidence, limits)
+    probes = probed(job, evidence)
+    decisions = decide(job, evidence, probes, [counted_size(probes, limit) for limit in limits])
     return tuple(plan_point(job, b.text, decision) for b, decision in zip(budgets, decisions, strict=True))
+
+
+def _aim(evidence: Evidence, probes: Sequence[Probe], limit: int) -> int:
+    """What to allocate for, in counted bytes, so that the file is sure to fit, and hardly smaller than it may be."""
+    return limit if evidence.exact else int((1 - MARGIN) * counted_size(probes, limit))
+
+
+def _emit_within(
+    job: Job, evidence: Evidence, decision: Decision, limit: int, folder: Path
+) -> tuple[Decision, Emission]:
+    """Write the file; where its size is known only then, correct the allocation until it fills the limit.
+
+    Raises:
+        BackendError: the file does not come to fit; without entropy formats the footprint is wrong then.
+    """
+    smaller = 0
+    for attempt in range(1 if evidence.exact else MOST_ATTEMPTS):
+        if attempt:
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            (decision,) = decide(job, evidence, decision.probes, [decision.allocation.bytes - smaller])
+        with job.stopwatch.time("emit"):
+            weights = rounded(job, evidence, decision.allocation)
+            sites = len(decision.allocation.sites)
+            emission = job.backend.emit(job.model, tracked(job.progress, "round and pack", weights, sites), folder)
+        slack = SLACK * limit if attempt < MOST_ATTEMPTS // 2 else limit
+        if limit - slack <= emission.bytes <= limit or (evidence.exact and emission.bytes <= limit):
+            return decision, emission
+        smaller = emission.bytes - int((1 - MARGIN) * limit)
+    raise BackendError(f"no file of at most {limit} bytes was found. Raise the budget a little.")
 
 
 def _feasible(job: Job, footprint: Footprint, sizes: Sequence[float]) -> dict[str, int]:

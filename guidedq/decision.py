@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+import numpy as np
 from torch import Tensor
 
 from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.footprint import Footprint, largest_bytes, site_groups, smallest_bytes
 from guidedq.artifacts.forecast import Forecast, Probe
+from guidedq.artifacts.packed_weight import pack_weight
 from guidedq.artifacts.quantized_weight import QuantizedWeight, Segment, float_segment
 from guidedq.budget import Budget
 from guidedq.errors import BudgetError
@@ -20,8 +22,9 @@ from guidedq.evidence import Evidence
 from guidedq.ir.graph import Graph, Site
 from guidedq.job import Job
 from guidedq.progress import tracked
-from guidedq.quant.formats import AffineFormat, FloatFormat, Format
+from guidedq.quant.formats import FloatFormat, Format, RoundedFormat
 from guidedq.registry import stage_text
+from guidedq.report.wording import format_text
 from guidedq.workspace import is_finished, load_probe, save_probe, storing
 
 PROBE_BITS = (3, 5)
@@ -35,9 +38,17 @@ PROBES_APART = 0.02
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What will be done for a budget, what it is predicted to cost, and what the prediction was calibrated by."""
+    """What will be done for a budget, what it is predicted to cost, and what the prediction was calibrated by.
+
+    Attributes:
+        allocation: The format of every row.
+        bytes: Expected size of the file; where no codes are stored by their entropy, exact.
+        forecast: Of the loss.
+        probes: Measured models.
+    """
 
     allocation: Allocation
+    bytes: int
     forecast: Forecast
     probes: tuple[Probe, ...]
 
@@ -72,21 +83,20 @@ def limit_of(budget: Budget, job: Job, footprint: Footprint) -> int:
     graph = job.model.graph
     base, parameters = _counted(job, footprint)
     limit = budget.limit_bytes(parameters) + base
-    rows = {site.name: site.rows for site in graph.quantizable}
-    low, high = smallest_bytes(footprint, rows, graph.fused), largest_bytes(footprint, rows, graph.fused)
+    low, high = _reach(graph, footprint)
     if low <= limit <= high:
         return limit
 
     def spoken(size: int) -> str:
         return f"{8 * (size - base) / parameters:.3f} bits ({(size - base) / 1e6:.3f} MB)"
 
-    narrowest = job.recipe.formats[0]
-    reach = f"{len(graph.quantizable)} sites, {narrowest.bits}-bit, group size {narrowest.group_size}"
+    narrowest = next(iter(footprint.sites.values())).formats[0]
+    reach = f"{len(graph.quantizable)} sites, narrowest format {format_text(str(narrowest))}"
     hint = (
         f"Raise the budget to {_ceiling(8 * (low - base) / parameters):.2f}bits"
         + (
             ", or count the linear layers alone with --scope linear"
-            if not linear and job.model.graph.tied == ()
+            if job.recipe.scope == "file" and job.model.graph.tied == ()
             else ""
         )
         if limit < low
@@ -98,36 +108,70 @@ def limit_of(budget: Budget, job: Job, footprint: Footprint) -> int:
     )
 
 
-def decide(job: Job, evidence: Evidence, limits: Sequence[int]) -> tuple[Decision, ...]:
-    """Allocate and forecast for each limit, in bytes.
+def probed(job: Job, evidence: Evidence) -> tuple[Probe, ...]:
+    """Whole models of a few sizes, measured on the probe samples now or in an earlier run; by size.
 
     Raises:
         OutputError: the workspace cannot be written.
     """
-    probed = probe_limits(job, evidence.footprint)
-    entries = {limit: _probe_entry(job, evidence, limit) for limit in probed}
-    missing = [limit for limit in probed if not is_finished(entries[limit])]
-    with job.stopwatch.time("allocate"):
-        curves, asked = evidence.curves.all(), [*limits, *missing]
-        allocations = job.recipe.allocate.allocate(job.model.graph, curves, evidence.footprint, asked)
-    forecaster = job.recipe.forecast
-    with job.stopwatch.time("forecast"):
-        raws = forecaster.raw(allocations, evidence.curves.stream(), evidence.guidance.units_per_sequence)
-    probed_now = zip(missing, allocations[len(limits) :], raws[len(limits) :], strict=True)
-    with storing(job.workspace.root), job.stopwatch.time("probes"):
-        for limit, allocation, raw in probed_now:
-            save_probe(entries[limit], _probe(job, evidence, allocation, raw))
-    probes = tuple(load_probe(entries[limit]) for limit in probed)
+    limits = probe_limits(job, evidence.footprint)
+    entries = {limit: _probe_entry(job, evidence, limit) for limit in limits}
+    missing = [limit for limit in limits if not is_finished(entries[limit])]
+    if missing:
+        allocations, raws = _allocated(job, evidence, missing)
+        with storing(job.workspace.root), job.stopwatch.time("probes"):
+            for limit, allocation, raw in zip(missing, allocations, raws, strict=True):
+                save_probe(entries[limit], _probe(job, evidence, allocation, raw))
+    return tuple(load_probe(entries[limit]) for limit in limits)
+
+
+def decide(job: Job, evidence: Evidence, probes: tuple[Probe, ...], limits: Sequence[int]) -> tuple[Decision, ...]:
+    """Allocate and forecast for each limit, in bytes as the footprint counts them, or the nearest that is feasible."""
+    low, high = _reach(job.model.graph, evidence.footprint)
+    allocations, raws = _allocated(job, evidence, [min(max(limit, low), high) for limit in limits])
     with job.stopwatch.time("forecast"):
         units = job.model.objective.units(evidence.calibration.evaluation)
         return tuple(
             Decision(
                 allocation=allocation,
-                forecast=forecaster.forecast(raw, probes, units, seed=job.seed),
+                bytes=stored_size(probes, allocation.bytes),
+                forecast=job.recipe.forecast.forecast(raw, probes, units, seed=job.seed),
                 probes=probes,
             )
-            for allocation, raw in zip(allocations[: len(limits)], raws, strict=False)
+            for allocation, raw in zip(allocations, raws, strict=True)
         )
+
+
+def counted_size(probes: Sequence[Probe], stored_bytes: int) -> int:
+    """The size by the footprint's count that a file of so many bytes has, as far as the probes tell.
+
+    The two are equal but for entropy formats, whose bytes are known on average only.
+    """
+    sizes = [(probe.bytes, probe.counted_bytes / probe.bytes) for probe in probes]
+    return int(stored_bytes * _interpolated(sizes, stored_bytes))
+
+
+def stored_size(probes: Sequence[Probe], counted_bytes: int) -> int:
+    """The inverse of `counted_size`."""
+    sizes = [(probe.counted_bytes, probe.bytes / probe.counted_bytes) for probe in probes]
+    return round(counted_bytes * _interpolated(sizes, counted_bytes))
+
+
+def _interpolated(ratios: Sequence[tuple[int, float]], size: int) -> float:
+    sizes, values = zip(*ratios, strict=True)
+    return float(np.interp(size, sizes, values))
+
+
+def _allocated(
+    job: Job, evidence: Evidence, limits: Sequence[int]
+) -> tuple[tuple[Allocation, ...], tuple[tuple[float, ...], ...]]:
+    """Allocations for limits in counted bytes, and their uncalibrated forecasts."""
+    with job.stopwatch.time("allocate"):
+        curves = evidence.curves.all()
+        allocations = job.recipe.allocate.allocate(job.model.graph, curves, evidence.footprint, limits)
+    with job.stopwatch.time("forecast"):
+        units = evidence.guidance.units_per_sequence
+        return allocations, job.recipe.forecast.raw(allocations, evidence.curves.stream(), units)
 
 
 def rounded(job: Job, evidence: Evidence, allocation: Allocation) -> Iterator[QuantizedWeight]:
@@ -160,7 +204,10 @@ def _probe(job: Job, evidence: Evidence, allocation: Allocation, raw: tuple[floa
     """A whole quantized model, measured on the probe samples."""
     program, activations = job.model.program, job.backend.activations(job.model)
     weights = tracked(job.progress, "probe", rounded(job, evidence, allocation), len(allocation.sites))
-    stored = DequantizedOnUse({weight.name: (job.model.graph.site(weight.name), weight) for weight in weights})
+    held = {weight.name: (job.model.graph.site(weight.name), weight) for weight in weights}
+    stored = DequantizedOnUse(held)
+    estimated = [weight for _, weight in held.values() if weight.has_entropy]
+    more = sum(len(pack_weight(weight)) - allocation.sites[weight.name].bytes for weight in estimated)
     measured = measure(
         evidence.calibration.probe,
         job.model.objective,
@@ -168,7 +215,13 @@ def _probe(job: Job, evidence: Evidence, allocation: Allocation, raw: tuple[floa
         predict_quantized=lambda batch: program.predict(batch, weights=stored, activations=activations),
         progress=job.progress,
     )
-    return Probe(raw_kl_by_sequence=raw, raw_kl=sum(raw) / len(raw), measured=measured, bytes=allocation.bytes)
+    return Probe(
+        raw_kl_by_sequence=raw,
+        raw_kl=sum(raw) / len(raw),
+        measured=measured,
+        bytes=allocation.bytes + more,
+        counted_bytes=allocation.bytes,
+    )
 
 
 def _round_site(
@@ -182,7 +235,7 @@ def _round_site(
         if format in chosen.used
     }
     found: dict[Format, Segment] = {}
-    missing: dict[AffineFormat, Tensor] = {}
+    missing: dict[RoundedFormat, Tensor] = {}
     for format, mine in rows.items():
         if isinstance(format, FloatFormat):
             found[format] = float_segment(matrix, format, mine)
@@ -202,16 +255,21 @@ def _round_site(
 def probe_limits(job: Job, footprint: Footprint) -> list[int]:
     """Sizes of the probes in bytes, rising; all feasible."""
     graph = job.model.graph
-    rows = {site.name: site.rows for site in graph.quantizable}
     base, parameters = _counted(job, footprint)
     lowest = int(LOWEST_PROBE_BITS * parameters / 8) + base
     asked = [lowest, *(_uniform_bytes(graph, footprint, bits) for bits in PROBE_BITS)]
-    low, high = smallest_bytes(footprint, rows, graph.fused), largest_bytes(footprint, rows, graph.fused)
+    low, high = _reach(graph, footprint)
     found: list[int] = []
     for limit in sorted((min(max(limit, low), high) for limit in asked), reverse=True):
         if not found or limit < (1 - PROBES_APART) * found[-1]:
             found.append(limit)
     return found[::-1]
+
+
+def _reach(graph: Graph, footprint: Footprint) -> tuple[int, int]:
+    """The sizes of the smallest and of the largest file."""
+    rows = {site.name: site.rows for site in graph.quantizable}
+    return smallest_bytes(footprint, rows, graph.fused), largest_bytes(footprint, rows, graph.fused)
 
 
 def _counted(job: Job, footprint: Footprint) -> tuple[int, int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -12,15 +14,15 @@ from typing import final
 from torch import Tensor
 
 from guidedq.artifacts.curves import SiteCurve
-from guidedq.artifacts.footprint import Footprint
+from guidedq.artifacts.footprint import Footprint, SiteFootprint
 from guidedq.artifacts.guidance import AbstractGuidance
-from guidedq.artifacts.quantized_weight import AffineSegment
+from guidedq.artifacts.quantized_weight import RoundedSegment
 from guidedq.artifacts.samples import CalibrationSet
 from guidedq.errors import CalibrationError
 from guidedq.job import Job
 from guidedq.memory import give_back
 from guidedq.progress import tracked
-from guidedq.quant.formats import AffineFormat
+from guidedq.quant.formats import EntropyFormat, RoundedFormat
 from guidedq.registry import stage_text
 from guidedq.workspace import (
     finish,
@@ -62,7 +64,7 @@ class CurveFiles:
         """One curve after another, with its projections."""
         return self._read(projections=True)
 
-    def codes(self, name: str, format: AffineFormat, rows: Tensor) -> AffineSegment | None:
+    def codes(self, name: str, format: RoundedFormat, rows: Tensor) -> RoundedSegment | None:
         """Some rows of a site as they were rounded for its curve, if that was kept."""
         return load_codes(self.folder, self.names.index(name), format, rows)
 
@@ -95,6 +97,12 @@ class Evidence:
     curves: CurveFiles
     key: str
 
+    @property
+    def exact(self) -> bool:
+        """Whether the footprint knows every file's size: no site has an entropy format."""
+        formats = (format for site in self.footprint.sites.values() for format in site.formats)
+        return not any(isinstance(format, EntropyFormat) for format in formats)
+
 
 def gather(job: Job, footprint: Footprint) -> Evidence:
     """Sample, collect and measure, or find in the workspace what an earlier run left.
@@ -109,7 +117,25 @@ def gather(job: Job, footprint: Footprint) -> Evidence:
             guidance, guidance_key = _guidance(job, calibration)
         with job.stopwatch.time("curves"):
             curves, key = _curves(job, footprint, guidance, guidance_key)
-    return Evidence(footprint=footprint, calibration=calibration, guidance=guidance, curves=curves, key=key)
+    return Evidence(
+        footprint=measured_footprint(footprint, curves.all()),
+        calibration=calibration,
+        guidance=guidance,
+        curves=curves,
+        key=key,
+    )
+
+
+def measured_footprint(footprint: Footprint, curves: Mapping[str, SiteCurve]) -> Footprint:
+    """The footprint with the bytes that entropy formats really took in place of estimates, rounded up."""
+
+    def measured(site: SiteFootprint, curve: SiteCurve) -> SiteFootprint:
+        sizes = zip(site.formats, site.row_bytes, curve.entropy_bytes.tolist(), strict=True)
+        row_bytes = tuple(math.ceil(own) if isinstance(format, EntropyFormat) else size for format, size, own in sizes)
+        return replace(site, row_bytes=row_bytes)
+
+    sites = {name: measured(site, curves[name]) for name, site in footprint.sites.items()}
+    return replace(footprint, sites=sites)
 
 
 def _calibration_set(job: Job) -> CalibrationSet:
@@ -136,6 +162,8 @@ def _guidance(job: Job, calibration: CalibrationSet) -> tuple[AbstractGuidance, 
             progress=job.progress,
         )
         finish(entry)
+        gc.collect()
+        give_back()
     return job.recipe.guide.restore(entry), entry.name
 
 
@@ -145,11 +173,10 @@ def _curves(job: Job, footprint: Footprint, guidance: AbstractGuidance, guidance
     stages = (stage_text(job.recipe.round, "round"), stage_text(job.recipe.measure, "measure"))
     entry = job.workspace.entry("curves", guidance_key, *stages, str(job.seed), *formats)
     missing = [(n, site) for n, site in enumerate(sites) if load_curve(entry, n, projections=False) is None]
-    affine = {site.name: [format for format in footprint.sites[site.name].formats if isinstance(format, AffineFormat)]
-              for site in sites}  # fmt: skip
-    kept = sum(site.parameters * len(affine[site.name]) for site in sites) <= KEPT_CODES_BYTES
+    codes_bytes = sum(site.parameters * (len(footprint.sites[site.name].formats) - 1) for site in sites)
+    kept = codes_bytes <= KEPT_CODES_BYTES and not job.recipe.correct.needs_prefix
 
-    def keep(number: int, segment: AffineSegment) -> None:
+    def keep(number: int, segment: RoundedSegment) -> None:
         if kept:
             save_codes(entry, number, segment)
 

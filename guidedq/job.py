@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
+from guidedq.artifacts.footprint import Footprint
 from guidedq.ir.model import Model
 from guidedq.original import OriginalOutputs
 from guidedq.progress import Progress, SilentProgress
@@ -64,6 +65,11 @@ class Job:
     memory_bytes: int | None = None
     progress: Progress = field(default_factory=SilentProgress)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    def footprint(self) -> Footprint:
+        """What the backend can hold of the recipe's formats."""
+        formats = self.recipe.formats(entropy_coded=self.backend.entropy_coded)
+        return self.backend.footprint(self.model, formats)
 
     @property
     def original(self) -> OriginalOutputs:

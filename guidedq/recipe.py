@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Literal, cast, final, get_args, get_type_hints
 
 from guidedq.errors import RecipeError
-from guidedq.quant.formats import MAXIMUM_BITS, AffineFormat
+from guidedq.quant.formats import (
+    ENTROPY_STEPS_PER_BIT,
+    MAXIMUM_BITS,
+    MINIMUM_BITS,
+    MOST_ENTROPY_BITS,
+    AffineFormat,
+    EntropyFormat,
+    RoundedFormat,
+)
 from guidedq.registry import KINDS, build_stage, parse_stage, stage_text, with_options
 from guidedq.stages import (
     AbstractAllocator,
@@ -22,8 +30,9 @@ from guidedq.stages import (
 )
 
 Scope = Literal["file", "linear"]
-SMALLEST_WIDTH = 2
-"""One bit per weight is a format of its own kind (signs); the affine grid begins to make sense at two."""
+Coding = Literal["entropy", "fixed"]
+LEAST_FIXED_BITS = 2
+"""One bit per weight is a format of its own kind (signs); a grid of fixed width begins to make sense at two."""
 FINE_BITS = 4
 """Widest codes for which small groups pay: another bit halves the error, smaller groups take some tenths off it."""
 
@@ -40,8 +49,9 @@ class Recipe:
         correct: Chooses what is rounded to.
         allocate: Chooses the formats.
         forecast: Predicts the loss.
-        min_bits: Narrowest codes.
+        min_bits: Narrowest codes, on average where they are stored by their entropy; fixed widths begin at 2.
         max_bits: Widest codes.
+        coding: Store codes by their `entropy` where the backend can, or always in `fixed` widths.
         group_sizes: Candidates; 0 is one scale per row. Codes wider than 4 bits are offered with the last one alone.
         symmetric: Also offer formats without zero points.
         outliers: Candidates: weights per row that stay at 16 bits.
@@ -55,8 +65,9 @@ class Recipe:
     correct: AbstractCorrector
     allocate: AbstractAllocator
     forecast: AbstractForecaster
-    min_bits: int = SMALLEST_WIDTH
+    min_bits: int = MINIMUM_BITS
     max_bits: int = MAXIMUM_BITS
+    coding: Coding = "entropy"
     group_sizes: tuple[int, ...] = (32, 64, 128)
     symmetric: bool = False
     outliers: tuple[int, ...] = (0,)
@@ -64,22 +75,36 @@ class Recipe:
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not SMALLEST_WIDTH <= self.min_bits <= self.max_bits <= MAXIMUM_BITS:
+        if not MINIMUM_BITS <= self.min_bits <= self.max_bits <= MAXIMUM_BITS:
             raise RecipeError(
                 f"min-bits {self.min_bits} and max-bits {self.max_bits}: expected "
-                f"{SMALLEST_WIDTH} <= min-bits <= max-bits <= {MAXIMUM_BITS}."
+                f"{MINIMUM_BITS} <= min-bits <= max-bits <= {MAXIMUM_BITS}."
             )
         if not self.group_sizes or not self.outliers:
             raise RecipeError("a recipe needs at least one group size and one number of outliers (0 for none).")
+        if self.coding not in get_args(Coding):
+            raise RecipeError(f"coding {self.coding!r}: expected entropy or fixed.")
+        if self.coding == "fixed" and self.max_bits < LEAST_FIXED_BITS:
+            raise RecipeError(f"max-bits {self.max_bits}: fixed widths begin at {LEAST_FIXED_BITS}.")
         if self.scope not in ("file", "linear"):
             raise RecipeError(f"scope {self.scope!r}: expected file or linear.")
 
-    @property
-    def formats(self) -> tuple[AffineFormat, ...]:
-        """The candidates, narrowest first."""
+    def formats(self, *, entropy_coded: bool) -> tuple[RoundedFormat, ...]:
+        """The candidates, narrowest first.
+
+        Where codes can be stored by their entropy, such formats take the place of fixed widths up to their finest.
+        """
+        if self.coding == "fixed" or not entropy_coded:
+            return self._fixed(max(self.min_bits, LEAST_FIXED_BITS))
+        quarters = range(ENTROPY_STEPS_PER_BIT * self.min_bits, ENTROPY_STEPS_PER_BIT * self.max_bits + 1, 2)
+        bits = [quarter / ENTROPY_STEPS_PER_BIT for quarter in quarters]
+        entropy = [EntropyFormat(bits=width) for width in bits if width <= MOST_ENTROPY_BITS]
+        return (*entropy, *self._fixed(max(self.min_bits, int(MOST_ENTROPY_BITS) + 1)))
+
+    def _fixed(self, narrowest: int) -> tuple[AffineFormat, ...]:
         return tuple(
             AffineFormat(bits=bits, group_size=group_size, symmetric=symmetric, outliers=outliers)
-            for bits in range(self.min_bits, self.max_bits + 1)
+            for bits in range(narrowest, self.max_bits + 1)
             for group_size in (self.group_sizes if bits <= FINE_BITS else self.group_sizes[-1:])
             for symmetric in ((False, True) if self.symmetric else (False,))
             for outliers in self.outliers
@@ -128,9 +153,9 @@ class Recipe:
 _STAGES = ("guide", "measure", "round", "correct", "allocate", "forecast")
 _NAMED: Mapping[str, Sequence[str]] = {
     "default": (),
-    "nearest": ("guide=none", "round=nearest{search=false}", "allocate=uniform"),
-    "gptq": ("guide=hessian", "round=gptq", "allocate=uniform"),
-    "guided-uniform": ("allocate=uniform",),
+    "nearest": ("guide=none", "round=nearest{search=false}", "allocate=uniform", "coding=fixed"),
+    "gptq": ("guide=hessian", "round=gptq", "allocate=uniform", "coding=fixed"),
+    "guided-uniform": ("allocate=uniform", "coding=fixed"),
     "article": ("guide=article", "allocate=article"),
 }
 """Recipes by name: the default, uniform PTQ as other tools do it, uniform with end-loss guidance, and the article's."""

@@ -25,13 +25,13 @@ from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Forecast, Probe
 from guidedq.artifacts.guidance import AbstractGuidance, AbstractSequenceGradients, SiteGuidance
-from guidedq.artifacts.quantized_weight import AffineSegment, QuantizedWeight
+from guidedq.artifacts.quantized_weight import QuantizedWeight, RoundedSegment
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
 from guidedq.ir.graph import Graph, Site
 from guidedq.ir.model import Model
 from guidedq.ir.program import ActivationRounding, Batch
 from guidedq.progress import Progress
-from guidedq.quant.formats import AffineFormat
+from guidedq.quant.formats import RoundedFormat
 
 
 class AbstractRewrite(ABC):
@@ -130,11 +130,11 @@ class AbstractRounder(ABC):
         self,
         matrix: Float[Tensor, "out in"],
         guidance: SiteGuidance,
-        formats: Sequence[AffineFormat],
+        formats: Sequence[RoundedFormat],
         rows: Sequence[Int64[Tensor, "_"]] | None = None,
         *,
         seed: int,
-    ) -> Iterator[AffineSegment]:
+    ) -> Iterator[RoundedSegment]:
         """Quantize rows in each format: a segment for each of `formats`, in their order.
 
         Rows do not depend on one another: rounding some of them gives the same codes as rounding all.
@@ -162,7 +162,7 @@ class AbstractMeasurer(ABC):
         rounder: AbstractRounder,
         *,
         seed: int,
-        keep: Callable[[AffineSegment], None],
+        keep: Callable[[RoundedSegment], None],
     ) -> SiteCurve:
         """Guided distortion and projections of every row of one site under every format of its footprint.
 
@@ -236,8 +236,13 @@ class Emission:
 class AbstractBackend(ABC):
     """Writes an artifact and runs it."""
 
+    @property
+    def entropy_coded(self) -> bool:
+        """Whether it can store codes by their entropy."""
+        return False
+
     @abstractmethod
-    def footprint(self, model: Model, formats: Sequence[AffineFormat]) -> Footprint:
+    def footprint(self, model: Model, formats: Sequence[RoundedFormat]) -> Footprint:
         """What this backend can hold of `formats`, site by site, and for how many bytes; before any calibration.
 
         Every quantizable site also gets a float format, the one it would be left in.

@@ -23,14 +23,14 @@ from torch import Tensor
 from guidedq import __version__
 from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.forecast import Measurement, Probe
-from guidedq.artifacts.quantized_weight import AffineSegment
+from guidedq.artifacts.quantized_weight import AffineSegment, EntropySegment, RoundedSegment
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
 from guidedq.errors import OutputError
 from guidedq.files import write_tensors, write_text
-from guidedq.quant.formats import AffineFormat, parse_format
+from guidedq.quant.formats import EntropyFormat, RoundedFormat, parse_format
 from guidedq.quant.grid import Grid
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 """Part of every key: raise it when what is stored changes its meaning, and old entries are simply not found."""
 UNWRITABLE = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)}
 """What the system says of a disk that takes no more."""
@@ -114,7 +114,7 @@ def load_calibration_set(folder: Path) -> CalibrationSet:
 
 def save_curve(folder: Path, number: int, curve: SiteCurve) -> None:
     """Keep one site's curve."""
-    tensors = {"distortion": curve.distortion, "row_noise": curve.row_noise}
+    tensors = {name: getattr(curve, name) for name in ("distortion", "row_noise", "entropy_bytes")}
     if curve.projections is not None:
         tensors["projections"] = curve.projections
     metadata = {"name": curve.name, "formats": ";".join(map(str, curve.formats))}
@@ -132,14 +132,19 @@ def load_curve(folder: Path, number: int, *, projections: bool) -> SiteCurve | N
                 formats=tuple(map(parse_format, metadata["formats"].split(";"))),
                 distortion=file.get_tensor("distortion"),
                 row_noise=file.get_tensor("row_noise"),
+                entropy_bytes=file.get_tensor("entropy_bytes"),
                 projections=file.get_tensor("projections") if projections and "projections" in names else None,
             )
     except (OSError, SafetensorError):
         return None
 
 
-def save_codes(folder: Path, number: int, segment: AffineSegment) -> None:
+def save_codes(folder: Path, number: int, segment: RoundedSegment) -> None:
     """Keep one site's rows in one format."""
+    if isinstance(segment, EntropySegment):
+        names = ("codes", "row_exponents", "column_exponents")
+        write_tensors(_codes_file(folder, number, segment.format), {name: getattr(segment, name) for name in names})
+        return
     tensors = {
         "codes": segment.codes,
         "scales": segment.grid.scales,
@@ -150,10 +155,18 @@ def save_codes(folder: Path, number: int, segment: AffineSegment) -> None:
     write_tensors(_codes_file(folder, number, segment.format), tensors)
 
 
-def load_codes(folder: Path, number: int, format: AffineFormat, rows: Tensor) -> AffineSegment | None:
+def load_codes(folder: Path, number: int, format: RoundedFormat, rows: Tensor) -> RoundedSegment | None:
     """Some of one site's rows in one format; `None` if they were not kept, or are damaged."""
     try:
         with safe_open(_codes_file(folder, number, format), "pt") as file:
+            if isinstance(format, EntropyFormat):
+                return EntropySegment(
+                    format=format,
+                    rows=rows,
+                    codes=file.get_tensor("codes")[rows],
+                    row_exponents=file.get_tensor("row_exponents")[rows],
+                    column_exponents=file.get_tensor("column_exponents"),
+                )
             return AffineSegment(
                 format=format,
                 rows=rows,
@@ -187,7 +200,7 @@ def _is(error: OSError | SafetensorError, number: int) -> bool:
     return error.errno == number if isinstance(error, OSError) else f"os error {number})" in str(error)
 
 
-def _codes_file(folder: Path, number: int, format: AffineFormat) -> Path:
+def _codes_file(folder: Path, number: int, format: RoundedFormat) -> Path:
     name = "".join(character if character.isalnum() else "-" for character in str(format))
     return folder / "codes" / f"{number:05d}-{name}.safetensors"
 

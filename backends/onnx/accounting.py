@@ -53,7 +53,7 @@ def count_footprint(skeleton: Skeleton, offered: Mapping[str, Sequence[Format]],
     counted: dict[object, SiteFootprint] = {}
     sites: dict[str, SiteFootprint] = {}
     for name, slot in skeleton.slots.items():
-        held = tuple(f for f in offered[name] if isinstance(f, FloatFormat) or can_hold(slot, f))
+        held = tuple(f for f in offered[name] if can_hold(slot, f))
         alike = (held, _what_counts(slot))
         if alike not in counted:
             large = mixable and min(slot.site.parameters // MIXED_PARAMETERS, slot.site.rows // 2, len(held) // 3) > 0

@@ -15,7 +15,7 @@ from guidedq.errors import BackendError
 from guidedq.ir.graph import Graph, UseKind
 from guidedq.ir.model import Model
 from guidedq.ir.program import ActivationRounding, Batch
-from guidedq.quant.formats import AffineFormat
+from guidedq.quant.formats import AffineFormat, RoundedFormat
 from guidedq.stages import AbstractBackend, Emission
 
 from .accounting import count_footprint, stored_bytes
@@ -56,10 +56,11 @@ class OnnxBackend(AbstractBackend):
         if self.opset < BITWISE_OPSET:
             raise BackendError(f"models are exported in opset {BITWISE_OPSET} or newer, found {self.opset}.")
 
-    def footprint(self, model: Model, formats: Sequence[AffineFormat]) -> Footprint:
+    def footprint(self, model: Model, formats: Sequence[RoundedFormat]) -> Footprint:
         """The exact bytes of every site, from the model's own graph; see `AbstractBackend.footprint`."""
         skeleton, settings = self._prepare(model)
-        offered = {site.name: offered_formats(site, model.matrix(site), formats) for site in model.graph.quantizable}
+        affine = [format for format in formats if isinstance(format, AffineFormat)]
+        offered = {site.name: offered_formats(site, model.matrix(site), affine) for site in model.graph.quantizable}
         return count_footprint(skeleton, offered, settings)
 
     def fuses(self, graph: Graph) -> Sequence[Sequence[str]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from guidedq.artifacts.quantized_weight import AffineSegment, QuantizedWeight
+from guidedq.artifacts.quantized_weight import AffineSegment, FloatSegment, QuantizedWeight
 from guidedq.errors import FormatError
-from guidedq.quant.formats import AffineFormat, FloatFormat, Format
+from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format
 
 from .convolution import write_dense, write_float
 from .matmul import write_packed
@@ -20,30 +20,41 @@ MOST_SEGMENTS = 4
 """Two bits a row say which segment it belongs to."""
 
 
-def can_hold(slot: Slot, format: AffineFormat) -> bool:
+def can_hold(slot: Slot, format: Format) -> bool:
     """Whether rows of this format can be stored in the slot."""
-    if format.outliers:
+    if isinstance(format, FloatFormat):
+        return True
+    if isinstance(format, EntropyFormat) or format.outliers:
         return False
     return not slot.readers or smallest_block(slot, [format]) is not None
 
 
 def segments_of(weight: QuantizedWeight) -> list[AffineRows | FloatRows]:
-    """The segments as the writers take them."""
-    return [
-        AffineRows(format=segment.format, count=len(segment.rows), segment=segment)
-        if isinstance(segment, AffineSegment)
-        else FloatRows(format=segment.format, count=len(segment.rows), segment=segment)
-        for segment in weight.segments
-    ]
+    """The segments as the writers take them.
+
+    Raises:
+        FormatError: a segment's codes are stored by their entropy, which no graph unpacks.
+    """
+    found: list[AffineRows | FloatRows] = []
+    for segment in weight.segments:
+        count = len(segment.rows)
+        if isinstance(segment, AffineSegment):
+            found.append(AffineRows(format=segment.format, count=count, segment=segment))
+        elif isinstance(segment, FloatSegment):
+            found.append(FloatRows(format=segment.format, count=count, segment=segment))
+        else:
+            raise FormatError(f"{weight.name}: ONNX cannot hold {segment.format}.")
+    return found
 
 
 def rows_of(formats: Sequence[Format], count: int) -> list[AffineRows | FloatRows]:
     """Segments of `count` rows each, without data, to count the bytes of."""
     return [
-        FloatRows(format=format, count=count)
-        if isinstance(format, FloatFormat)
-        else AffineRows(format=format, count=count)
+        AffineRows(format=format, count=count)
+        if isinstance(format, AffineFormat)
+        else FloatRows(format=format, count=count)
         for format in formats
+        if not isinstance(format, EntropyFormat)
     ]
 
 

@@ -17,7 +17,7 @@ from guidedq.errors import BackendError
 from guidedq.ir.graph import Graph
 from guidedq.ir.model import Model
 from guidedq.ir.program import ActivationRounding, Batch
-from guidedq.quant.formats import AffineFormat
+from guidedq.quant.formats import RoundedFormat
 from guidedq.stages import AbstractBackend, Emission
 
 from .candidates import site_footprint
@@ -30,7 +30,9 @@ from .weights_file import base_bytes
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedTorchBackend(AbstractBackend):
-    """Writes a folder that `guidedq.load_quantized` loads: true widths of 1 to 8 bits, any format in any row.
+    """Writes a folder that `guidedq.load_quantized` loads.
+
+    Widths are true: 1 to 8 bits, or codes stored by their entropy; any format in any row.
 
     Attributes:
         fused: Give sites that read one input one format, as a runtime that fuses them would need. Plain torch does not.
@@ -38,8 +40,13 @@ class PackedTorchBackend(AbstractBackend):
 
     fused: bool = False
 
-    def footprint(self, model: Model, formats: Sequence[AffineFormat]) -> Footprint:
-        """What each site can be stored as; the counts are those of the file, to the byte.
+    @property
+    def entropy_coded(self) -> bool:
+        """Streams are unpacked when the folder is loaded."""
+        return True
+
+    def footprint(self, model: Model, formats: Sequence[RoundedFormat]) -> Footprint:
+        """What each site can be stored as; the counts are those of the file, to the byte, but for entropy formats.
 
         Raises:
             BackendError: the model did not come from a Hugging Face folder.

@@ -11,16 +11,24 @@ from torch import Tensor
 from guidedq.artifacts.footprint import SiteFootprint
 from guidedq.errors import BackendError
 from guidedq.ir.graph import Site
-from guidedq.quant.formats import AffineFormat, FloatFormat, Format
+from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format, RoundedFormat
 from guidedq.quant.grid import LARGEST_SCALE, SMALLEST_SCALE, scale_of_range
-from guidedq.quant.packing import INDEX_BITS, MAXIMUM_SEGMENTS, OUTLIER_COLUMNS, PREFIX_BYTES, SEGMENT_HEADER
+from guidedq.quant.packing import (
+    INDEX_BITS,
+    MAXIMUM_SEGMENTS,
+    OUTLIER_COLUMNS,
+    PREFIX_BYTES,
+    SEGMENT_HEADER,
+    STREAM_HEADER,
+    columns_bytes,
+)
 
 from .contents import stored_dtype
 
 FLOAT_NAMES: dict[torch.dtype, Literal["fp16", "bf16"]] = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
-def site_footprint(site: Site, values: Tensor, formats: Sequence[AffineFormat]) -> SiteFootprint:
+def site_footprint(site: Site, values: Tensor, formats: Sequence[RoundedFormat]) -> SiteFootprint:
     """What of `formats` can hold the weight `values`, besides the 16-bit float that loses least.
 
     Left out are formats as large as that float, formats that differ from an earlier one in name only (groups no
@@ -37,8 +45,11 @@ def site_footprint(site: Site, values: Tensor, formats: Sequence[AffineFormat]) 
         )
     whole = FloatFormat(dtype=FLOAT_NAMES[dtype])
     low, high = (bound.float() for bound in values.detach().aminmax())
-    found: dict[tuple[int, int, bool, int], Format] = {}
+    found: dict[object, Format] = {}
     for format in formats:
+        if isinstance(format, EntropyFormat):
+            found[format] = format
+            continue
         key = (format.bits, format.columns_per_group(site.columns), format.symmetric, format.outliers)
         if _can_hold(format, site.columns, low, high) and format.row_bytes(site.columns) < whole.row_bytes(
             site.columns
@@ -48,8 +59,10 @@ def site_footprint(site: Site, values: Tensor, formats: Sequence[AffineFormat]) 
     return SiteFootprint(
         formats=held,
         row_bytes=tuple(format.row_bytes(site.columns) for format in held),
-        segment_bytes=(SEGMENT_HEADER.size,) * len(held),
-        site_bytes=PREFIX_BYTES,
+        segment_bytes=tuple(
+            SEGMENT_HEADER.size + (STREAM_HEADER.size if isinstance(format, EntropyFormat) else 0) for format in held
+        ),
+        site_bytes=PREFIX_BYTES + columns_bytes(site.columns, held),
         mixed_row_bits=INDEX_BITS,
         segments=MAXIMUM_SEGMENTS,
     )

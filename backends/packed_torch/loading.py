@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from guidedq.artifacts.manifest import Manifest, SiteEntry, check_files, read_manifest
-from guidedq.artifacts.packed_weight import unpack_weight
 from guidedq.errors import ArtifactError
 from guidedq.ir.graph import Storage
 
@@ -99,7 +98,6 @@ def _place_site(model: nn.Module, site: SiteEntry, state: Mapping[str, Tensor], 
         raise ArtifactError(f"{site.name}: expected packed bytes, found {blob.dtype} {list(blob.shape)}.")
     transposed = site.storage == Storage.IN_OUT
     packed = PackedWeight(blob, site.name, site.shape, transposed=transposed)
-    unpack_weight(blob, site.name, packed.layout.shape)
     for name in site.parameters:
         owner, _, parameter = name.rpartition(".")
         parent, _, child = owner.rpartition(".")

@@ -1,8 +1,9 @@
 """Modules that keep their weight packed and dequantize it on use, in plain torch arithmetic.
 
-A packed weight stays packed in memory; each call unpacks it anew (some 100 million weights a second on one core), an
-embedding only the rows that are asked for. Values are those of the reference dequantization bit for bit, then cast to
-the module's floating dtype (float32 unless `.half()` or `.bfloat16()` was called).
+A packed weight stays packed in memory, an entropy-coded one with a byte for each code; each call unpacks it anew (some
+100 million weights a second on one core), an embedding only the rows that are asked for. Values are those of the
+reference dequantization bit for bit, then cast to the module's floating dtype (float32 unless `.half()` or
+`.bfloat16()` was called).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from guidedq.artifacts.packed_weight import read_segment, segment_rows
+from guidedq.artifacts.packed_weight import pack_weight, read_segment, segment_rows, unpack_weight
 from guidedq.quant.packing import read_layout
 
 
@@ -29,14 +30,20 @@ class PackedWeight(nn.Module):
     def __init__(self, blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, ...], *, transposed: bool) -> None:
         """Take the blob of a weight whose shape in the model is `shape`, and whose matrix is its transpose if so said.
 
+        All of it is read once; streams of codes are unpacked for good.
+
         Raises:
-            ArtifactError: the blob's header or its index of rows does not fit.
+            ArtifactError: the blob is damaged, or does not fit.
         """
         super().__init__()
         self.shape = shape
         self.transposed = transposed
         rows = shape[-1] if transposed else shape[0]
-        self.layout = read_layout(blob, name, (rows, torch.Size(shape).numel() // rows))
+        matrix = (rows, torch.Size(shape).numel() // rows)
+        weight = unpack_weight(blob, name, matrix)
+        if read_layout(blob, name, matrix).has_streams:
+            blob = pack_weight(weight, streams=False)
+        self.layout = read_layout(blob, name, matrix)
         listed = torch.cat(segment_rows(blob, name, self.layout))
         self.register_buffer("blob", blob)
         self.register_buffer("listed", listed.int(), persistent=False)  # rows, segment after segment
@@ -53,7 +60,7 @@ class PackedWeight(nn.Module):
         start = 0
         for part in self.layout.segments:
             rows = self.listed[start : start + part.rows].long()
-            segment = read_segment(self.blob, part, values.shape[1], rows).dequantize().to(values.dtype)
+            segment = read_segment(self.blob, self.layout, part, rows).dequantize().to(values.dtype)
             if len(self.layout.segments) == 1:
                 return segment
             values[rows] = segment
@@ -73,7 +80,7 @@ class PackedWeight(nn.Module):
             chosen = ((places >= start) & (places < start + part.rows)).nonzero()[:, 0]
             own = places.index_select(0, chosen) - start
             if len(chosen):
-                segment = read_segment(self.blob, part, values.shape[1], own, own)
+                segment = read_segment(self.blob, self.layout, part, own, own)
                 values[chosen] = segment.dequantize().to(values.dtype)
             start += part.rows
         return values

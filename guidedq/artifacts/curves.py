@@ -21,6 +21,7 @@ class SiteCurve:
         formats: The candidates.
         distortion: Guided distortion of each row under each format, loss per token or sample, float32.
         row_noise: Standard error of each row's distortion relative to the distortion itself.
+        entropy_bytes: Mean bytes of a row in each entropy format, measured; 0 in others, whose bytes are known.
         projections: For each row, format and kept sequence the sum over tokens of `g . (error x)`; `None` if the
             guidance has no gradients.
     """
@@ -29,4 +30,5 @@ class SiteCurve:
     formats: tuple[Format, ...]
     distortion: Float[Tensor, "out format"]
     row_noise: Float[Tensor, "out"]
+    entropy_bytes: Float[Tensor, "format"]
     projections: Float[Tensor, "out format sequence"] | None

@@ -62,9 +62,18 @@ class Measurement:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A whole quantized model measured before the compile decides: calibrates the forecast."""
+    """A whole quantized model measured before the compile decides: calibrates the forecast.
+
+    Attributes:
+        raw_kl_by_sequence: Its uncalibrated forecast for each kept sequence.
+        raw_kl: Their mean.
+        measured: On the probe samples.
+        bytes: Of its weights file.
+        counted_bytes: The same by the footprint, whose counts of entropy formats are estimates.
+    """
 
     raw_kl_by_sequence: tuple[float, ...]
     raw_kl: float
     measured: Measurement
     bytes: int
+    counted_bytes: int

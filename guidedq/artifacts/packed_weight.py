@@ -6,13 +6,22 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from guidedq.artifacts.quantized_weight import FLOAT_DTYPES, AffineSegment, FloatSegment, QuantizedWeight, Segment
+from guidedq.artifacts.quantized_weight import (
+    FLOAT_DTYPES,
+    AffineSegment,
+    EntropySegment,
+    FloatSegment,
+    QuantizedWeight,
+    Segment,
+)
 from guidedq.errors import FormatError
 from guidedq.quant.bit_stream import pack_codes, unpack_codes
-from guidedq.quant.formats import AffineFormat, FloatFormat
+from guidedq.quant.entropy import column_order, decode_codes, encode_codes
+from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
 from guidedq.quant.grid import Grid
 from guidedq.quant.packing import (
     INDEX_BITS,
+    STREAM_HEADER,
     BlobLayout,
     SegmentLayout,
     damaged,
@@ -23,22 +32,29 @@ from guidedq.quant.packing import (
 )
 
 
-def pack_weight(weight: QuantizedWeight) -> UInt8[Tensor, "bytes"]:
-    """Write a weight as one blob, `blob_bytes` long.
+def pack_weight(weight: QuantizedWeight, *, streams: bool = True) -> UInt8[Tensor, "bytes"]:
+    """Write a weight as one blob.
+
+    Args:
+        weight: What to write.
+        streams: Store entropy segments by their entropy; otherwise a byte for each code, to be read row by row.
 
     Raises:
         FormatError: the weight breaks its own rules (codes too large, rows twice or unordered), or has many segments.
     """
     _check(weight)
-    header = write_header([(part.format, len(part.rows)) for part in weight.segments], weight.shape[1])
-    parts = [torch.frombuffer(bytearray(header), dtype=torch.uint8)]
+    formats = [(part.format, len(part.rows)) for part in weight.segments]
+    header = write_header(formats, weight.shape[1], streams=streams)
+    parts = [_tensor_of(header)]
     if len(weight.segments) > 1:
         numbers = torch.empty(1, weight.shape[0], dtype=torch.uint8)
         for number, part in enumerate(weight.segments):
             numbers[0, part.rows] = number
         parts.append(pack_codes(numbers, INDEX_BITS))
+    shared = [part.column_exponents for part in weight.segments if isinstance(part, EntropySegment)]
+    parts.extend(shared[:1])
     for part in weight.segments:
-        parts.extend(_affine_regions(part) if isinstance(part, AffineSegment) else [_bytes_of(part.values)])
+        parts.extend(_regions(part, streams=streams))
     return torch.cat([part.reshape(-1) for part in parts])
 
 
@@ -50,7 +66,7 @@ def unpack_weight(blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, int
     """
     layout = read_layout(blob, name, shape)
     rows = segment_rows(blob, name, layout)
-    segments = [read_segment(blob, part, shape[1], own) for part, own in zip(layout.segments, rows, strict=True)]
+    segments = [read_segment(blob, layout, part, own) for part, own in zip(layout.segments, rows, strict=True)]
     for segment in segments:
         check_segment(segment, name, shape[1])
     return QuantizedWeight(name=name, shape=shape, segments=tuple(segments))
@@ -76,8 +92,8 @@ def segment_rows(blob: UInt8[Tensor, "bytes"], name: str, layout: BlobLayout) ->
 
 def read_segment(
     blob: UInt8[Tensor, "bytes"],
+    layout: BlobLayout,
     part: SegmentLayout,
-    columns: int,
     rows: Int64[Tensor, "n"],
     places: Int64[Tensor, "n"] | None = None,
 ) -> Segment:
@@ -85,20 +101,37 @@ def read_segment(
 
     Args:
         blob: The whole weight.
+        layout: Of the blob.
         part: Where the segment lies.
-        columns: The weight's `in`.
         rows: What the rows read are called in the result.
         places: Which of the segment's rows to read, in any order and number; all by default.
+
+    Raises:
+        ArtifactError: the segment's stream is damaged.
     """
-    regions: list[Tensor] = []
+    columns = layout.shape[1]
+    widths = region_widths(part.format, columns)
     offset = part.offset
-    for width in region_widths(part.format, columns):
-        region = blob[offset : offset + part.rows * width].view(part.rows, width)
-        regions.append(region if places is None else region.index_select(0, places))
+    regions: list[Tensor] = []
+    if part.stream_bytes:
+        regions.append(_decoded(blob, layout, part))
+        offset, widths = offset + STREAM_HEADER.size + part.stream_bytes, widths[1:]
+    for width in widths:
+        regions.append(blob[offset : offset + part.rows * width].view(part.rows, width))
         offset += part.rows * width
+    if places is not None:
+        regions = [region.index_select(0, places) for region in regions]
     if isinstance(part.format, FloatFormat):
         values = _values_of(regions[0], FLOAT_DTYPES[part.format.dtype])
         return FloatSegment(format=part.format, rows=rows, values=values)
+    if isinstance(part.format, EntropyFormat):
+        return EntropySegment(
+            format=part.format,
+            rows=rows,
+            codes=regions[0],
+            row_exponents=regions[1][:, 0],
+            column_exponents=_column_exponents(blob, layout),
+        )
     return AffineSegment(
         format=part.format,
         rows=rows,
@@ -107,6 +140,20 @@ def read_segment(
         outlier_columns=regions[3][:, 0::2].long() | regions[3][:, 1::2].long() << 8,
         outlier_values=_values_of(regions[4], torch.float16),
     )
+
+
+def _column_exponents(blob: UInt8[Tensor, "bytes"], layout: BlobLayout) -> UInt8[Tensor, "in"]:
+    return blob[layout.columns_offset : layout.columns_offset + layout.shape[1]]
+
+
+def _decoded(blob: UInt8[Tensor, "bytes"], layout: BlobLayout, part: SegmentLayout) -> UInt8[Tensor, "n in"]:
+    start = part.offset + STREAM_HEADER.size
+    stream = blob[start : start + part.stream_bytes].cpu().numpy().tobytes()
+    try:
+        codes = decode_codes(stream, part.rows, column_order(_column_exponents(blob, layout).cpu()))
+    except FormatError as error:
+        raise damaged(layout.name, "a stream of codes", error) from error
+    return codes.to(blob.device)
 
 
 def check_segment(segment: Segment, name: str, columns: int) -> None:
@@ -118,6 +165,8 @@ def check_segment(segment: Segment, name: str, columns: int) -> None:
     if isinstance(segment, FloatSegment):
         if not bool(torch.isfinite(segment.values).all()):
             raise damaged(name, "finite values", "NaN or infinity")
+        return
+    if isinstance(segment, EntropySegment):
         return
     scales = segment.grid.scales
     if not bool((torch.isfinite(scales) & (scales > 0)).all()):
@@ -139,6 +188,8 @@ def _check(weight: QuantizedWeight) -> None:
                 part.values.shape == (len(part.rows), weight.shape[1])
                 and part.values.dtype is FLOAT_DTYPES[part.format.dtype]
             )
+        elif isinstance(part, EntropySegment):
+            fits = _entropy_fits(part, weight)
         else:
             fits = _affine_fits(part, weight.shape[1])
         if not fits:
@@ -159,9 +210,30 @@ def _affine_fits(part: AffineSegment, columns: int) -> bool:
     )
 
 
+def _entropy_fits(part: EntropySegment, weight: QuantizedWeight) -> bool:
+    others = [other for other in weight.segments if isinstance(other, EntropySegment)]
+    return (
+        part.codes.shape == (len(part.rows), weight.shape[1])
+        and part.row_exponents.shape == (len(part.rows),)
+        and part.column_exponents.shape == (weight.shape[1],)
+        and all(torch.equal(part.column_exponents, other.column_exponents) for other in others)
+    )
+
+
 def _rising(columns_of_rows: Int64[Tensor, "n outliers"], columns: int) -> bool:
     inside = (columns_of_rows >= 0) & (columns_of_rows < columns)
     return bool(inside.all()) and bool((columns_of_rows.diff(dim=1) > 0).all())
+
+
+def _regions(part: Segment, *, streams: bool) -> list[Tensor]:
+    if isinstance(part, FloatSegment):
+        return [_bytes_of(part.values)]
+    if isinstance(part, AffineSegment):
+        return _affine_regions(part)
+    if not streams:
+        return [part.codes, part.row_exponents]
+    stream = encode_codes(part.codes, column_order(part.column_exponents))
+    return [_tensor_of(STREAM_HEADER.pack(len(stream)) + stream), part.row_exponents]
 
 
 def _affine_regions(part: AffineSegment) -> list[Tensor]:
@@ -177,6 +249,10 @@ def _grid(scales: Tensor, zero_points: Tensor, format: AffineFormat, columns: in
         middle = 2 ** (format.bits - 1)
         return Grid(scales=values, zero_points=torch.full_like(values, middle, dtype=torch.uint8))
     return Grid(scales=values, zero_points=unpack_codes(zero_points, format.bits, format.groups(columns)))
+
+
+def _tensor_of(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def _bytes_of(values: Tensor) -> Tensor:

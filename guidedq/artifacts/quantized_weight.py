@@ -10,11 +10,14 @@ from jaxtyping import Float, Float16, Int64, UInt8
 from torch import Tensor
 
 from guidedq.errors import FormatError
-from guidedq.quant.formats import AffineFormat, FloatFormat
+from guidedq.quant.exponents import scales_of
+from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
 from guidedq.quant.grid import Grid, dequantize
 
 WEIGHTS_AT_ONCE = 1 << 20
 """Weights dequantized at once: 4 MB of float32, within a core's cache."""
+ENTROPY_ZERO = 128
+"""The code of zero in an entropy segment."""
 FLOAT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -74,7 +77,44 @@ class FloatSegment:
         return FloatSegment(format=self.format, rows=self.rows[index], values=self.values[index])
 
 
-Segment = AffineSegment | FloatSegment
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropySegment:
+    """Rows of a weight whose codes are stored by their entropy.
+
+    Attributes:
+        format: The format of all these rows.
+        rows: Their row indices in the weight, ascending, `[n]`.
+        codes: `[n, in]`, 128 more than the integers they stand for.
+        row_exponents: Scales of the rows (see `quant/exponents.py`), `[n]`.
+        column_exponents: Scales of the columns, `[in]`; the same in all segments of a weight.
+    """
+
+    format: EntropyFormat
+    rows: Int64[Tensor, "n"]
+    codes: UInt8[Tensor, "n in"]
+    row_exponents: UInt8[Tensor, "n"]
+    column_exponents: UInt8[Tensor, "in"]
+
+    def dequantize(self) -> Float[Tensor, "n in"]:
+        """The float32 values of these rows: `(row scale * column scale) * (code - 128)`, each product rounded once."""
+        scales = scales_of(self.row_exponents)[:, None] * scales_of(self.column_exponents)
+        return scales.mul_(self.codes.float().sub_(ENTROPY_ZERO))
+
+    def part(self, index: Tensor | slice) -> EntropySegment:
+        """Some of these rows, by their place in the segment."""
+        return EntropySegment(
+            format=self.format,
+            rows=self.rows[index],
+            codes=self.codes[index],
+            row_exponents=self.row_exponents[index],
+            column_exponents=self.column_exponents,
+        )
+
+
+RoundedSegment = AffineSegment | EntropySegment
+"""What a rounder makes."""
+Segment = AffineSegment | EntropySegment | FloatSegment
 
 
 @final
@@ -96,6 +136,11 @@ class QuantizedWeight:
         counted = sum(len(segment.rows) for segment in self.segments)
         if counted != self.shape[0]:
             raise FormatError(f"{self.name}: {counted} rows in segments, {self.shape[0]} in the weight.")
+
+    @property
+    def has_entropy(self) -> bool:
+        """Whether some codes are stored by their entropy."""
+        return any(isinstance(segment, EntropySegment) for segment in self.segments)
 
     def dequantize(self) -> Float[Tensor, "out in"]:
         """The reference float32 matrix; made part by part, so that little is held besides it."""

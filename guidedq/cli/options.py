@@ -199,7 +199,8 @@ def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
     ]
 
     def flat(**given: Any) -> None:
-        command(**given, options=JobOptions(**{parameter.name: given.pop(parameter.name) for parameter in shared}))
+        options = JobOptions(**{parameter.name: given.pop(parameter.name) for parameter in shared})
+        command(**given, options=options)
 
     flat.__name__, flat.__doc__ = command.__name__, command.__doc__
     flat.__dict__["__signature__"] = Signature([*own, *shared])

@@ -1,21 +1,26 @@
 """How one weight lies in one blob of bytes. All integers are little-endian; nothing is aligned; nothing is left over.
 
- 1. Byte 0 is 0x71: the layout's version. A reader refuses any other.
- 2. Byte 1 is the number of segments, 1 to 4. No two segments have one format, and none is empty.
+ 1. Byte 0 is 0x72: the layout's version. A reader refuses any other.
+ 2. Byte 1 is the number of segments, 1 to 8. No two segments have one format, and none is empty.
  3. Then 9 bytes per segment: kind (1 byte), group size (2), outliers per row (2), rows (4).
  4. Kind of an affine format: its bits, 1 to 8, plus 0x10 if symmetric. Float formats: 0x20 fp16, 0x21 bf16, 0x22 fp32,
-    with group size and outliers zero.
- 5. With more than one segment follows the segment number of every row, 2 bits each, as one bit stream padded to a byte.
+    with group size and outliers zero. Entropy formats: 0x30 as a stream, 0x31 with a byte for each code; four times the
+    nominal bits in place of the group size, outliers zero.
+ 5. With more than one segment follows the segment number of every row, 3 bits each, as one bit stream padded to a byte.
     The rows of a segment are those that carry its number, ascending. With one segment there is no such index.
- 6. Then the data of each segment, in the order of the headers; `n` is its number of rows, `in` the weight's columns.
- 7. Affine: codes, `n` bit streams of `in` codes (see `bit_stream.py`), each padded to a byte;
- 8. scales, fp16 `[n, groups]`;
- 9. zero points, unless symmetric: `n` bit streams of `groups` codes, each padded to a byte;
-10. columns of the outliers, unsigned 16-bit `[n, outliers]`, strictly ascending in each row;
-11. values of the outliers, fp16 `[n, outliers]`.
-12. Float: the values `[n, in]`.
+ 6. With any entropy segment follow the scales of the columns, a byte each (see `exponents.py`).
+ 7. Then the data of each segment, in the order of the headers; `n` is its number of rows, `in` the weight's columns.
+ 8. Affine: codes, `n` bit streams of `in` codes (see `bit_stream.py`), each padded to a byte;
+ 9. scales, fp16 `[n, groups]`;
+10. zero points, unless symmetric: `n` bit streams of `groups` codes, each padded to a byte;
+11. columns of the outliers, unsigned 16-bit `[n, outliers]`, strictly ascending in each row;
+12. values of the outliers, fp16 `[n, outliers]`.
+13. Entropy 0x30: the stream's length (4 bytes), the stream (see `entropy.py`; columns in the order of their scales,
+    equal ones in their own); 0x31: the codes `[n, in]`. Then the scales of the rows, a byte each.
+14. Float: the values `[n, in]`.
 
-So a blob takes `blob_bytes`, of which each row's part is `Format.row_bytes`.
+Blobs on disk hold streams; in memory they hold bytes in their place, so that rows can be read one by one. Without
+streams a blob takes `blob_bytes`.
 """
 
 from __future__ import annotations
@@ -30,18 +35,27 @@ from torch import Tensor
 
 from guidedq.errors import ArtifactError, FormatError
 from guidedq.quant.bit_stream import packed_width
-from guidedq.quant.formats import AffineFormat, FloatFormat, Format
+from guidedq.quant.formats import (
+    ENTROPY_STEPS_PER_BIT,
+    AffineFormat,
+    EntropyFormat,
+    FloatFormat,
+    Format,
+)
 
-LAYOUT_VERSION = 0x71
+LAYOUT_VERSION = 0x72
 PREFIX_BYTES = 2
 SEGMENT_HEADER = struct.Struct("<BHHI")
-MAXIMUM_SEGMENTS = 4
-INDEX_BITS = 2
+MAXIMUM_SEGMENTS = 8
+INDEX_BITS = 3
 """Enough for `MAXIMUM_SEGMENTS`, and one width for any number of them, so that bytes per row do not depend on it."""
 OUTLIER_COLUMNS = 65536
 """A 16-bit column index reaches no further."""
 
+STREAM_HEADER = struct.Struct("<I")
+
 _SYMMETRIC = 0x10
+_STREAM, _BYTES = 0x30, 0x31
 _FLOAT_KINDS: dict[int, Literal["fp16", "bf16", "fp32"]] = {0x20: "fp16", 0x21: "bf16", 0x22: "fp32"}
 
 
@@ -54,11 +68,13 @@ class SegmentLayout:
         format: The format of its rows.
         rows: How many.
         offset: First byte of its data in the blob.
+        stream_bytes: Length of its stream of codes, 0 if it has none.
     """
 
     format: Format
     rows: int
     offset: int
+    stream_bytes: int = 0
 
 
 @final
@@ -67,20 +83,31 @@ class BlobLayout:
     """Where everything lies in one blob.
 
     Attributes:
+        name: The site's name, for messages.
         shape: `(out, in)` of the weight.
-        segments: One to four.
+        segments: One to eight.
         index_offset: First byte of the rows' segment numbers; meaningless with one segment.
+        columns_offset: First byte of the columns' scales; meaningless without entropy segments.
     """
 
+    name: str
     shape: tuple[int, int]
     segments: tuple[SegmentLayout, ...]
     index_offset: int
+    columns_offset: int
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether rows cannot be read one by one."""
+        return any(part.stream_bytes for part in self.segments)
 
 
 def region_widths(format: Format, columns: int) -> tuple[int, ...]:
-    """Bytes per row of each region of a segment, in their order (7 to 11, or 12); together `format.row_bytes`."""
+    """Bytes per row of each region of a segment without a stream, in their order (8 to 12, 13, or 14)."""
     if isinstance(format, FloatFormat):
         return (format.row_bytes(columns),)
+    if isinstance(format, EntropyFormat):
+        return columns, 1
     groups = format.groups(columns)
     zero_points = 0 if format.symmetric else packed_width(groups, format.bits)
     return packed_width(columns, format.bits), 2 * groups, zero_points, 2 * format.outliers, 2 * format.outliers
@@ -91,14 +118,20 @@ def index_bytes(rows: int, segments: int) -> int:
     return packed_width(rows, INDEX_BITS) if segments > 1 else 0
 
 
+def columns_bytes(columns: int, formats: Sequence[Format]) -> int:
+    """Bytes of the columns' scales."""
+    return columns if any(isinstance(format, EntropyFormat) for format in formats) else 0
+
+
 def blob_bytes(columns: int, segments: Sequence[tuple[Format, int]]) -> int:
-    """Bytes of a blob with so many rows in each format."""
+    """Bytes of a blob without streams, with so many rows in each format."""
     rows = sum(count for _, count in segments)
     header = PREFIX_BYTES + SEGMENT_HEADER.size * len(segments) + index_bytes(rows, len(segments))
-    return header + sum(count * format.row_bytes(columns) for format, count in segments)
+    header += columns_bytes(columns, [format for format, _ in segments])
+    return header + sum(count * sum(region_widths(format, columns)) for format, count in segments)
 
 
-def write_header(segments: Sequence[tuple[Format, int]], columns: int) -> bytes:
+def write_header(segments: Sequence[tuple[Format, int]], columns: int, *, streams: bool) -> bytes:
     """The bytes of lines 1 to 4.
 
     Raises:
@@ -112,7 +145,8 @@ def write_header(segments: Sequence[tuple[Format, int]], columns: int) -> bytes:
     for format, rows in segments:
         if problem := _problem(format, rows, columns):
             raise FormatError(problem)
-    return bytes((LAYOUT_VERSION, len(segments))) + b"".join(_segment_header(format, rows) for format, rows in segments)
+    headers = [_segment_header(format, rows, streams=streams) for format, rows in segments]
+    return bytes((LAYOUT_VERSION, len(segments))) + b"".join(headers)
 
 
 def read_layout(blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, int]) -> BlobLayout:
@@ -136,20 +170,33 @@ def read_layout(blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, int])
     parts = [
         _read_segment_header(values, name) for values in SEGMENT_HEADER.iter_unpack(head[PREFIX_BYTES:index_offset])
     ]
-    _expect(len({format for format, _ in parts}) == len(parts), name, "segments of distinct formats", parts)
-    for format, count in parts:
+    _expect(len({format for format, _, _ in parts}) == len(parts), name, "segments of distinct formats", parts)
+    for format, count, _ in parts:
         problem = _problem(format, count, columns)
         _expect(problem is None, name, "segments that fit the weight", problem)
-    counted = sum(count for _, count in parts)
+    counted = sum(count for _, count, _ in parts)
     _expect(counted == rows, name, f"{rows} rows in segments", counted)
-    size = blob_bytes(columns, parts)
-    _expect(size == len(blob), name, f"{size} bytes", len(blob))
+    columns_offset = index_offset + index_bytes(rows, len(parts))
+    offset = columns_offset + columns_bytes(columns, [format for format, _, _ in parts])
     segments: list[SegmentLayout] = []
-    offset = index_offset + index_bytes(rows, len(parts))
-    for format, count in parts:
-        segments.append(SegmentLayout(format=format, rows=count, offset=offset))
-        offset += count * format.row_bytes(columns)
-    return BlobLayout(shape=shape, segments=tuple(segments), index_offset=index_offset)
+    for format, count, has_stream in parts:
+        stream_bytes = _stream_bytes(blob, offset, name) if has_stream else 0
+        segments.append(SegmentLayout(format=format, rows=count, offset=offset, stream_bytes=stream_bytes))
+        widths = region_widths(format, columns)
+        offset += stream_bytes + count * sum(widths[1:] if has_stream else widths)
+        offset += STREAM_HEADER.size if has_stream else 0
+    _expect(offset == len(blob), name, f"{offset} bytes", len(blob))
+    return BlobLayout(
+        name=name, shape=shape, segments=tuple(segments), index_offset=index_offset, columns_offset=columns_offset
+    )
+
+
+def _stream_bytes(blob: UInt8[Tensor, "bytes"], offset: int, name: str) -> int:
+    head = bytes(blob[offset : offset + STREAM_HEADER.size].tolist())
+    _expect(len(head) == STREAM_HEADER.size, name, "the length of a stream", len(head))
+    found: int = STREAM_HEADER.unpack(head)[0]
+    _expect(found > 0, name, "a stream", found)
+    return found
 
 
 def damaged(name: str, expected: str, found: object) -> ArtifactError:
@@ -159,26 +206,32 @@ def damaged(name: str, expected: str, found: object) -> ArtifactError:
     )
 
 
-def _segment_header(format: Format, rows: int) -> bytes:
+def _segment_header(format: Format, rows: int, *, streams: bool) -> bytes:
     if isinstance(format, FloatFormat):
         kind = next(kind for kind, dtype in _FLOAT_KINDS.items() if dtype == format.dtype)
         return SEGMENT_HEADER.pack(kind, 0, 0, rows)
+    if isinstance(format, EntropyFormat):
+        kind = _STREAM if streams else _BYTES
+        return SEGMENT_HEADER.pack(kind, round(format.bits * ENTROPY_STEPS_PER_BIT), 0, rows)
     kind = format.bits | (_SYMMETRIC if format.symmetric else 0)
     return SEGMENT_HEADER.pack(kind, format.group_size, format.outliers, rows)
 
 
-def _read_segment_header(values: tuple[int, ...], name: str) -> tuple[Format, int]:
+def _read_segment_header(values: tuple[int, ...], name: str) -> tuple[Format, int, bool]:
+    """Format, rows, and whether the codes are a stream."""
     kind, group_size, outliers, rows = values
     if kind in _FLOAT_KINDS:
         _expect(
             not group_size and not outliers, name, "no groups or outliers in a float segment", (group_size, outliers)
         )
-        return FloatFormat(dtype=_FLOAT_KINDS[kind]), rows
+        return FloatFormat(dtype=_FLOAT_KINDS[kind]), rows, False
     try:
+        if kind in (_STREAM, _BYTES):
+            _expect(not outliers, name, "no outliers in an entropy segment", outliers)
+            return EntropyFormat(bits=group_size / ENTROPY_STEPS_PER_BIT), rows, kind == _STREAM
         symmetric = bool(kind & _SYMMETRIC)
-        return AffineFormat(
-            bits=kind & ~_SYMMETRIC, group_size=group_size, symmetric=symmetric, outliers=outliers
-        ), rows
+        format = AffineFormat(bits=kind & ~_SYMMETRIC, group_size=group_size, symmetric=symmetric, outliers=outliers)
+        return format, rows, False
     except FormatError as error:
         raise damaged(name, "a known format", f"kind {kind}") from error
 

@@ -94,8 +94,8 @@ def plan_point(job: Job, asked: str, decision: Decision) -> PlanPoint:
     """One size and its forecast."""
     return PlanPoint(
         asked=asked,
-        bytes=decision.allocation.bytes,
-        bits_per_weight=8 * decision.allocation.bytes / job.model.parameters,
+        bytes=decision.bytes,
+        bits_per_weight=8 * decision.bytes / job.model.parameters,
         linear_bits_per_weight=linear_bits(job.model.graph, decision.allocation),
         forecast=decision.forecast,
     )

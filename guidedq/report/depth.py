@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -70,10 +71,10 @@ def depth_figure(report: Report, size: Size) -> Figure:
 
 
 def row_shares(site: SiteFacts) -> Mapping[int, float]:
-    """Share of the site's rows at each width in bits, narrowest first."""
+    """Share of the site's rows at each width in bits, fractions rounded up, narrowest first."""
     counts: dict[int, int] = {}
     for format, rows in site.rows.items():
-        bits = parse_format(format).bits
+        bits = math.ceil(parse_format(format).bits)
         counts[bits] = counts.get(bits, 0) + rows
     total = sum(counts.values())
     return {bits: counts[bits] / total for bits in sorted(counts)}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from guidedq.artifacts.forecast import Forecast
 from guidedq.artifacts.report import Report
-from guidedq.quant.formats import FloatFormat, parse_format
+from guidedq.quant.formats import EntropyFormat, FloatFormat, parse_format
 
 BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 SMALLEST_PLAIN = 1e-3
@@ -107,7 +107,7 @@ def agreement_name(objective: str) -> str:
 
 
 def format_text(format: str) -> str:
-    """A format's text made short: `3-bit/64`, `4-bit per row symmetric`, `fp16`.
+    """A format's text made short: `3-bit/64`, `4-bit per row symmetric`, `2.5-bit coded`, `fp16`.
 
     Raises:
         FormatError: `format` is not the text of one.
@@ -115,6 +115,8 @@ def format_text(format: str) -> str:
     parsed = parse_format(format)
     if isinstance(parsed, FloatFormat):
         return str(parsed)
+    if isinstance(parsed, EntropyFormat):
+        return f"{parsed.bits:g}-bit coded"
     words = f"{parsed.bits}-bit" + (f"/{parsed.group_size}" if parsed.group_size else " per row")
     return (
         words + (" symmetric" if parsed.symmetric else "") + (f" +{parsed.outliers} outliers" * bool(parsed.outliers))

@@ -13,13 +13,22 @@ from torch import Tensor
 from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.guidance import AbstractSequenceGradients, SiteGuidance
-from guidedq.artifacts.quantized_weight import AffineSegment, Segment, float_segment
+from guidedq.artifacts.quantized_weight import (
+    EntropySegment,
+    FloatSegment,
+    RoundedSegment,
+    Segment,
+    float_segment,
+)
 from guidedq.ir.graph import Site
-from guidedq.quant.formats import AffineFormat
+from guidedq.quant.entropy import column_order, encode_codes
+from guidedq.quant.formats import FloatFormat
 from guidedq.stages import AbstractMeasurer, AbstractRounder
 
 CODES_AT_ONCE = 64_000_000
 """Codes of all formats held at once, a byte each: small sites are rounded in all formats by one sweep."""
+CODES_SAMPLED = 1 << 18
+"""Enough for a mean within a few thousandths."""
 WEIGHTS_AT_ONCE = 1 << 22
 """Errors and gradients unpacked at once: 16 MB of float32."""
 
@@ -39,33 +48,44 @@ class RoundedCurves(AbstractMeasurer):
         rounder: AbstractRounder,
         *,
         seed: int,
-        keep: Callable[[AffineSegment], None],
+        keep: Callable[[RoundedSegment], None],
     ) -> SiteCurve:
         """Distortion and projections of every row under every format."""
         formats = footprint.sites[site.name].formats
         distortion = torch.empty(site.rows, len(formats))
         projections = None if gradients is None else torch.empty(site.rows, len(formats), gradients.sequences)
+        entropy_bytes = torch.zeros(len(formats))
         every = torch.arange(site.rows)
         at_once = max(1, CODES_AT_ONCE // site.parameters)
         for start in range(0, len(formats), at_once):
             part = formats[start : start + at_once]
-            affine = [format for format in part if isinstance(format, AffineFormat)]
-            rounded = rounder.round(matrix, guidance, affine, seed=seed)
+            to_round = [format for format in part if not isinstance(format, FloatFormat)]
+            rounded = rounder.round(matrix, guidance, to_round, seed=seed)
             stored = [
-                next(rounded) if isinstance(format, AffineFormat) else float_segment(matrix, format, every)
+                float_segment(matrix, format, every) if isinstance(format, FloatFormat) else next(rounded)
                 for format in part
             ]
-            for segment in stored:
-                if isinstance(segment, AffineSegment):
+            for number, segment in enumerate(stored, start):
+                if not isinstance(segment, FloatSegment):
                     keep(segment)
+                if isinstance(segment, EntropySegment):
+                    entropy_bytes[number] = mean_row_bytes(segment)
             _measure(matrix, stored, guidance, gradients, start, distortion, projections)
         return SiteCurve(
             name=site.name,
             formats=formats,
             distortion=distortion,
             row_noise=row_noise(guidance),
+            entropy_bytes=entropy_bytes,
             projections=projections,
         )
+
+
+def mean_row_bytes(segment: EntropySegment) -> float:
+    """What a row takes on average, its scale included, were all rows stored so; from rows spread over the segment."""
+    chosen = segment.codes[:: max(1, segment.codes.numel() // CODES_SAMPLED)]
+    order = column_order(segment.column_exponents)
+    return len(encode_codes(chosen, order, thorough=False)) / len(chosen) + 1
 
 
 def _measure(

@@ -11,11 +11,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from guidedq.artifacts.guidance import SiteGuidance
-from guidedq.artifacts.quantized_weight import AffineSegment, affine_segment
-from guidedq.quant.formats import AffineFormat
+from guidedq.artifacts.quantized_weight import AffineSegment, RoundedSegment, affine_segment
+from guidedq.quant.formats import AffineFormat, EntropyFormat, RoundedFormat
 from guidedq.quant.grid import Grid, grid_from_range, quantize_nearest
 from guidedq.stages import AbstractRounder
 
+from .asked import rows_of
+from .entropy import nearest_entropy
 from .grid_search import search_grid
 from .metric import row_metrics
 from .outliers import choose_outliers
@@ -36,14 +38,17 @@ class NearestRounder(AbstractRounder):
         self,
         matrix: Float[Tensor, "out in"],
         guidance: SiteGuidance,
-        formats: Sequence[AffineFormat],
+        formats: Sequence[RoundedFormat],
         rows: Sequence[Int64[Tensor, "_"]] | None = None,
         *,
         seed: int,
-    ) -> Iterator[AffineSegment]:
+    ) -> Iterator[RoundedSegment]:
         """Quantize rows in each format; the seed is not used."""
-        for format, mine in zip(formats, rows or [torch.arange(len(matrix))] * len(formats), strict=True):
+        for format, mine in rows_of(matrix, formats, rows):
             part = matrix[mine]
+            if isinstance(format, EntropyFormat):
+                yield nearest_entropy(part, mine, format)
+                continue
             grid, outliers = grid_of_rows(part, mine, guidance, format, search=self.search)
             yield assemble(part, mine, quantize_nearest(part, grid, format), grid, outliers, format)
 

@@ -11,11 +11,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from guidedq.artifacts.guidance import SiteGuidance
-from guidedq.artifacts.quantized_weight import AffineSegment
-from guidedq.quant.formats import AffineFormat
+from guidedq.artifacts.quantized_weight import RoundedSegment
+from guidedq.quant.formats import EntropyFormat, RoundedFormat
 from guidedq.quant.grid import expand_groups
 from guidedq.stages import AbstractRounder
 
+from .asked import rows_of
+from .entropy import nearest_entropy
 from .nearest import assemble, grid_of_rows
 
 
@@ -31,16 +33,19 @@ class StochasticRounder(AbstractRounder):
         self,
         matrix: Float[Tensor, "out in"],
         guidance: SiteGuidance,
-        formats: Sequence[AffineFormat],
+        formats: Sequence[RoundedFormat],
         rows: Sequence[Int64[Tensor, "_"]] | None = None,
         *,
         seed: int,
-    ) -> Iterator[AffineSegment]:
+    ) -> Iterator[RoundedSegment]:
         """Quantize rows in each format, with noise from `seed`; a row's noise is the same for every format."""
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(matrix.shape, generator=generator)
-        for format, mine in zip(formats, rows or [torch.arange(len(matrix))] * len(formats), strict=True):
+        for format, mine in rows_of(matrix, formats, rows):
             part = matrix[mine]
+            if isinstance(format, EntropyFormat):
+                yield nearest_entropy(part, mine, format, noise[mine])
+                continue
             grid, outliers = grid_of_rows(part, mine, guidance, format, search=False)
             scales = expand_groups(grid.scales.float(), matrix.shape[1], format)
             zero_points = expand_groups(grid.zero_points.float(), matrix.shape[1], format)

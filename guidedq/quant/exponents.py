@@ -1,0 +1,34 @@
+"""Scales in one byte: powers of two in eighths, `2 ** (exponent / 8 - 24)` for exponents 0 to 255.
+
+A step of 9% is fine enough where codes are stored by their entropy: whether a row's codes are a few percent larger or
+smaller costs as many bits as it saves. The numbers are products of a constant and a power of two, so every machine
+makes the same ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+
+PARTS = 8
+ZERO_OCTAVE = 24
+LARGEST_EXPONENT = 255
+ONE = PARTS * ZERO_OCTAVE
+"""The exponent of the scale 1."""
+_FRACTIONS = torch.tensor(
+    [1.0, 1.0905077, 1.1892071, 1.2968396, 1.4142135, 1.5422108, 1.6817929, 1.8340081], dtype=torch.float32
+)
+
+
+def scales_of(exponents: UInt8[Tensor, "n"]) -> Float32[Tensor, "n"]:
+    """The scales that these bytes stand for."""
+    fractions = _FRACTIONS.to(exponents.device)[exponents.long() % PARTS]
+    return torch.ldexp(fractions, exponents.long() // PARTS - ZERO_OCTAVE)
+
+
+def nearest_exponents(scales: Float[Tensor, "n"]) -> UInt8[Tensor, "n"]:
+    """The bytes of the nearest scales, in proportion; what lies beyond the range gets its end."""
+    smallest = torch.finfo(torch.float32).tiny
+    exponents = torch.round(PARTS * scales.float().clamp(min=smallest).log2()) + ONE
+    return exponents.clamp(0, LARGEST_EXPONENT).to(torch.uint8)

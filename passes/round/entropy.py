@@ -1,0 +1,100 @@
+"""Rounding to grids whose codes are stored by their entropy: one step per row, one scale per column.
+
+At equal entropy the error is least where every column's error costs the same. With feedback an error in column `j`
+costs its pivot, so columns are scaled by the inverse square root of their pivots; then one step serves all columns of a
+row, and the coder finds out that some columns have larger codes than others. It is reverse water-filling over the
+columns, as others have done for plain layer errors (WaterSIC); between rows and sites the allocator does the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from guidedq.artifacts.quantized_weight import ENTROPY_ZERO, EntropySegment
+from guidedq.quant.exponents import nearest_exponents, scales_of
+from guidedq.quant.formats import AffineFormat, EntropyFormat
+
+from .metric import Feedback, RowMetric
+from .sweep import Block, Sweep, stacks
+
+STAND_IN = AffineFormat(bits=8, group_size=0, symmetric=True)
+"""Its codes are those of an entropy format."""
+MOST_OCTAVES = 3.0
+"""Columns differ in scale by at most so many octaves from their mean, either way."""
+LARGEST_COLUMN = 2.5
+"""Root mean square of a scaled column, of its rows': beyond, codes would leave a byte at the finest steps."""
+ROWS_AT_ONCE = 1024
+
+
+def round_entropy(
+    matrix: Float[Tensor, "out in"],
+    metrics: Sequence[RowMetric],
+    spreads: Sequence[Feedback],
+    asked: Sequence[tuple[EntropyFormat, Tensor]],
+) -> list[EntropySegment]:
+    """GPTQ on scaled columns: a segment for each format and its rows."""
+    if not asked:
+        return []
+    exponents = column_exponents(matrix, metrics, spreads)
+    scales = scales_of(exponents)
+    codes = [torch.empty(len(rows), matrix.shape[1], dtype=torch.uint8) for _, rows in asked]
+    sizes = _row_sizes(matrix, scales)
+    steps = [nearest_exponents(sizes[rows] * format.step) for format, rows in asked]
+    for metric, spread in zip(metrics, spreads, strict=True):
+        scaled = Feedback(spread=spread.spread * scales[:, None] / scales, pivots=spread.pivots * scales.square())
+        chosen = [torch.isin(rows, metric.rows).nonzero()[:, 0] for _, rows in asked]
+        for stack in stacks([len(places) for places in chosen], matrix.shape[1]):
+            places = [(number, chosen[number][part]) for number, part in stack]
+            sweep = Sweep(
+                [Block(format=STAND_IN, weight=matrix[asked[n][1][mine]] / scales) for n, mine in places], scaled, []
+            )
+            sweep.run_fixed(scales_of(torch.cat([steps[n][mine] for n, mine in places])), ENTROPY_ZERO)
+            for index, (number, mine) in enumerate(places):
+                codes[number][mine] = sweep.codes(index)
+    return [
+        EntropySegment(format=format, rows=rows, codes=own, row_exponents=step, column_exponents=exponents)
+        for (format, rows), own, step in zip(asked, codes, steps, strict=True)
+    ]
+
+
+def nearest_entropy(
+    matrix: Float[Tensor, "n in"], rows: Tensor, format: EntropyFormat, noise: Tensor | None = None
+) -> EntropySegment:
+    """The nearest codes, ties to even, all columns alike; with `noise` from 0 to 1, down after it is added."""
+    ones = nearest_exponents(torch.ones(matrix.shape[1]))
+    steps = nearest_exponents(_row_sizes(matrix, scales_of(ones)) * format.step)
+    scaled = matrix / scales_of(steps)[:, None]
+    codes = (torch.round(scaled) if noise is None else torch.floor(scaled + noise)).add_(ENTROPY_ZERO)
+    return EntropySegment(
+        format=format,
+        rows=rows,
+        codes=codes.clamp_(0, 2 * ENTROPY_ZERO - 1).to(torch.uint8),
+        row_exponents=steps,
+        column_exponents=ones,
+    )
+
+
+def column_exponents(
+    matrix: Float[Tensor, "out in"], metrics: Sequence[RowMetric], spreads: Sequence[Feedback]
+) -> UInt8[Tensor, "in"]:
+    """The columns' scales: the inverse square roots of their pivots, in a mean over all rows' metrics."""
+    octaves = torch.zeros(matrix.shape[1])
+    dead = torch.ones(matrix.shape[1], dtype=torch.bool)
+    for metric, spread in zip(metrics, spreads, strict=True):
+        octaves -= 0.5 * spread.pivots.log2() * (len(metric.rows) / len(matrix))
+        dead &= metric.dead
+    octaves -= octaves.mean()
+    octaves = octaves.clamp(-MOST_OCTAVES, MOST_OCTAVES).masked_fill(dead, MOST_OCTAVES)
+    sizes = torch.linalg.vector_norm(matrix, dim=0) * torch.exp2(-octaves)
+    usual = sizes.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    return nearest_exponents(torch.exp2(octaves) * (sizes / (LARGEST_COLUMN * usual)).clamp(min=1.0))
+
+
+def _row_sizes(matrix: Float[Tensor, "n in"], scales: Float[Tensor, "in"]) -> Float[Tensor, "n"]:
+    """Root mean square of each row whose columns are divided by their scales."""
+    shares = scales.square().reciprocal() / len(scales)
+    return torch.cat([part.square() @ shares for part in matrix.split(ROWS_AT_ONCE)]).sqrt()
