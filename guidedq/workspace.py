@@ -165,7 +165,7 @@ def load_codes(folder: Path, number: int, format: RoundedFormat, rows: Tensor) -
                     rows=rows,
                     codes=file.get_tensor("codes")[rows],
                     row_exponents=file.get_tensor("row_exponents")[rows],
-                    column_exponents=file.get_tensor("column_exponents"),
+                    column_exponents=file.get_tensor("column_exponents").clone(),  # a view would keep the file mapped
                 )
             return AffineSegment(
                 format=format,

@@ -56,13 +56,14 @@ def site_footprint(site: Site, values: Tensor, formats: Sequence[RoundedFormat])
         ):
             found.setdefault(key, format)
     held = (*found.values(), whole)
+    entropy = any(isinstance(format, EntropyFormat) for format in held)
     return SiteFootprint(
         formats=held,
         row_bytes=tuple(format.row_bytes(site.columns) for format in held),
         segment_bytes=tuple(
             SEGMENT_HEADER.size + (STREAM_HEADER.size if isinstance(format, EntropyFormat) else 0) for format in held
         ),
-        site_bytes=PREFIX_BYTES + columns_bytes(site.columns, held),
+        site_bytes=PREFIX_BYTES + (columns_bytes(site.columns) if entropy else 0),
         mixed_row_bits=INDEX_BITS,
         segments=MAXIMUM_SEGMENTS,
     )

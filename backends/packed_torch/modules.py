@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from guidedq.artifacts.packed_weight import pack_weight, read_segment, segment_rows, unpack_weight
+from guidedq.artifacts.quantized_weight import WEIGHTS_AT_ONCE
 from guidedq.quant.packing import read_layout
 
 
@@ -58,12 +59,12 @@ class PackedWeight(nn.Module):
         """The weight as a matrix."""
         values = self.dtype_anchor.new_empty(self.layout.shape)
         start = 0
+        step = max(1, WEIGHTS_AT_ONCE // values.shape[1])
         for part in self.layout.segments:
             rows = self.listed[start : start + part.rows].long()
-            segment = read_segment(self.blob, self.layout, part, rows).dequantize().to(values.dtype)
-            if len(self.layout.segments) == 1:
-                return segment
-            values[rows] = segment
+            for places in torch.arange(part.rows, device=rows.device).split(step):
+                mine = rows[places]
+                values[mine] = read_segment(self.blob, self.layout, part, mine, places).dequantize().to(values.dtype)
             start += part.rows
         return values
 

@@ -17,13 +17,18 @@ from guidedq.artifacts.quantized_weight import (
 from guidedq.errors import FormatError
 from guidedq.quant.bit_stream import pack_codes, unpack_codes
 from guidedq.quant.entropy import column_order, decode_codes, encode_codes
+from guidedq.quant.exponents import ONE
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
 from guidedq.quant.grid import Grid
 from guidedq.quant.packing import (
+    COLUMN_BITS,
+    COLUMN_STEP,
+    COLUMN_ZERO,
     INDEX_BITS,
     STREAM_HEADER,
     BlobLayout,
     SegmentLayout,
+    columns_bytes,
     damaged,
     index_bytes,
     read_layout,
@@ -44,15 +49,18 @@ def pack_weight(weight: QuantizedWeight, *, streams: bool = True) -> UInt8[Tenso
     """
     _check(weight)
     formats = [(part.format, len(part.rows)) for part in weight.segments]
-    header = write_header(formats, weight.shape[1], streams=streams)
+    scales = next((part.column_exponents for part in weight.segments if isinstance(part, EntropySegment)), None)
+    scaled = scales is not None and bool((scales != ONE).any())
+    header = write_header(formats, weight.shape[1], streams=streams, scaled=scaled)
     parts = [_tensor_of(header)]
     if len(weight.segments) > 1:
         numbers = torch.empty(1, weight.shape[0], dtype=torch.uint8)
         for number, part in enumerate(weight.segments):
             numbers[0, part.rows] = number
         parts.append(pack_codes(numbers, INDEX_BITS))
-    shared = [part.column_exponents for part in weight.segments if isinstance(part, EntropySegment)]
-    parts.extend(shared[:1])
+    if scales is not None and scaled:
+        steps = (scales.int() - ONE) // COLUMN_STEP + COLUMN_ZERO
+        parts.append(pack_codes(steps.to(torch.uint8)[None], COLUMN_BITS))
     for part in weight.segments:
         parts.extend(_regions(part, streams=streams))
     return torch.cat([part.reshape(-1) for part in parts])
@@ -143,7 +151,12 @@ def read_segment(
 
 
 def _column_exponents(blob: UInt8[Tensor, "bytes"], layout: BlobLayout) -> UInt8[Tensor, "in"]:
-    return blob[layout.columns_offset : layout.columns_offset + layout.shape[1]]
+    columns = layout.shape[1]
+    if layout.columns_offset is None:
+        return torch.full((columns,), ONE, dtype=torch.uint8, device=blob.device)
+    packed = blob[layout.columns_offset : layout.columns_offset + columns_bytes(columns)]
+    steps = unpack_codes(packed[None], COLUMN_BITS, columns)[0].int()
+    return (ONE + COLUMN_STEP * (steps - COLUMN_ZERO)).to(torch.uint8)
 
 
 def _decoded(blob: UInt8[Tensor, "bytes"], layout: BlobLayout, part: SegmentLayout) -> UInt8[Tensor, "n in"]:
@@ -212,11 +225,15 @@ def _affine_fits(part: AffineSegment, columns: int) -> bool:
 
 def _entropy_fits(part: EntropySegment, weight: QuantizedWeight) -> bool:
     others = [other for other in weight.segments if isinstance(other, EntropySegment)]
+    columns = part.column_exponents.int() - ONE
+    steps = columns // COLUMN_STEP + COLUMN_ZERO
     return (
         part.codes.shape == (len(part.rows), weight.shape[1])
         and part.row_exponents.shape == (len(part.rows),)
         and part.column_exponents.shape == (weight.shape[1],)
         and all(torch.equal(part.column_exponents, other.column_exponents) for other in others)
+        and bool((columns % COLUMN_STEP == 0).all())
+        and bool(((steps >= 0) & (steps < 2**COLUMN_BITS)).all())
     )
 
 

@@ -97,9 +97,9 @@ class EntropySegment:
     column_exponents: UInt8[Tensor, "in"]
 
     def dequantize(self) -> Float[Tensor, "n in"]:
-        """The float32 values of these rows: `(row scale * column scale) * (code - 128)`, each product rounded once."""
-        scales = scales_of(self.row_exponents)[:, None] * scales_of(self.column_exponents)
-        return scales.mul_(self.codes.float().sub_(ENTROPY_ZERO))
+        """The float32 values of these rows: `(code - 128) * column scale * row scale`, each product rounded once."""
+        values = self.codes.float().sub_(ENTROPY_ZERO)
+        return values.mul_(scales_of(self.column_exponents)).mul_(scales_of(self.row_exponents)[:, None])
 
     def part(self, index: Tensor | slice) -> EntropySegment:
         """Some of these rows, by their place in the segment."""

@@ -109,7 +109,7 @@ LEAST_ENTROPY_BITS, MOST_ENTROPY_BITS = 0.5, 6.0
 class EntropyFormat:
     """Integer codes on a uniform grid through zero, stored by their entropy: frequent codes take fewer bits.
 
-    `value = (row scale) * (column scale) * code`, codes -128 to 127, scales of a byte. With no limit on the codes'
+    `value = code * column scale * row scale`, codes -128 to 127. With no limit on the codes'
     number the grid need not follow the range of small groups, and what a weight costs follows from its step alone: at
     equal distortion this saves more than half a bit against fixed widths (Gish and Pierce 1968: a quarter of a bit from
     the limit).

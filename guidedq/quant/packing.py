@@ -5,10 +5,12 @@
  3. Then 9 bytes per segment: kind (1 byte), group size (2), outliers per row (2), rows (4).
  4. Kind of an affine format: its bits, 1 to 8, plus 0x10 if symmetric. Float formats: 0x20 fp16, 0x21 bf16, 0x22 fp32,
     with group size and outliers zero. Entropy formats: 0x30 as a stream, 0x31 with a byte for each code; four times the
-    nominal bits in place of the group size, outliers zero.
+    nominal bits in place of the group size; in place of the outliers 1 if the columns have scales, the same in all such
+    segments of a blob.
  5. With more than one segment follows the segment number of every row, 3 bits each, as one bit stream padded to a byte.
     The rows of a segment are those that carry its number, ascending. With one segment there is no such index.
- 6. With any entropy segment follow the scales of the columns, a byte each (see `exponents.py`).
+ 6. If the columns have scales these follow: 4 bits `v` each, as one bit stream padded to a byte, for the exponent
+    `192 + 4 * (v - 8)` (see `exponents.py`). Without them every column has the exponent 192, the scale 1.
  7. Then the data of each segment, in the order of the headers; `n` is its number of rows, `in` the weight's columns.
  8. Affine: codes, `n` bit streams of `in` codes (see `bit_stream.py`), each padded to a byte;
  9. scales, fp16 `[n, groups]`;
@@ -52,6 +54,10 @@ INDEX_BITS = 3
 OUTLIER_COLUMNS = 65536
 """A 16-bit column index reaches no further."""
 
+COLUMN_BITS = 4
+COLUMN_ZERO = 8
+COLUMN_STEP = 4
+"""Columns' scales differ by half octaves: finer ones would gain a percent."""
 STREAM_HEADER = struct.Struct("<I")
 
 _SYMMETRIC = 0x10
@@ -87,14 +93,14 @@ class BlobLayout:
         shape: `(out, in)` of the weight.
         segments: One to eight.
         index_offset: First byte of the rows' segment numbers; meaningless with one segment.
-        columns_offset: First byte of the columns' scales; meaningless without entropy segments.
+        columns_offset: First byte of the columns' scales, `None` if they have none.
     """
 
     name: str
     shape: tuple[int, int]
     segments: tuple[SegmentLayout, ...]
     index_offset: int
-    columns_offset: int
+    columns_offset: int | None
 
     @property
     def has_streams(self) -> bool:
@@ -118,20 +124,20 @@ def index_bytes(rows: int, segments: int) -> int:
     return packed_width(rows, INDEX_BITS) if segments > 1 else 0
 
 
-def columns_bytes(columns: int, formats: Sequence[Format]) -> int:
+def columns_bytes(columns: int) -> int:
     """Bytes of the columns' scales."""
-    return columns if any(isinstance(format, EntropyFormat) for format in formats) else 0
+    return packed_width(columns, COLUMN_BITS)
 
 
-def blob_bytes(columns: int, segments: Sequence[tuple[Format, int]]) -> int:
-    """Bytes of a blob without streams, with so many rows in each format."""
+def blob_bytes(columns: int, segments: Sequence[tuple[Format, int]], *, scaled: bool = False) -> int:
+    """Bytes of a blob without streams, with so many rows in each format, and with scales of the columns if `scaled`."""
     rows = sum(count for _, count in segments)
     header = PREFIX_BYTES + SEGMENT_HEADER.size * len(segments) + index_bytes(rows, len(segments))
-    header += columns_bytes(columns, [format for format, _ in segments])
+    header += columns_bytes(columns) if scaled else 0
     return header + sum(count * sum(region_widths(format, columns)) for format, count in segments)
 
 
-def write_header(segments: Sequence[tuple[Format, int]], columns: int, *, streams: bool) -> bytes:
+def write_header(segments: Sequence[tuple[Format, int]], columns: int, *, streams: bool, scaled: bool) -> bytes:
     """The bytes of lines 1 to 4.
 
     Raises:
@@ -145,7 +151,7 @@ def write_header(segments: Sequence[tuple[Format, int]], columns: int, *, stream
     for format, rows in segments:
         if problem := _problem(format, rows, columns):
             raise FormatError(problem)
-    headers = [_segment_header(format, rows, streams=streams) for format, rows in segments]
+    headers = [_segment_header(format, rows, streams=streams, scaled=scaled) for format, rows in segments]
     return bytes((LAYOUT_VERSION, len(segments))) + b"".join(headers)
 
 
@@ -161,15 +167,14 @@ def read_layout(blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, int])
         ArtifactError: the blob is no such weight.
     """
     rows, columns = shape
-    head = bytes(blob[: PREFIX_BYTES + SEGMENT_HEADER.size * MAXIMUM_SEGMENTS].tolist())
-    _expect(len(head) >= PREFIX_BYTES, name, f"at least {PREFIX_BYTES} bytes", len(head))
-    _expect(head[0] == LAYOUT_VERSION, name, f"layout version {LAYOUT_VERSION}", head[0])
-    _expect(1 <= head[1] <= MAXIMUM_SEGMENTS, name, f"1 to {MAXIMUM_SEGMENTS} segments", head[1])
-    index_offset = PREFIX_BYTES + SEGMENT_HEADER.size * head[1]
-    _expect(len(head) >= index_offset, name, f"a header of {index_offset} bytes", len(head))
-    parts = [
-        _read_segment_header(values, name) for values in SEGMENT_HEADER.iter_unpack(head[PREFIX_BYTES:index_offset])
-    ]
+    start = bytes(blob[: PREFIX_BYTES + SEGMENT_HEADER.size * MAXIMUM_SEGMENTS].tolist())
+    _expect(len(start) >= PREFIX_BYTES, name, f"at least {PREFIX_BYTES} bytes", len(start))
+    _expect(start[0] == LAYOUT_VERSION, name, f"layout version {LAYOUT_VERSION}", start[0])
+    _expect(1 <= start[1] <= MAXIMUM_SEGMENTS, name, f"1 to {MAXIMUM_SEGMENTS} segments", start[1])
+    index_offset = PREFIX_BYTES + SEGMENT_HEADER.size * start[1]
+    _expect(len(start) >= index_offset, name, f"a header of {index_offset} bytes", len(start))
+    heads = list(SEGMENT_HEADER.iter_unpack(start[PREFIX_BYTES:index_offset]))
+    parts = [_read_segment_header(values, name) for values in heads]
     _expect(len({format for format, _, _ in parts}) == len(parts), name, "segments of distinct formats", parts)
     for format, count, _ in parts:
         problem = _problem(format, count, columns)
@@ -177,7 +182,10 @@ def read_layout(blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, int])
     counted = sum(count for _, count, _ in parts)
     _expect(counted == rows, name, f"{rows} rows in segments", counted)
     columns_offset = index_offset + index_bytes(rows, len(parts))
-    offset = columns_offset + columns_bytes(columns, [format for format, _, _ in parts])
+    marks = {head[2] for head, (format, _, _) in zip(heads, parts, strict=True) if isinstance(format, EntropyFormat)}
+    _expect(len(marks) < 2, name, "columns with scales or without", marks)
+    scaled = marks == {1}
+    offset = columns_offset + (columns_bytes(columns) if scaled else 0)
     segments: list[SegmentLayout] = []
     for format, count, has_stream in parts:
         stream_bytes = _stream_bytes(blob, offset, name) if has_stream else 0
@@ -187,7 +195,11 @@ def read_layout(blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, int])
         offset += STREAM_HEADER.size if has_stream else 0
     _expect(offset == len(blob), name, f"{offset} bytes", len(blob))
     return BlobLayout(
-        name=name, shape=shape, segments=tuple(segments), index_offset=index_offset, columns_offset=columns_offset
+        name=name,
+        shape=shape,
+        segments=tuple(segments),
+        index_offset=index_offset,
+        columns_offset=columns_offset if scaled else None,
     )
 
 
@@ -206,13 +218,13 @@ def damaged(name: str, expected: str, found: object) -> ArtifactError:
     )
 
 
-def _segment_header(format: Format, rows: int, *, streams: bool) -> bytes:
+def _segment_header(format: Format, rows: int, *, streams: bool, scaled: bool) -> bytes:
     if isinstance(format, FloatFormat):
         kind = next(kind for kind, dtype in _FLOAT_KINDS.items() if dtype == format.dtype)
         return SEGMENT_HEADER.pack(kind, 0, 0, rows)
     if isinstance(format, EntropyFormat):
         kind = _STREAM if streams else _BYTES
-        return SEGMENT_HEADER.pack(kind, round(format.bits * ENTROPY_STEPS_PER_BIT), 0, rows)
+        return SEGMENT_HEADER.pack(kind, round(format.bits * ENTROPY_STEPS_PER_BIT), int(scaled), rows)
     kind = format.bits | (_SYMMETRIC if format.symmetric else 0)
     return SEGMENT_HEADER.pack(kind, format.group_size, format.outliers, rows)
 
@@ -227,7 +239,7 @@ def _read_segment_header(values: tuple[int, ...], name: str) -> tuple[Format, in
         return FloatFormat(dtype=_FLOAT_KINDS[kind]), rows, False
     try:
         if kind in (_STREAM, _BYTES):
-            _expect(not outliers, name, "no outliers in an entropy segment", outliers)
+            _expect(outliers in (0, 1), name, "columns with scales or without", outliers)
             return EntropyFormat(bits=group_size / ENTROPY_STEPS_PER_BIT), rows, kind == _STREAM
         symmetric = bool(kind & _SYMMETRIC)
         format = AffineFormat(bits=kind & ~_SYMMETRIC, group_size=group_size, symmetric=symmetric, outliers=outliers)

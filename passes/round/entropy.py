@@ -15,8 +15,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from guidedq.artifacts.quantized_weight import ENTROPY_ZERO, EntropySegment
-from guidedq.quant.exponents import nearest_exponents, scales_of
+from guidedq.quant.exponents import ONE, PARTS, nearest_exponents, scales_of
 from guidedq.quant.formats import AffineFormat, EntropyFormat
+from guidedq.quant.packing import COLUMN_STEP
 
 from .metric import Feedback, RowMetric
 from .sweep import Block, Sweep, stacks
@@ -25,6 +26,10 @@ STAND_IN = AffineFormat(bits=8, group_size=0, symmetric=True)
 """Its codes are those of an entropy format."""
 MOST_OCTAVES = 3.0
 """Columns differ in scale by at most so many octaves from their mean, either way."""
+LARGEST_OCTAVES = 3.5
+"""The largest that is stored."""
+COLUMN_BITS = 4.0
+"""What a column's scale takes: with few rows more than it gains."""
 LARGEST_COLUMN = 2.5
 """Root mean square of a scaled column, of its rows': beyond, codes would leave a byte at the finest steps."""
 ROWS_AT_ONCE = 1024
@@ -81,17 +86,25 @@ def nearest_entropy(
 def column_exponents(
     matrix: Float[Tensor, "out in"], metrics: Sequence[RowMetric], spreads: Sequence[Feedback]
 ) -> UInt8[Tensor, "in"]:
-    """The columns' scales: the inverse square roots of their pivots, in a mean over all rows' metrics."""
+    """The columns' scales: the inverse square roots of their pivots, in a mean over all rows' metrics, in half octaves.
+
+    All are 1 where they would gain less bits than they take: half the logarithm of the ratio of the pivots' two means.
+    """
     octaves = torch.zeros(matrix.shape[1])
     dead = torch.ones(matrix.shape[1], dtype=torch.bool)
     for metric, spread in zip(metrics, spreads, strict=True):
         octaves -= 0.5 * spread.pivots.log2() * (len(metric.rows) / len(matrix))
         dead &= metric.dead
     octaves -= octaves.mean()
+    gained = 0.5 * torch.exp2(-2.0 * octaves.clamp(-MOST_OCTAVES, MOST_OCTAVES)).mean().log2()
+    if float(gained) < COLUMN_BITS / len(matrix):
+        return torch.full((matrix.shape[1],), ONE, dtype=torch.uint8)
     octaves = octaves.clamp(-MOST_OCTAVES, MOST_OCTAVES).masked_fill(dead, MOST_OCTAVES)
     sizes = torch.linalg.vector_norm(matrix, dim=0) * torch.exp2(-octaves)
     usual = sizes.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-    return nearest_exponents(torch.exp2(octaves) * (sizes / (LARGEST_COLUMN * usual)).clamp(min=1.0))
+    octaves += (sizes / (LARGEST_COLUMN * usual)).clamp(min=1.0).log2()
+    steps = torch.round(PARTS / COLUMN_STEP * octaves.clamp(max=LARGEST_OCTAVES))
+    return (ONE + COLUMN_STEP * steps).to(torch.uint8)
 
 
 def _row_sizes(matrix: Float[Tensor, "n in"], scales: Float[Tensor, "in"]) -> Float[Tensor, "n"]:
