@@ -13,7 +13,7 @@ from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.footprint import Footprint, SiteFootprint, largest_bytes, smallest_bytes
 from guidedq.ir.graph import Graph, Site, Use, UseKind, operator_graph
-from guidedq.quant.formats import AffineFormat, FloatFormat, Format
+from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format
 from guidedq.stages import AbstractAllocator
 
 FORMATS: tuple[Format, ...] = (
@@ -25,6 +25,7 @@ FORMATS: tuple[Format, ...] = (
     AffineFormat(bits=8, group_size=0),
     FloatFormat(),
 )
+CODED: tuple[Format, ...] = (EntropyFormat(bits=2.5), EntropyFormat(bits=4.0))
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def problem_of(
             formats=offered,
             distortion=torch.from_numpy(np.asarray(distortion, dtype=np.float32)),
             row_noise=torch.full((site.rows,), noise),
+            entropy_bytes=torch.zeros(len(offered)),
             projections=None,
         )
         footprints[site.name] = SiteFootprint(
@@ -128,7 +130,7 @@ def problems(draw: st.DrawFn, most_sites: int = 4, most_rows: int = 5) -> Proble
     formats: list[tuple[Format, ...]] = []
     distortions: list[np.ndarray] = []
     for _ in range(count):
-        offered = draw(st.lists(st.sampled_from(FORMATS[1:]), unique=True, max_size=4))
+        offered = draw(st.lists(st.sampled_from((*FORMATS[1:], *CODED)), unique=True, max_size=4))
         offered = draw(st.permutations([FORMATS[0], *offered]))
         rows = draw(st.integers(1, most_rows))
         values = draw(st.lists(value, min_size=rows * len(offered), max_size=rows * len(offered)))

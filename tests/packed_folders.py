@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from random_weights import random_weight
@@ -13,7 +13,7 @@ from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.backends.packed_torch.backend import PackedTorchBackend
 from guidedq.frontend.hugging_face import load_hugging_face
 from guidedq.ir.model import Model
-from guidedq.quant.formats import AffineFormat
+from guidedq.quant.formats import AffineFormat, EntropyFormat, RoundedFormat
 from guidedq.stages import Emission
 
 KINDS = tuple(CONFIGURATIONS)
@@ -22,6 +22,7 @@ CANDIDATES = (
     AffineFormat(bits=3, group_size=0, symmetric=True),
     AffineFormat(bits=4, group_size=7, outliers=2),
 )
+CODED = (*CANDIDATES, EntropyFormat(bits=2.5), EntropyFormat(bits=4.0))
 
 
 def load_kind(kind: str, folder: Path) -> Model:
@@ -30,11 +31,15 @@ def load_kind(kind: str, folder: Path) -> Model:
 
 
 def emit_random(
-    model: Model, folder: Path, seed: int, scale: float = 0.02
+    model: Model,
+    folder: Path,
+    seed: int,
+    scale: float = 0.02,
+    candidates: Sequence[RoundedFormat] = CANDIDATES,
 ) -> tuple[Emission, Mapping[str, QuantizedWeight], int]:
-    """Emit random weights, one to four formats a site; also returns them, and the bytes that the footprint predicts."""
+    """Emit random weights, one to eight formats a site; also returns them, and the bytes predicted."""
     backend = PackedTorchBackend()
-    footprint = backend.footprint(model, CANDIDATES)
+    footprint = backend.footprint(model, candidates)
     dice = random.Random(seed)
     weights: dict[str, QuantizedWeight] = {}
     predicted_bytes = footprint.base_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,15 +10,19 @@ from hypothesis import strategies
 from torch import Tensor
 
 from guidedq.artifacts.quantized_weight import (
+    ENTROPY_ZERO,
     FLOAT_DTYPES,
     AffineSegment,
+    EntropySegment,
     FloatSegment,
     QuantizedWeight,
     Segment,
     affine_segment,
 )
-from guidedq.quant.formats import AffineFormat, FloatFormat, Format
+from guidedq.quant.exponents import ONE, PARTS
+from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format
 from guidedq.quant.grid import Grid
+from guidedq.quant.packing import COLUMN_BITS, COLUMN_STEP, COLUMN_ZERO
 
 affine_formats = strategies.builds(
     AffineFormat,
@@ -26,7 +31,10 @@ affine_formats = strategies.builds(
     symmetric=strategies.booleans(),
     outliers=strategies.integers(0, 3),
 )
-formats = affine_formats | strategies.sampled_from([FloatFormat(dtype=dtype) for dtype in ("fp16", "bf16", "fp32")])
+entropy_formats = strategies.builds(EntropyFormat, bits=strategies.integers(2, 24).map(lambda quarters: quarters / 4))
+float_formats = strategies.sampled_from([FloatFormat(dtype=dtype) for dtype in ("fp16", "bf16", "fp32")])
+fixed_formats = affine_formats | float_formats
+formats = affine_formats | entropy_formats | float_formats
 
 
 def random_weight(
@@ -37,30 +45,62 @@ def random_weight(
     choice = torch.arange(shape[0]) % len(formats)
     choice = choice[torch.randperm(shape[0], generator=generator)]
     parts = [(format, (choice == number).nonzero()[:, 0]) for number, format in enumerate(formats)]
-    segments = [_segment(format, rows, shape[1], generator, scale) for format, rows in parts if len(rows)]
+    exponents = _column_exponents(shape[1], generator)
+    segments = [_segment(format, rows, exponents, generator, scale) for format, rows in parts if len(rows)]
     return QuantizedWeight(name=name, shape=shape, segments=tuple(segments))
 
 
 def same_weight(first: QuantizedWeight, second: QuantizedWeight) -> bool:
     """Whether two weights are equal in every stored number."""
-    pairs = zip(first.segments, second.segments, strict=True)
-    alike = all(a.format == b.format and all(map(torch.equal, _tensors(a), _tensors(b))) for a, b in pairs)
+    alike = all(same_segment(a, b) for a, b in zip(first.segments, second.segments, strict=True))
     return (first.name, first.shape) == (second.name, second.shape) and alike
+
+
+def same_segment(first: Segment, second: Segment) -> bool:
+    """Whether two segments are equal in every stored number."""
+    return first.format == second.format and all(map(torch.equal, _tensors(first), _tensors(second)))
 
 
 def _tensors(segment: Segment) -> list[Tensor]:
     if isinstance(segment, FloatSegment):
         return [segment.rows, segment.values]
+    if isinstance(segment, EntropySegment):
+        return [segment.rows, segment.codes, segment.row_exponents, segment.column_exponents]
     grid = segment.grid
     return [segment.rows, segment.codes, grid.scales, grid.zero_points, segment.outlier_columns, segment.outlier_values]
 
 
-def _segment(format: Format, rows: Tensor, columns: int, generator: torch.Generator, scale: float) -> Segment:
-    count = len(rows)
+def _segment(format: Format, rows: Tensor, exponents: Tensor, generator: torch.Generator, scale: float) -> Segment:
+    shape = (len(rows), len(exponents))
     if isinstance(format, FloatFormat):
-        values = scale * torch.randn(count, columns, generator=generator)
+        values = scale * torch.randn(shape, generator=generator)
         return FloatSegment(format=format, rows=rows, values=values.to(FLOAT_DTYPES[format.dtype]))
-    return _affine(format, rows, (count, columns), generator, scale)
+    if isinstance(format, EntropyFormat):
+        return _entropy(format, rows, exponents, generator, scale)
+    return _affine(format, rows, shape, generator, scale)
+
+
+def _column_exponents(columns: int, generator: torch.Generator) -> Tensor:
+    """In half of the cases all columns have the scale 1."""
+    steps = torch.randint(0, 2**COLUMN_BITS, (columns,), generator=generator) - COLUMN_ZERO
+    some = torch.randint(0, 2, (1,), generator=generator)
+    return (ONE + COLUMN_STEP * some * steps).to(torch.uint8)
+
+
+def _entropy(
+    format: EntropyFormat, rows: Tensor, exponents: Tensor, generator: torch.Generator, scale: float
+) -> EntropySegment:
+    codes = torch.randn(len(rows), len(exponents), generator=generator).div_(format.step).round_().add_(ENTROPY_ZERO)
+    middle = ONE + round(PARTS * math.log2(scale * format.step))
+    return EntropySegment(
+        format=format,
+        rows=rows,
+        codes=codes.clamp_(0, 255).to(torch.uint8),
+        row_exponents=torch.randint(
+            middle - PARTS, middle + PARTS, (len(rows),), generator=generator, dtype=torch.uint8
+        ),
+        column_exponents=exponents,
+    )
 
 
 def _affine(

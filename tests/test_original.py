@@ -3,15 +3,31 @@
 import torch
 
 from guidedq import original
+from guidedq.ir.program import AbstractProgram
 from guidedq.original import OriginalOutputs
 from guidedq.workspace import Workspace
 
 
-class Counting:
+class Counting(AbstractProgram):
+    """Doubles its input, and counts how often."""
+
     def __init__(self):
         self.calls = 0
 
-    def predict(self, batch):
+    @property
+    def differentiable(self):
+        return False
+
+    def parameter(self, name):
+        raise NotImplementedError
+
+    def operator(self, name):
+        raise NotImplementedError
+
+    def observe(self, batch, operators, *, weights=None):
+        raise NotImplementedError
+
+    def predict(self, batch, *, weights=None, activations=None):
         self.calls += 1
         return batch["x"].float() * 2
 

@@ -6,28 +6,32 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from random_weights import random_weight, same_segment
 from safetensors import SafetensorError
 
 from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.forecast import Measurement, Probe
+from guidedq.artifacts.quantized_weight import AffineSegment, EntropySegment
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
 from guidedq.errors import OutputError
-from guidedq.quant.formats import AffineFormat, FloatFormat
+from guidedq.quant.formats import AffineFormat, EntropyFormat, RoundedFormat
 from guidedq.workspace import (
     Workspace,
     default_workspace,
     finish,
     is_finished,
     load_calibration_set,
+    load_codes,
     load_curve,
     load_probe,
     save_calibration_set,
+    save_codes,
     save_curve,
     save_probe,
     storing,
 )
 
-FORMATS = (AffineFormat(bits=3, group_size=32, symmetric=True, outliers=2), FloatFormat(dtype="bf16"))
+FORMATS = (AffineFormat(bits=3, group_size=32, symmetric=True, outliers=2), EntropyFormat(bits=2.5))
 
 
 def curve(*, projections: bool = True) -> SiteCurve:
@@ -37,6 +41,7 @@ def curve(*, projections: bool = True) -> SiteCurve:
         formats=FORMATS,
         distortion=torch.rand(5, 2, generator=generator),
         row_noise=torch.rand(5, generator=generator),
+        entropy_bytes=torch.tensor([0.0, 17.375]),
         projections=torch.rand(5, 2, 3, generator=generator) if projections else None,
     )
 
@@ -104,6 +109,7 @@ def test_a_curve_reads_back(projections: bool, tmp_path: Path) -> None:
     assert (read.name, read.formats) == (saved.name, saved.formats)
     assert torch.equal(read.distortion, saved.distortion)
     assert torch.equal(read.row_noise, saved.row_noise)
+    assert torch.equal(read.entropy_bytes, saved.entropy_bytes)
     if saved.projections is None:
         assert read.projections is None
     else:
@@ -128,15 +134,39 @@ def test_a_missing_or_damaged_curve_is_none_so_that_it_is_measured_again(tmp_pat
     assert load_curve(tmp_path, 0, projections=True) is None
 
 
+@pytest.mark.parametrize("format", [*FORMATS, AffineFormat(bits=8)], ids=str)
+def test_some_rows_of_the_codes_read_back(format: RoundedFormat, tmp_path: Path) -> None:
+    (saved,) = random_weight("w", (6, 40), [format], 1).segments
+    assert isinstance(saved, AffineSegment | EntropySegment)
+    save_codes(tmp_path, 2, saved)
+    chosen = torch.tensor([0, 3, 5])
+    read = load_codes(tmp_path, 2, format, chosen)
+    assert read is not None
+    assert same_segment(read, saved.part(chosen))
+    assert load_codes(tmp_path, 1, format, chosen) is None
+    assert load_codes(tmp_path, 2, EntropyFormat(bits=5.75), chosen) is None
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_damaged_codes_are_none_so_that_rows_are_rounded_again(format: RoundedFormat, tmp_path: Path) -> None:
+    (saved,) = random_weight("w", (6, 40), [format], 1).segments
+    assert isinstance(saved, AffineSegment | EntropySegment)
+    save_codes(tmp_path, 0, saved)
+    (path,) = (tmp_path / "codes").iterdir()
+    path.write_bytes(path.read_bytes()[:-7])
+    assert load_codes(tmp_path, 0, format, torch.arange(6)) is None
+
+
 def test_a_probe_reads_back(tmp_path: Path) -> None:
-    probe = Probe(raw_kl_by_sequence=(0.1, 0.30000000000000004), raw_kl=0.2, measured=measurement(), bytes=77)
+    raw = (0.1, 0.30000000000000004)
+    probe = Probe(raw_kl_by_sequence=raw, raw_kl=0.2, measured=measurement(), bytes=77, counted_bytes=79)
     save_probe(tmp_path, probe)
     assert load_probe(tmp_path) == probe
 
 
 def test_nothing_half_written_keeps_the_name_of_the_whole(tmp_path: Path) -> None:
     save_curve(tmp_path, 0, curve())
-    save_probe(tmp_path, Probe(raw_kl_by_sequence=(), raw_kl=0.2, measured=measurement(), bytes=77))
+    save_probe(tmp_path, Probe(raw_kl_by_sequence=(), raw_kl=0.2, measured=measurement(), bytes=77, counted_bytes=77))
     assert [path for path in tmp_path.iterdir() if "partial" in path.name] == []
 
 

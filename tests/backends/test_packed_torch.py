@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from packed_folders import KINDS, emit_random, load_kind
+from packed_folders import CANDIDATES, CODED, KINDS, emit_random, load_kind
 from safetensors.torch import load_file
 from tiny_models import tiny_language_model
 from torch import nn
@@ -47,8 +47,10 @@ def test_the_file_is_as_large_as_the_footprint_says_to_the_byte(model, tmp_path,
     assert emission.weights_file.stat().st_size == emission.bytes == predicted_bytes
 
 
-def test_every_module_of_a_site_gives_the_reference_weight_bit_for_bit(model, tmp_path):
-    _, weights, _ = emit_random(model, tmp_path, 5)
+@pytest.mark.parametrize("candidates", [CANDIDATES, CODED], ids=["fixed", "coded"])
+def test_every_module_of_a_site_gives_the_reference_weight_bit_for_bit(model, tmp_path, candidates):
+    _, weights, _ = emit_random(model, tmp_path, 5, candidates=candidates)
+    assert any(weight.has_entropy for weight in weights.values()) == (candidates is CODED)
     loaded = BACKEND.load(tmp_path)
     for site in model.graph.quantizable:
         reference = site.stored(weights[site.name].dequantize())

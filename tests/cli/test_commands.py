@@ -199,7 +199,8 @@ def test_plan_forecasts_what_compile_forecasts_and_writes_only_the_plot(compiled
     planned = run_json("plan", compiled.model, "--budgets", f"4.6,{BUDGET},6", "--plot", plot, *compiled.options)
     points = planned["points"]
     assert [point["asked"] for point in points] == ["4.6", BUDGET, "6"]
-    assert points[1]["forecast"] == compiled.content["forecast"]
+    promised = compiled.content["forecast"]  # of an allocation corrected for the size of the file
+    assert points[1]["forecast"] == {name: pytest.approx(value, rel=0.05) for name, value in promised.items()}
     assert points[0]["bytes"] < points[1]["bytes"] < points[2]["bytes"]
     assert points[0]["forecast"]["raw_kl"] >= points[1]["forecast"]["raw_kl"] >= points[2]["forecast"]["raw_kl"]
     assert [path.name for path in tmp_path.iterdir()] == ["plan.png"]
@@ -267,7 +268,7 @@ def test_inspect_of_an_artifact_lists_formats_and_bytes(compiled: Compiled) -> N
     assert [site["bytes"] for site in facts["sites"]] == [site["bytes"] for site in compiled.content["sites"]]
     table = run("inspect", compiled.folder).stdout
     assert all(site["name"] in table for site in facts["sites"])
-    assert "-bit/64" in table
+    assert "-bit coded" in table
     assert run("inspect", compiled.folder, "--dot", "x.dot").exit_code == 1
 
 

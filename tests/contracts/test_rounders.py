@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from random_weights import same_segment
 
 from guidedq.artifacts.guidance import QuadraticTerm, SiteGuidance, identity_guidance
-from guidedq.artifacts.quantized_weight import AffineSegment
+from guidedq.artifacts.quantized_weight import AffineSegment, EntropySegment, RoundedSegment
 from guidedq.passes.round.gptq import GptqRounder
 from guidedq.passes.round.nearest import NearestRounder
 from guidedq.passes.round.stochastic import StochasticRounder
-from guidedq.quant.formats import AffineFormat
+from guidedq.quant.exponents import scales_of
+from guidedq.quant.formats import AffineFormat, EntropyFormat, RoundedFormat
 
 ROUNDERS = [
     NearestRounder(),
@@ -20,12 +22,14 @@ ROUNDERS = [
     GptqRounder(activation_order=True),
     GptqRounder(damping_fraction=0.1),
 ]
-FORMATS = [
+FORMATS: list[RoundedFormat] = [
     AffineFormat(bits=2, group_size=16),
     AffineFormat(bits=3, group_size=64),
     AffineFormat(bits=4, group_size=0, symmetric=True),
     AffineFormat(bits=5, group_size=24, outliers=2),
+    EntropyFormat(bits=2.5),
     AffineFormat(bits=8, group_size=128),
+    EntropyFormat(bits=4.0),
 ]
 
 
@@ -45,8 +49,14 @@ def weight_of(rows: int, columns: int, seed: int = 1) -> torch.Tensor:
     return 0.1 * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
-def segments(rounder, matrix, given, formats=FORMATS) -> list[AffineSegment]:
+def segments(rounder, matrix, given, formats=FORMATS) -> list[RoundedSegment]:
     return list(rounder.round(matrix, given, formats, seed=7))
+
+
+def largest_step(segment: RoundedSegment) -> float:
+    if isinstance(segment, AffineSegment):
+        return float(segment.grid.scales.max())
+    return float(scales_of(segment.row_exponents).max() * scales_of(segment.column_exponents).max())
 
 
 @pytest.fixture(params=ROUNDERS, ids=str)
@@ -59,14 +69,40 @@ def test_each_format_gets_a_segment_of_all_rows_with_codes_in_range(rounder) -> 
     for format, segment in zip(FORMATS, segments(rounder, matrix, guidance(6, 100)), strict=True):
         assert segment.format == format
         assert segment.rows.tolist() == list(range(6))
+        assert segment.codes.shape == (6, 100)
+        if isinstance(segment, EntropySegment):
+            assert segment.row_exponents.shape == (6,)
+            assert segment.column_exponents.shape == (100,)
+            assert 0 < int(segment.codes.min()) < int(segment.codes.max()) < 255, "no code is clipped"
+            continue
+        assert isinstance(format, AffineFormat)
         assert int(segment.codes.max()) < 2**format.bits
         assert segment.outlier_columns.shape == (6, format.outliers)
         assert bool((segment.outlier_columns.diff(dim=1) > 0).all())
 
 
-def test_more_bits_lose_less(rounder) -> None:
+def test_all_entropy_segments_of_a_weight_share_their_columns_scales(rounder) -> None:
+    matrix, given = weight_of(6, 40), guidance(6, 40)
+    formats = [EntropyFormat(bits=bits) for bits in (1.0, 3.25, 6.0)]
+    first, *others = segments(rounder, matrix, given, formats)
+    assert isinstance(first, EntropySegment)
+    for rows in (torch.tensor([1, 4]), torch.tensor([3])):
+        others += rounder.round(matrix, given, formats[:1], [rows], seed=7)
+    for segment in others:
+        assert isinstance(segment, EntropySegment)
+        assert torch.equal(segment.column_exponents, first.column_exponents)
+
+
+@pytest.mark.parametrize(
+    "formats",
+    [
+        [AffineFormat(bits=bits, group_size=32) for bits in range(2, 9)],
+        [EntropyFormat(bits=quarters / 4) for quarters in range(4, 25, 2)],
+    ],
+    ids=["affine", "entropy"],
+)
+def test_more_bits_lose_less(rounder, formats) -> None:
     matrix, given = weight_of(8, 96), guidance(8, 96)
-    formats = [AffineFormat(bits=bits, group_size=32) for bits in range(2, 9)]
     losses = [float(given.distortion(s.dequantize() - matrix).sum()) for s in segments(rounder, matrix, given, formats)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 1e-3 * losses[0]
@@ -75,8 +111,7 @@ def test_more_bits_lose_less(rounder) -> None:
 def test_same_inputs_give_the_same_codes(rounder) -> None:
     matrix, given = weight_of(5, 40), guidance(5, 40)
     for one, other in zip(segments(rounder, matrix, given), segments(rounder, matrix, given), strict=True):
-        assert torch.equal(one.codes, other.codes)
-        assert torch.equal(one.grid.scales, other.grid.scales)
+        assert same_segment(one, other)
 
 
 def test_the_weight_that_is_given_is_not_written_into(rounder) -> None:
@@ -91,31 +126,27 @@ def test_formats_do_not_depend_on_which_others_are_rounded_beside_them(rounder) 
     together = segments(rounder, matrix, given)
     for format, expected in zip(FORMATS, together, strict=True):
         (alone,) = segments(rounder, matrix, given, [format])
-        assert torch.equal(alone.codes, expected.codes)
-        assert torch.equal(alone.outlier_values, expected.outlier_values)
+        assert same_segment(alone, expected)
 
 
 def test_some_rows_are_rounded_as_among_all(rounder, monkeypatch) -> None:
-    monkeypatch.setattr("guidedq.passes.round.gptq.STACK_WEIGHTS", 3 * 70)  # stacks of three rows, across formats
+    monkeypatch.setattr("guidedq.passes.round.sweep.STACK_WEIGHTS", 3 * 70)  # stacks of three rows, across formats
     matrix, given = weight_of(7, 70), guidance(7, 70, groups=2)
     rows = [torch.tensor([0, 3, 5, 6]), torch.tensor([2]), torch.tensor([], dtype=torch.int64), torch.arange(7)]
-    some = list(rounder.round(matrix, given, FORMATS[:4], rows, seed=7))
-    for chosen, part, whole in zip(rows, some, segments(rounder, matrix, given, FORMATS[:4]), strict=True):
+    rows += [torch.tensor([1, 2, 4, 6]), torch.tensor([], dtype=torch.int64), torch.tensor([5])]
+    some = list(rounder.round(matrix, given, FORMATS, rows, seed=7))
+    for chosen, part, whole in zip(rows, some, segments(rounder, matrix, given), strict=True):
         assert torch.equal(part.rows, chosen)
-        assert torch.equal(part.codes, whole.codes[chosen])
-        assert torch.equal(part.grid.scales, whole.grid.scales[chosen])
-        assert torch.equal(part.grid.zero_points, whole.grid.zero_points[chosen])
-        assert torch.equal(part.outlier_columns, whole.outlier_columns[chosen])
-        assert torch.equal(part.outlier_values, whole.outlier_values[chosen])
+        assert same_segment(part, whole.part(chosen))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 64), (3, 172), (7, 1), (2, 65), (1, 1)], ids=str)
 def test_odd_shapes_round_and_come_back_close(rounder, rows: int, columns: int) -> None:
-    formats = [AffineFormat(bits=8, group_size=64), AffineFormat(bits=4, group_size=16)]
+    formats = [AffineFormat(bits=8, group_size=64), AffineFormat(bits=4, group_size=16), EntropyFormat(bits=5.0)]
     matrix = weight_of(rows, columns)
     for segment in segments(rounder, matrix, guidance(rows, columns), formats):
         error = (segment.dequantize() - matrix).abs().max()
-        assert float(error) <= 2.0 * float(segment.grid.scales.max()) * 2
+        assert float(error) <= 4 * largest_step(segment)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, -3.0])

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, strategies
-from random_weights import affine_formats, formats, random_weight, same_weight
+from random_weights import affine_formats, entropy_formats, fixed_formats, formats, random_weight, same_weight
 
 from guidedq.artifacts.packed_weight import pack_weight, read_segment, segment_rows, unpack_weight
-from guidedq.artifacts.quantized_weight import FloatSegment, QuantizedWeight, float_weight
+from guidedq.artifacts.quantized_weight import EntropySegment, FloatSegment, QuantizedWeight, float_weight
 from guidedq.errors import ArtifactError, FormatError
 from guidedq.quant.bit_stream import pack_codes
-from guidedq.quant.formats import AffineFormat, FloatFormat
-from guidedq.quant.packing import MAXIMUM_SEGMENTS, blob_bytes, read_layout, region_widths
+from guidedq.quant.entropy import column_order, encode_codes
+from guidedq.quant.exponents import ONE
+from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
+from guidedq.quant.packing import (
+    COLUMN_BITS,
+    INDEX_BITS,
+    MAXIMUM_SEGMENTS,
+    STREAM_HEADER,
+    blob_bytes,
+    columns_bytes,
+    read_layout,
+    region_widths,
+)
 
 format_mixes = strategies.lists(formats, min_size=1, max_size=MAXIMUM_SEGMENTS, unique=True)
 rows_and_columns = strategies.tuples(strategies.integers(4, 12), strategies.integers(3, 70))
@@ -26,39 +38,49 @@ def tensor_of(data: bytes) -> torch.Tensor:
     return torch.tensor(list(data), dtype=torch.uint8)
 
 
+def columns_are_scaled(weight: QuantizedWeight) -> bool:
+    scales = [part.column_exponents for part in weight.segments if isinstance(part, EntropySegment)]
+    return any(bool((exponents != ONE).any()) for exponents in scales)
+
+
 @given(rows_and_columns, format_mixes, seeds)
-def test_unpacking_undoes_packing_and_the_size_is_the_counted_one(shape, mix, seed):
+def test_unpacking_undoes_packing_and_without_streams_the_size_is_the_counted_one(shape, mix, seed):
     weight = random_weight("w", shape, mix, seed)
-    blob = pack_weight(weight)
-    assert same_weight(unpack_weight(blob, "w", shape), weight)
-    assert len(blob) == blob_bytes(shape[1], [(part.format, len(part.rows)) for part in weight.segments])
+    stored, plain = pack_weight(weight), pack_weight(weight, streams=False)
+    for blob in (stored, plain):
+        assert same_weight(unpack_weight(blob, "w", shape), weight)
+    counted = [(part.format, len(part.rows)) for part in weight.segments]
+    assert len(plain) == blob_bytes(shape[1], counted, scaled=columns_are_scaled(weight))
+    assert read_layout(stored, "w", shape).has_streams == weight.has_entropy
+    assert not read_layout(plain, "w", shape).has_streams
+    assert weight.has_entropy or torch.equal(stored, plain)
 
 
-@given(formats, strategies.integers(3, 300))
+@given(fixed_formats, strategies.integers(3, 300))
 def test_the_regions_of_a_row_are_the_formats_row_bytes(format, columns):
     assert sum(region_widths(format, columns)) == format.row_bytes(columns)
 
 
-@given(rows_and_columns, format_mixes, seeds)
-def test_rows_read_one_by_one_are_those_of_the_whole(shape, mix, seed):
+@given(rows_and_columns, format_mixes, seeds, strategies.booleans())
+def test_rows_read_one_by_one_are_those_of_the_whole(shape, mix, seed, streams):
     weight = random_weight("w", shape, mix, seed)
-    blob = pack_weight(weight)
+    blob = pack_weight(weight, streams=streams)
     layout = read_layout(blob, "w", shape)
     for part, rows in zip(layout.segments, segment_rows(blob, "w", layout), strict=True):
         places = torch.tensor([part.rows - 1, 0, part.rows - 1])
-        values = read_segment(blob, part, shape[1], rows[places], places).dequantize()
+        values = read_segment(blob, layout, part, rows[places], places).dequantize()
         assert torch.equal(values, weight.dequantize()[rows[places]])
 
 
-def test_the_bytes_are_those_of_the_twelve_lines():
+def test_the_bytes_of_fixed_widths_are_those_of_the_lines():
     first = AffineFormat(bits=3, group_size=2, outliers=1)
     weight = random_weight("w", (3, 5), [first, FloatFormat(dtype="bf16")], 7)
     affine, whole = weight.segments
     numbers = torch.zeros(1, 3, dtype=torch.uint8)
     numbers[0, whole.rows] = 1
-    expected = struct.pack("<BB", 0x71, 2)
+    expected = struct.pack("<BB", 0x72, 2)
     expected += struct.pack("<BHHI", 3, 2, 1, len(affine.rows)) + struct.pack("<BHHI", 0x21, 0, 0, len(whole.rows))
-    expected += bytes(pack_codes(numbers, 2).flatten().tolist())
+    expected += bytes(pack_codes(numbers, INDEX_BITS).flatten().tolist())
     expected += bytes(pack_codes(affine.codes, 3).flatten().tolist())
     expected += affine.grid.scales.numpy().astype("<f2").tobytes()
     expected += bytes(pack_codes(affine.grid.zero_points, 3).flatten().tolist())
@@ -66,6 +88,28 @@ def test_the_bytes_are_those_of_the_twelve_lines():
     expected += affine.outlier_values.numpy().astype("<f2").tobytes()
     expected += whole.values.view(torch.int16).numpy().astype("<i2").tobytes()
     assert bytes(pack_weight(weight).tolist()) == expected
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("streams", [True, False])
+def test_the_bytes_of_entropy_segments_are_those_of_the_lines(streams, scaled):
+    steps = torch.tensor([[0, 8, 15, 7, 9, 8] if scaled else [8] * 6], dtype=torch.uint8)
+    exponents = (192 + 4 * (steps[0].int() - 8)).to(torch.uint8)
+    weight = random_weight("w", (5, 6), [EntropyFormat(bits=2.25), EntropyFormat(bits=6.0)], 7)
+    first, second = [replace(part, column_exponents=exponents) for part in weight.segments]
+    weight = QuantizedWeight(name="w", shape=(5, 6), segments=(first, second))
+    numbers = torch.zeros(1, 5, dtype=torch.uint8)
+    numbers[0, second.rows] = 1
+    expected = struct.pack("<BB", 0x72, 2)
+    for part, quarters in ((first, 9), (second, 24)):
+        expected += struct.pack("<BHHI", 0x30 if streams else 0x31, quarters, int(scaled), len(part.rows))
+    expected += bytes(pack_codes(numbers, INDEX_BITS).flatten().tolist())
+    expected += bytes(pack_codes(steps, COLUMN_BITS).flatten().tolist()) if scaled else b""
+    for part in (first, second):
+        stream = encode_codes(part.codes, column_order(part.column_exponents))
+        expected += struct.pack("<I", len(stream)) + stream if streams else bytes(part.codes.flatten().tolist())
+        expected += bytes(part.row_exponents.tolist())
+    assert bytes(pack_weight(weight, streams=streams).tolist()) == expected
 
 
 def test_one_segment_has_no_index_and_symmetric_rows_no_zero_points():
@@ -93,6 +137,84 @@ def test_any_changed_truncated_or_longer_blob_is_refused_or_is_a_weight(shape, m
             unpack_weight(tensor_of(wrong), "w", shape)
 
 
+@given(
+    rows_and_columns, strategies.lists(entropy_formats, min_size=1, max_size=3, unique=True), seeds, strategies.data()
+)
+def test_a_changed_byte_in_any_region_of_entropy_segments_is_refused_or_is_a_weight(shape, mix, seed, data):
+    weight = random_weight("w", shape, mix, seed)
+    blob = bytes(pack_weight(weight, streams=data.draw(strategies.booleans())).tolist())
+    for _ in range(5):
+        place, change = data.draw(strategies.integers(0, len(blob) - 1)), data.draw(strategies.integers(1, 255))
+        changed = bytearray(blob)
+        changed[place] ^= change
+        try:
+            found = unpack_weight(tensor_of(bytes(changed)), "w", shape)
+        except ArtifactError as error:
+            assert "w: the packed weight is damaged" in str(error)
+        else:
+            assert bool(torch.isfinite(found.dequantize()).all())
+
+
+def entropy_regions() -> tuple[bytes, dict[str, int]]:
+    """A blob of two entropy segments, and the first byte of each of its regions."""
+    exponents = torch.full((6,), ONE, dtype=torch.uint8)
+    exponents[2] += 4
+    weight = random_weight("layer.weight", (5, 6), [EntropyFormat(bits=2.0), EntropyFormat(bits=6.0)], 7)
+    parts = tuple(replace(part, column_exponents=exponents) for part in weight.segments)
+    blob = pack_weight(replace(weight, segments=parts))
+    layout = read_layout(blob, "layer.weight", (5, 6))
+    first, second = layout.segments
+    assert layout.columns_offset is not None
+    places = {"header": 2, "index": layout.index_offset, "columns": layout.columns_offset, "length": first.offset}
+    places |= {"stream": first.offset + STREAM_HEADER.size, "second length": second.offset}
+    places |= {"rows": first.offset + STREAM_HEADER.size + first.stream_bytes, "end": len(blob)}
+    assert places["columns"] + columns_bytes(6) == places["length"]
+    return bytes(blob.tolist()), places
+
+
+HOSTILE_ENTROPY = {
+    "no bits": ("header", 1, b"\0\0", "known format"),
+    "too many bits": ("header", 1, b"\x19\0", "known format"),
+    "outliers": ("header", 3, b"\2\0", "with scales or without"),
+    "columns with scales and without": ("header", 3, b"\0\0", "with scales or without"),
+    "another kind of codes": ("header", 0, b"\x31", "damaged"),
+    "one format twice": ("header", 10, b"\x08", "distinct formats"),
+    "a row of no segment": ("index", 0, b"\x07", "rows by segment"),
+    "no stream": ("length", 0, b"\0\0\0\0", "a stream"),
+    "a short stream": ("length", 0, b"\1\0\0\0", "damaged"),
+    "an immense stream": ("length", 0, b"\xff\xff\xff\xff", "the length of a stream"),
+    "an immense last stream": ("second length", 0, b"\xff\xff\xff\xff", "bytes"),
+    "a stream of a reserved kind": ("stream", 0, b"\x07", "stream of codes"),
+    "a stream that ends early": ("stream", 0, b"\x03\0", "stream of codes"),
+}
+
+
+@pytest.mark.parametrize(("region", "place", "bytes_", "message"), HOSTILE_ENTROPY.values(), ids=HOSTILE_ENTROPY.keys())
+def test_hostile_entropy_segments_are_refused_by_name(region, place, bytes_, message):
+    blob, places = entropy_regions()
+    start = places[region] + place
+    changed = blob[:start] + bytes_ + blob[start + len(bytes_) :]
+    with pytest.raises(ArtifactError, match=f"layer.weight.*{message}"):
+        unpack_weight(tensor_of(changed), "layer.weight", (5, 6))
+
+
+def test_a_byte_lost_or_added_in_any_region_of_an_entropy_segment_is_refused():
+    blob, places = entropy_regions()
+    for place in places.values():
+        for wrong in (blob[: place - 1] + blob[place:], blob[:place] + b"\0" + blob[place:], blob[: place - 1]):
+            with pytest.raises(ArtifactError, match=r"layer\.weight"):
+                unpack_weight(tensor_of(wrong), "layer.weight", (5, 6))
+
+
+def test_a_stream_of_far_more_codes_is_refused():
+    blob, places = entropy_regions()
+    bomb = zlib.compressobj(9, zlib.DEFLATED, -15)
+    stream = bomb.compress(bytes(10_000_000)) + bomb.flush()
+    wrong = blob[: places["length"]] + STREAM_HEADER.pack(len(stream)) + stream + blob[places["rows"] :]
+    with pytest.raises(ArtifactError, match="more or fewer"):
+        unpack_weight(tensor_of(wrong), "layer.weight", (5, 6))
+
+
 @given(strategies.binary(max_size=60))
 def test_noise_is_refused(data):
     with pytest.raises(ArtifactError):
@@ -100,16 +222,16 @@ def test_noise_is_refused(data):
 
 
 HOSTILE = {
-    "another version": (0, b"\x72", "layout version"),
-    "no segments": (1, b"\0", "1 to 4 segments"),
-    "too many segments": (1, b"\xff", "1 to 4 segments"),
+    "another version": (0, b"\x71", "layout version"),
+    "no segments": (1, b"\0", "1 to 8 segments"),
+    "too many segments": (1, b"\xff", "1 to 8 segments"),
     "an unknown kind": (2, b"\x40", "known format"),
     "nine bits": (2, b"\x09", "known format"),
     "more outliers than columns": (5, b"\xff\xff", "fit the weight"),
     "billions of rows": (7, b"\xff\xff\xff\xff", "rows in segments"),
     "an empty segment": (7, b"\0\0\0\0", "fit the weight"),
     "one format twice": (11, b"\x03\x02\x00\x01\x00", "distinct formats"),
-    "a row of no segment": (20, b"\x03", "rows by segment"),
+    "a row of no segment": (20, b"\x07", "rows by segment"),
 }
 
 
@@ -150,6 +272,31 @@ def test_a_blob_of_another_shape_is_refused():
             unpack_weight(blob, "w", shape)
 
 
+@given(entropy_formats, seeds)
+def test_entropy_segments_that_break_their_own_rules_are_not_packed(format, seed):
+    weight = random_weight("w", (4, 6), [format], seed)
+    (segment,) = weight.segments
+    assert isinstance(segment, EntropySegment)
+    broken = [
+        replace(segment, rows=torch.tensor([3, 2, 1, 0])),
+        replace(segment, codes=segment.codes[:, :5], column_exponents=segment.column_exponents[:5]),
+        replace(segment, column_exponents=segment.column_exponents + 1),
+        replace(segment, column_exponents=torch.full((6,), ONE + 32, dtype=torch.uint8)),
+    ]
+    for wrong in broken:
+        with pytest.raises(FormatError):
+            pack_weight(QuantizedWeight(name="w", shape=(4, 6), segments=(wrong,)))
+
+
+def test_entropy_segments_of_different_columns_scales_are_not_packed():
+    weight = random_weight("w", (4, 6), [EntropyFormat(bits=2.0), EntropyFormat(bits=3.0)], 0)
+    first, second = weight.segments
+    assert isinstance(second, EntropySegment)
+    other = replace(second, column_exponents=torch.full((6,), ONE + 4, dtype=torch.uint8))
+    with pytest.raises(FormatError, match="entropy"):
+        pack_weight(replace(weight, segments=(first, other)))
+
+
 @given(affine_formats, seeds)
 def test_weights_that_break_their_own_rules_are_not_packed(format, seed):
     weight = random_weight("w", (4, 6), [format], seed)
@@ -169,8 +316,8 @@ def test_weights_that_break_their_own_rules_are_not_packed(format, seed):
 
 
 def test_more_segments_than_the_index_can_number_are_refused():
-    weight = random_weight("w", (5, 6), [AffineFormat(bits=bits) for bits in range(2, 7)], 0)
-    with pytest.raises(FormatError, match="1 to 4 segments"):
+    weight = random_weight("w", (9, 6), [AffineFormat(bits=bits) for bits in range(1, 9)] + [FloatFormat()], 0)
+    with pytest.raises(FormatError, match="1 to 8 segments"):
         pack_weight(weight)
 
 

@@ -68,8 +68,9 @@ def test_the_verdict_compares_the_measurement_with_the_interval(kl: float, word:
 
 
 def test_formats_have_short_names() -> None:
-    texts = ("affine{bits=3 group-size=64}", "affine{bits=4 group-size=0 symmetric}", "fp16")
-    assert [format_text(text) for text in texts] == ["3-bit/64", "4-bit per row symmetric", "fp16"]
+    texts = ("affine{bits=3 group-size=64}", "affine{bits=4 group-size=0 symmetric}", "fp16", "entropy{bits=2.5}")
+    short = ["3-bit/64", "4-bit per row symmetric", "fp16", "2.5-bit coded"]
+    assert [format_text(text) for text in texts] == short
     assert mixture_text({texts[0]: 8}) == "3-bit/64"
     assert (
         mixture_text({texts[0]: 8, "affine{bits=5 group-size=32 outliers=2}": 2})

@@ -25,7 +25,8 @@ def probe(raw: float, kl: float, *, noise: float = 0.0, sequences: int = 16, see
         kl_by_sample=tuple((kl * (1 + 0.1 * generator.standard_normal(8))).tolist()),
         loss_increase_by_sample=(0.8 * kl,) * 8,
     )
-    return Probe(raw_kl_by_sequence=tuple(raw * shape / shape.mean()), raw_kl=raw, measured=measured, bytes=1)
+    by_sequence = tuple(raw * shape / shape.mean())
+    return Probe(raw_kl_by_sequence=by_sequence, raw_kl=raw, measured=measured, bytes=1, counted_bytes=1)
 
 
 def at(raw: float, probes: list[Probe], units: int = 8192):

@@ -10,9 +10,10 @@ import torch
 from guidedq.artifacts.guidance import QuadraticTerm, SiteGuidance
 from guidedq.artifacts.quantized_weight import AffineSegment
 from guidedq.errors import CalibrationError
-from guidedq.passes.round.gptq import BLOCK_COLUMNS, GptqRounder
+from guidedq.passes.round.gptq import GptqRounder
 from guidedq.passes.round.metric import RowMetric, feedback, row_metrics
 from guidedq.passes.round.nearest import NearestRounder
+from guidedq.passes.round.sweep import BLOCK_COLUMNS
 from guidedq.quant.formats import AffineFormat
 from guidedq.quant.grid import Grid, quantize_nearest
 
