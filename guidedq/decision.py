@@ -11,10 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from guidedq.artifacts.allocation import Allocation
-from guidedq.artifacts.footprint import Footprint, largest_bytes, site_groups, smallest_bytes
+from guidedq.artifacts.footprint import Footprint, SiteFootprint, largest_bytes, site_groups, smallest_bytes
 from guidedq.artifacts.forecast import Forecast, Probe
-from guidedq.artifacts.packed_weight import pack_weight
-from guidedq.artifacts.quantized_weight import QuantizedWeight, Segment, float_segment
+from guidedq.artifacts.quantized_weight import EntropySegment, QuantizedWeight, Segment, float_segment
 from guidedq.budget import Budget
 from guidedq.errors import BudgetError
 from guidedq.evaluation import measure
@@ -22,6 +21,7 @@ from guidedq.evidence import Evidence
 from guidedq.ir.graph import Graph, Site
 from guidedq.job import Job
 from guidedq.progress import tracked
+from guidedq.quant.entropy import stream_bytes
 from guidedq.quant.formats import FloatFormat, Format, RoundedFormat
 from guidedq.registry import stage_text
 from guidedq.report.wording import format_text
@@ -193,7 +193,7 @@ def rounded(job: Job, evidence: Evidence, allocation: Allocation) -> Iterator[Qu
 def _probe_entry(job: Job, evidence: Evidence, limit_bytes: int) -> Path:
     """Where a probe is kept: everything that its measurement depends on is part of the name."""
     rules = tuple(stage_text(getattr(job.recipe, kind), kind) for kind in ("allocate", "forecast", "correct"))
-    activations = repr(job.backend.activations(job.model))
+    activations = repr(job.activations())
     footprint = f"{evidence.footprint.base_bytes} {limit_bytes}"
     fused = repr(job.model.graph.fused)
     digest = evidence.calibration.probe.digest
@@ -202,12 +202,11 @@ def _probe_entry(job: Job, evidence: Evidence, limit_bytes: int) -> Path:
 
 def _probe(job: Job, evidence: Evidence, allocation: Allocation, raw: tuple[float, ...]) -> Probe:
     """A whole quantized model, measured on the probe samples."""
-    program, activations = job.model.program, job.backend.activations(job.model)
+    program, activations = job.model.program, job.activations()
     weights = tracked(job.progress, "probe", rounded(job, evidence, allocation), len(allocation.sites))
     held = {weight.name: (job.model.graph.site(weight.name), weight) for weight in weights}
     stored = DequantizedOnUse(held)
-    estimated = [weight for _, weight in held.values() if weight.has_entropy]
-    more = sum(len(pack_weight(weight)) - allocation.sites[weight.name].bytes for weight in estimated)
+    more = sum(_surplus(evidence.footprint.sites[name], weight) for name, (_, weight) in held.items())
     measured = measure(
         evidence.calibration.probe,
         job.model.objective,
@@ -222,6 +221,16 @@ def _probe(job: Job, evidence: Evidence, allocation: Allocation, raw: tuple[floa
         bytes=allocation.bytes + more,
         counted_bytes=allocation.bytes,
     )
+
+
+def _surplus(counted: SiteFootprint, weight: QuantizedWeight) -> int:
+    """Bytes that the streams of a weight take beyond what the footprint counts for them."""
+    total = 0
+    for segment in weight.segments:
+        if isinstance(segment, EntropySegment):
+            size = stream_bytes(segment.codes, segment.format, segment.column_exponents, thorough=True)
+            total += size - len(segment.rows) * counted.code_bytes[counted.formats.index(segment.format)]
+    return total
 
 
 def _round_site(

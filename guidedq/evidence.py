@@ -22,7 +22,7 @@ from guidedq.errors import CalibrationError
 from guidedq.job import Job
 from guidedq.memory import give_back
 from guidedq.progress import tracked
-from guidedq.quant.formats import EntropyFormat, RoundedFormat
+from guidedq.quant.formats import RoundedFormat
 from guidedq.registry import stage_text
 from guidedq.workspace import (
     finish,
@@ -100,8 +100,7 @@ class Evidence:
     @property
     def exact(self) -> bool:
         """Whether the footprint knows every file's size: no site has an entropy format."""
-        formats = (format for site in self.footprint.sites.values() for format in site.formats)
-        return not any(isinstance(format, EntropyFormat) for format in formats)
+        return not any(any(site.code_bytes) for site in self.footprint.sites.values())
 
 
 def gather(job: Job, footprint: Footprint) -> Evidence:
@@ -127,14 +126,14 @@ def gather(job: Job, footprint: Footprint) -> Evidence:
 
 
 def measured_footprint(footprint: Footprint, curves: Mapping[str, SiteCurve]) -> Footprint:
-    """The footprint with the bytes that entropy formats really took in place of estimates, rounded up."""
+    """The footprint with the bytes that codes of entropy formats really took in place of estimates, rounded up."""
 
     def measured(site: SiteFootprint, curve: SiteCurve) -> SiteFootprint:
-        sizes = zip(site.formats, site.row_bytes, curve.entropy_bytes.tolist(), strict=True)
-        row_bytes = tuple(math.ceil(own) if isinstance(format, EntropyFormat) else size for format, size, own in sizes)
-        return replace(site, row_bytes=row_bytes)
+        code_bytes = tuple(math.ceil(size) for size in curve.entropy_bytes.tolist())
+        sizes = zip(site.row_bytes, site.code_bytes, code_bytes, strict=True)
+        return replace(site, row_bytes=tuple(row - old + new for row, old, new in sizes), code_bytes=code_bytes)
 
-    sites = {name: measured(site, curves[name]) for name, site in footprint.sites.items()}
+    sites = {name: measured(site, curves[name]) if site.code_bytes else site for name, site in footprint.sites.items()}
     return replace(footprint, sites=sites)
 
 

@@ -11,8 +11,10 @@ from typing import final
 
 from guidedq.artifacts.footprint import Footprint
 from guidedq.ir.model import Model
+from guidedq.ir.program import ActivationRounding
 from guidedq.original import OriginalOutputs
 from guidedq.progress import Progress, SilentProgress
+from guidedq.quant.formats import RoundedFormat
 from guidedq.recipe import Recipe
 from guidedq.stages import AbstractBackend, AbstractSampler
 from guidedq.workspace import Workspace
@@ -68,8 +70,15 @@ class Job:
 
     def footprint(self) -> Footprint:
         """What the backend can hold of the recipe's formats."""
-        formats = self.recipe.formats(entropy_coded=self.backend.entropy_coded)
-        return self.backend.footprint(self.model, formats)
+        return self.backend.footprint(self.model, self._formats)
+
+    def activations(self) -> ActivationRounding | None:
+        """How the backend's runtime will round activations."""
+        return self.backend.activations(self.model, self._formats)
+
+    @property
+    def _formats(self) -> tuple[RoundedFormat, ...]:
+        return self.recipe.formats(self.backend.entropy_code(self.model, asked=self.recipe.coding == "entropy"))
 
     @property
     def original(self) -> OriginalOutputs:

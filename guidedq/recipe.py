@@ -16,6 +16,7 @@ from guidedq.quant.formats import (
     MINIMUM_BITS,
     MOST_ENTROPY_BITS,
     AffineFormat,
+    EntropyCode,
     EntropyFormat,
     RoundedFormat,
 )
@@ -30,7 +31,7 @@ from guidedq.stages import (
 )
 
 Scope = Literal["file", "linear"]
-Coding = Literal["entropy", "fixed"]
+Coding = Literal["auto", "entropy", "fixed"]
 LEAST_FIXED_BITS = 2
 """One bit per weight is a format of its own kind (signs); a grid of fixed width begins to make sense at two."""
 FINE_BITS = 4
@@ -51,7 +52,7 @@ class Recipe:
         forecast: Predicts the loss.
         min_bits: Narrowest codes, on average where they are stored by their entropy; fixed widths begin at 2.
         max_bits: Widest codes.
-        coding: Store codes by their `entropy` where the backend can, or always in `fixed` widths.
+        coding: `fixed` widths, or codes stored by their `entropy` where the backend can; `auto`: where it also pays.
         group_sizes: Candidates; 0 is one scale per row. Codes wider than 4 bits are offered with the last one alone.
         symmetric: Also offer formats without zero points.
         outliers: Candidates: weights per row that stay at 16 bits.
@@ -67,7 +68,7 @@ class Recipe:
     forecast: AbstractForecaster
     min_bits: int = MINIMUM_BITS
     max_bits: int = MAXIMUM_BITS
-    coding: Coding = "entropy"
+    coding: Coding = "auto"
     group_sizes: tuple[int, ...] = (32, 64, 128)
     symmetric: bool = False
     outliers: tuple[int, ...] = (0,)
@@ -83,23 +84,28 @@ class Recipe:
         if not self.group_sizes or not self.outliers:
             raise RecipeError("a recipe needs at least one group size and one number of outliers (0 for none).")
         if self.coding not in get_args(Coding):
-            raise RecipeError(f"coding {self.coding!r}: expected entropy or fixed.")
-        if self.coding == "fixed" and self.max_bits < LEAST_FIXED_BITS:
-            raise RecipeError(f"max-bits {self.max_bits}: fixed widths begin at {LEAST_FIXED_BITS}.")
+            raise RecipeError(f"coding {self.coding!r}: expected auto, entropy or fixed.")
         if self.scope not in ("file", "linear"):
             raise RecipeError(f"scope {self.scope!r}: expected file or linear.")
 
-    def formats(self, *, entropy_coded: bool) -> tuple[RoundedFormat, ...]:
+    def formats(self, code: EntropyCode | None) -> tuple[RoundedFormat, ...]:
         """The candidates, narrowest first.
 
-        Where codes can be stored by their entropy, such formats take the place of fixed widths up to their finest.
+        Where codes can be stored by their entropy, in some code, such formats take the place of fixed widths up to
+        their finest.
+
+        Raises:
+            RecipeError: there are no fixed widths of so few bits.
         """
-        if self.coding == "fixed" or not entropy_coded:
+        if self.coding == "fixed" or code is None:
+            if self.max_bits < LEAST_FIXED_BITS:
+                raise RecipeError(f"max-bits {self.max_bits}: fixed widths begin at {LEAST_FIXED_BITS}.")
             return self._fixed(max(self.min_bits, LEAST_FIXED_BITS))
         quarters = range(ENTROPY_STEPS_PER_BIT * self.min_bits, ENTROPY_STEPS_PER_BIT * self.max_bits + 1, 2)
         bits = [quarter / ENTROPY_STEPS_PER_BIT for quarter in quarters]
-        entropy = [EntropyFormat(bits=width) for width in bits if width <= MOST_ENTROPY_BITS]
-        return (*entropy, *self._fixed(max(self.min_bits, int(MOST_ENTROPY_BITS) + 1)))
+        entropy = [EntropyFormat(bits=width, code=code) for width in bits if width <= MOST_ENTROPY_BITS]
+        wide = () if code == "rice" else self._fixed(max(self.min_bits, int(MOST_ENTROPY_BITS) + 1))
+        return (*entropy, *wide)
 
     def _fixed(self, narrowest: int) -> tuple[AffineFormat, ...]:
         return tuple(

@@ -31,7 +31,7 @@ from guidedq.ir.graph import Graph, Site
 from guidedq.ir.model import Model
 from guidedq.ir.program import ActivationRounding, Batch
 from guidedq.progress import Progress
-from guidedq.quant.formats import RoundedFormat
+from guidedq.quant.formats import EntropyCode, RoundedFormat
 
 
 class AbstractRewrite(ABC):
@@ -219,11 +219,13 @@ class Emission:
 
     Attributes:
         weights_file: The file that the budget bounds (with its external data, if any, in `more_files`).
+        site_bytes: What each site takes in it.
         more_files: Further files that hold weights.
         notices: What the user should know about how the runtime will run it.
     """
 
     weights_file: Path
+    site_bytes: Mapping[str, int]
     more_files: tuple[Path, ...] = ()
     notices: tuple[str, ...] = ()
 
@@ -236,10 +238,17 @@ class Emission:
 class AbstractBackend(ABC):
     """Writes an artifact and runs it."""
 
-    @property
-    def entropy_coded(self) -> bool:
-        """Whether it can store codes by their entropy."""
-        return False
+    def entropy_code(self, model: Model, *, asked: bool) -> EntropyCode | None:
+        """How it stores codes by their entropy.
+
+        Args:
+            model: What is to be stored.
+            asked: The user wants it, even where it does not pay.
+
+        Returns:
+            `None` if it cannot, or does not by default because the price at run time is high.
+        """
+        return None
 
     @abstractmethod
     def footprint(self, model: Model, formats: Sequence[RoundedFormat]) -> Footprint:
@@ -256,8 +265,13 @@ class AbstractBackend(ABC):
         """Groups of sites that the runtime fuses and that must therefore share one format."""
 
     @abstractmethod
-    def activations(self, model: Model) -> ActivationRounding | None:
-        """The rounding of activations that the runtime will do, `None` if it computes in floating point."""
+    def activations(self, model: Model, formats: Sequence[RoundedFormat]) -> ActivationRounding | None:
+        """The rounding of activations that the runtime will do, `None` if it computes in floating point.
+
+        Args:
+            model: What is compiled.
+            formats: The candidates for its weights.
+        """
 
     @abstractmethod
     def emit(self, model: Model, weights: Iterable[QuantizedWeight], folder: Path) -> Emission:

@@ -12,8 +12,8 @@ from itertools import accumulate, repeat
 import numpy as np
 from onnx import ModelProto, helper
 
-from guidedq.artifacts.footprint import Footprint, SiteFootprint
-from guidedq.quant.formats import FloatFormat, Format
+from guidedq.artifacts.footprint import Footprint, SiteFootprint, code_bytes_of
+from guidedq.quant.formats import EntropyFormat, FloatFormat, Format
 
 from .patch import Patch, Shared, StoredTensor, field_bytes, name_length
 from .settings import Settings
@@ -56,7 +56,12 @@ def count_footprint(skeleton: Skeleton, offered: Mapping[str, Sequence[Format]],
         held = tuple(f for f in offered[name] if can_hold(slot, f))
         alike = (held, _what_counts(slot))
         if alike not in counted:
-            large = mixable and min(slot.site.parameters // MIXED_PARAMETERS, slot.site.rows // 2, len(held) // 3) > 0
+            coded = any(isinstance(format, EntropyFormat) for format in held)
+            large = (
+                mixable
+                and not coded
+                and min(slot.site.parameters // MIXED_PARAMETERS, slot.site.rows // 2, len(held) // 3) > 0
+            )
             count = _count_mixable_site if large else _count_uniform_site
             counted[alike] = count(shared, slot, held, settings)
         sites[name] = counted[alike]
@@ -100,7 +105,13 @@ def _count_uniform_site(shared: Shared, slot: Slot, formats: tuple[Format, ...],
     row_bytes = [_eight_rows(shared, slot, format, settings) // 8 for format in formats]
     totals = [_count(shared, slot, [format], settings, rows=rows)[0] for format in formats]
     rest = [total - rows * each for total, each in zip(totals, row_bytes, strict=True)]
-    return SiteFootprint(formats=formats, row_bytes=tuple(row_bytes), segment_bytes=tuple(rest), site_bytes=0)
+    return SiteFootprint(
+        formats=formats,
+        row_bytes=tuple(row_bytes),
+        segment_bytes=tuple(rest),
+        site_bytes=0,
+        code_bytes=code_bytes_of(formats, slot.site.columns),
+    )
 
 
 def _count_mixable_site(shared: Shared, slot: Slot, formats: tuple[Format, ...], settings: Settings) -> SiteFootprint:

@@ -15,7 +15,7 @@ from guidedq.errors import BackendError
 from guidedq.ir.graph import Graph, UseKind
 from guidedq.ir.model import Model
 from guidedq.ir.program import ActivationRounding, Batch
-from guidedq.quant.formats import AffineFormat, RoundedFormat
+from guidedq.quant.formats import EntropyCode, EntropyFormat, RoundedFormat
 from guidedq.stages import AbstractBackend, Emission
 
 from .accounting import count_footprint, stored_bytes
@@ -31,6 +31,8 @@ from .unpacking import BITWISE_OPSET
 REPRESENTATIVE_BLOCK = 64
 """The block whose rounding of activations is forecast, before the formats are known: half and twice of it differ by
 less than a tenth in the error that they make."""
+CODED_PARAMETERS = 4_000_000
+"""Up to this size weights are stored by their entropy unasked: a model is then loaded in a second or two."""
 
 
 @final
@@ -56,19 +58,25 @@ class OnnxBackend(AbstractBackend):
         if self.opset < BITWISE_OPSET:
             raise BackendError(f"models are exported in opset {BITWISE_OPSET} or newer, found {self.opset}.")
 
+    def entropy_code(self, model: Model, *, asked: bool) -> EntropyCode | None:
+        """Rice codes, unpacked to float while the model loads, some 3 million weights a second: for small models."""
+        parameters = sum(site.parameters for site in model.graph.quantizable)
+        return "rice" if asked or parameters <= CODED_PARAMETERS else None
+
     def footprint(self, model: Model, formats: Sequence[RoundedFormat]) -> Footprint:
         """The exact bytes of every site, from the model's own graph; see `AbstractBackend.footprint`."""
         skeleton, settings = self._prepare(model)
-        affine = [format for format in formats if isinstance(format, AffineFormat)]
-        offered = {site.name: offered_formats(site, model.matrix(site), affine) for site in model.graph.quantizable}
+        offered = {site.name: offered_formats(site, model.matrix(site), formats) for site in model.graph.quantizable}
         return count_footprint(skeleton, offered, settings)
 
     def fuses(self, graph: Graph) -> Sequence[Sequence[str]]:
         """ONNX Runtime fuses none by itself; the groups that read one tensor if `fused` is set."""
         return graph.shared_inputs if self.fused else ()
 
-    def activations(self, model: Model) -> ActivationRounding | None:
+    def activations(self, model: Model, formats: Sequence[RoundedFormat]) -> ActivationRounding | None:
         """MatMulNBits at accuracy level 4 rounds what it multiplies to symmetric int8 per block of inputs."""
+        if all(isinstance(format, EntropyFormat) for format in formats):
+            return None
         if self.accuracy_level != INTEGER_LEVEL:
             return None
         uses = [use for site in model.graph.quantizable for use in site.uses]
@@ -79,9 +87,14 @@ class OnnxBackend(AbstractBackend):
     def emit(self, model: Model, weights: Iterable[QuantizedWeight], folder: Path) -> Emission:
         """Write `model.onnx`; check it against the standard, and that the runtime loads it and folds the unpacking."""
         skeleton, settings = self._prepare(model)
-        path, *more = write_model(skeleton, weights, settings, folder)
+        (path, *more), sizes = write_model(skeleton, weights, settings, folder)
         faults = check_model(path, model.path if model.source == "onnx" else None)
-        return Emission(weights_file=path, more_files=tuple(more), notices=(*faults, *notices_of(path, settings)))
+        return Emission(
+            weights_file=path,
+            site_bytes=sizes,
+            more_files=tuple(more),
+            notices=(*faults, *notices_of(path, settings)),
+        )
 
     def open(self, model: Model, folder: Path) -> Callable[[Batch], Tensor]:
         """The model as ONNX Runtime runs it, with its default options."""

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from guidedq.ir.graph import Site
-from guidedq.quant.formats import AffineFormat, FloatFormat, Format
+from guidedq.quant.formats import EntropyFormat, FloatFormat, Format, RoundedFormat
 from guidedq.quant.grid import LARGEST_SCALE, SMALLEST_SCALE, scale_of_range
 
 
-def offered_formats(site: Site, matrix: Tensor, formats: Sequence[AffineFormat]) -> tuple[Format, ...]:
+def offered_formats(site: Site, matrix: Tensor, formats: Sequence[RoundedFormat]) -> tuple[Format, ...]:
     """Those of `formats` that could hold the weight `[out, in]`, and the float in which it is left alone, last.
 
     Left out are formats as large as the float, formats that differ from an earlier one in name only (groups no shorter
@@ -20,8 +20,11 @@ def offered_formats(site: Site, matrix: Tensor, formats: Sequence[AffineFormat])
     """
     low, high = matrix.aminmax()
     whole = FloatFormat(dtype="fp16" if max(-float(low), float(high)) <= LARGEST_SCALE else "fp32")
-    found: dict[tuple[int, int, bool], Format] = {}
+    found: dict[object, Format] = {}
     for format in formats:
+        if isinstance(format, EntropyFormat):
+            found[format] = format
+            continue
         scale = float(scale_of_range(low, high, format))
         storable = scale == 0.0 or SMALLEST_SCALE <= scale <= LARGEST_SCALE
         smaller = format.row_bytes(site.columns) < whole.row_bytes(site.columns)

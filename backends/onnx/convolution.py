@@ -15,20 +15,21 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from guidedq.artifacts.quantized_weight import FloatSegment
+from guidedq.artifacts.quantized_weight import ENTROPY_ZERO, FloatSegment
 from guidedq.ir.graph import Storage
 from guidedq.quant.formats import FloatFormat
 
+from .coded import store_codes, store_exponents
 from .layout import BYTE_BITS
 from .patch import Patch
 from .settings import Settings
 from .skeleton import Slot
-from .streams import AffineRows, FloatRows, store_order, store_scales, store_stream
+from .streams import AffineRows, CodedRows, FloatRows, StoredRows, store_order, store_scales, store_stream
 
 FLOAT_TYPES: dict[str, Any] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16, "fp32": np.float32}
 
 
-def write_dense(patch: Patch, slot: Slot, segments: Sequence[AffineRows | FloatRows], settings: Settings) -> None:
+def write_dense(patch: Patch, slot: Slot, segments: Sequence[StoredRows], settings: Settings) -> None:
     """Store the weight and restore it, in float, under its own name."""
     site = slot.site
     turned = site.storage is Storage.IN_OUT
@@ -37,9 +38,13 @@ def write_dense(patch: Patch, slot: Slot, segments: Sequence[AffineRows | FloatR
     if slot.element_type != TensorProto.FLOAT:
         to_do.append(("Cast", {"to": slot.element_type}))
     if len(segments) == 1:
-        rows = segments[0]
-        assert isinstance(rows, AffineRows)
-        value = _write_affine(patch, slot, rows, settings, shape=shape, output=None if to_do else slot.name)
+        rows, output = segments[0], None if to_do else slot.name
+        assert not isinstance(rows, FloatRows)
+        value = (
+            _write_coded(patch, slot, rows, settings, shape=shape, output=output)
+            if isinstance(rows, CodedRows)
+            else _write_affine(patch, slot, rows, settings, shape=shape, output=output)
+        )
     else:
         parts = [_write_rows(patch, slot, rows, settings) for rows in segments]
         order = store_order(patch, segments, site.rows)
@@ -81,7 +86,19 @@ def array_of(values: Tensor, format: FloatFormat) -> np.ndarray:
     return values.numpy().astype(FLOAT_TYPES[format.dtype])
 
 
-def _write_rows(patch: Patch, slot: Slot, rows: AffineRows | FloatRows, settings: Settings) -> str:
+def _write_coded(
+    patch: Patch, slot: Slot, rows: CodedRows, settings: Settings, *, shape: list[int], output: str | None
+) -> str:
+    columns = slot.site.columns
+    scales = store_exponents(patch, rows)
+    codes = store_codes(patch, rows, columns, settings)
+    unpacked = patch.call("RowsS", [codes, scales], K=columns, b=BYTE_BITS)
+    zero_points = patch.constant(np.array([[ENTROPY_ZERO]], dtype=np.uint8))
+    return patch.call("Dense", [unpacked, zero_points, scales], output, K=columns, G=columns, d=shape)
+
+
+def _write_rows(patch: Patch, slot: Slot, rows: StoredRows, settings: Settings) -> str:
+    assert not isinstance(rows, CodedRows), "coded rows are never mixed"
     if isinstance(rows, AffineRows):
         return _write_affine(patch, slot, rows, settings, shape=[-1, slot.site.columns], output=None)
 

@@ -36,8 +36,8 @@ FUNCTIONS_IR_VERSION = 8
 
 def write_model(
     skeleton: Skeleton, weights: Iterable[QuantizedWeight], settings: Settings, folder: Path
-) -> tuple[Path, ...]:
-    """Write the model into `folder`, and give its files, the model itself first.
+) -> tuple[tuple[Path, ...], Mapping[str, int]]:
+    """Write the model into `folder`, and give its files, the model itself first, and the bytes of each site.
 
     Weights are taken one by one. The skeleton is used up: it becomes the model.
 
@@ -47,6 +47,7 @@ def write_model(
     shared = Shared(names=names_of_length(names_length(skeleton), skeleton.names))
     nodes: dict[int, list[NodeProto]] = {LOADING: []}
     removed: set[int] = set()
+    sizes: dict[str, int] = {}
     missing = dict.fromkeys(skeleton.slots)
     with (folder / DATA_FILE).open("wb") if settings.external else _Nowhere() as stream:
         store = _Store(skeleton.proto, stream if settings.external else None)
@@ -57,8 +58,9 @@ def write_model(
             del missing[weight.name]
             slot = skeleton.slots[weight.name]
             patch = Patch(shared=shared)
-            if write_site(patch, slot, segments_of(weight), settings):
-                removed |= slot.removed
+            replaced = write_site(patch, slot, segments_of(weight), settings)
+            removed |= slot.removed if replaced else set()
+            sizes[weight.name] = patch.bytes(external=settings.external) + (0 if replaced else slot.removed_bytes)
             for tensor in patch.tensors:
                 store.add(tensor)
             for place, placed in patch.nodes.items():
@@ -68,7 +70,7 @@ def write_model(
     _finish(skeleton.proto, nodes, removed, shared, settings)
     path = folder / MODEL_FILE
     path.write_bytes(skeleton.proto.SerializeToString(deterministic=True))
-    return (path, folder / DATA_FILE) if settings.external else (path,)
+    return ((path, folder / DATA_FILE) if settings.external else (path,)), sizes
 
 
 def _finish(

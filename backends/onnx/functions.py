@@ -92,6 +92,42 @@ COMMON = {
     z = Expand(m, d)
     x = Gather <axis = 1> (r, i)
     s = Cast <to = {element}> (x)""",
+    # the numbers that the unary parts say: zeros before each one
+    "Highs (p, s, m, n) => (h)": """
+    t = gq.Part(p, s, m)
+    i = Cast <to = 6> (t)
+    v, w = TopK (i, n)
+    q = Cast <to = 6> (w)
+    z = Constant <value_ints = [0]> ()
+    e = Constant <value_ints = [-1]> ()
+    b = Cast <to = 6> (e)
+    c = Slice(q, z, e)
+    d = Concat <axis = 0> (b, c)
+    f = Sub(q, d)
+    h = Add(f, b)""",
+    "Unary (p, s, m, n, T) => (t)": """
+    h = gq.Highs(p, s, m, n)
+    t = Gather(T, h)""",
+    # and with low parts beside them
+    "Rice (p, s, m, n, T, l, q, v, k) => (t)": """
+    h = gq.Highs(p, s, m, n)
+    a = gq.Part(l, q, v)
+    z = Constant <value_ints = [0]> ()
+    b = Slice(a, z, n)
+    c = Cast <to = 6> (b)
+    d = Mul(h, k)
+    e = Add(d, c)
+    t = Gather(T, e)""",
+    # scales that are eighth powers of two
+    "Powers (e, a, b, F, P) => (r)": """
+    c = BitShift <direction = "RIGHT"> (e, a)
+    d = Cast <to = 6> (c)
+    f = BitShift <direction = "LEFT"> (e, b)
+    g = BitShift <direction = "RIGHT"> (f, b)
+    h = Cast <to = 6> (g)
+    i = Gather(P, d)
+    j = Gather(F, h)
+    r = Mul(i, j)""",
     # rows of all segments, put back in order, their zero points packed
     "Mix (C, Z, S, o, y, w, a) => (t, z, s)": """
     t = Gather <axis = 0> (C, o)

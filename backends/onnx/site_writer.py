@@ -14,7 +14,7 @@ from .packed import smallest_block
 from .patch import Patch
 from .settings import Settings
 from .skeleton import Slot
-from .streams import AffineRows, FloatRows
+from .streams import AffineRows, CodedRows, FloatRows, StoredRows
 
 MOST_SEGMENTS = 4
 """Two bits a row say which segment it belongs to."""
@@ -24,41 +24,46 @@ def can_hold(slot: Slot, format: Format) -> bool:
     """Whether rows of this format can be stored in the slot."""
     if isinstance(format, FloatFormat):
         return True
-    if isinstance(format, EntropyFormat) or format.outliers:
+    if isinstance(format, EntropyFormat):
+        return format.code == "rice"
+    if format.outliers:
         return False
     return not slot.readers or smallest_block(slot, [format]) is not None
 
 
-def segments_of(weight: QuantizedWeight) -> list[AffineRows | FloatRows]:
+def segments_of(weight: QuantizedWeight) -> list[StoredRows]:
     """The segments as the writers take them.
 
     Raises:
-        FormatError: a segment's codes are stored by their entropy, which no graph unpacks.
+        FormatError: a segment's codes are stored in a way that no graph unpacks.
     """
-    found: list[AffineRows | FloatRows] = []
+    found: list[StoredRows] = []
     for segment in weight.segments:
         count = len(segment.rows)
         if isinstance(segment, AffineSegment):
             found.append(AffineRows(format=segment.format, count=count, segment=segment))
         elif isinstance(segment, FloatSegment):
             found.append(FloatRows(format=segment.format, count=count, segment=segment))
+        elif segment.format.code == "rice":
+            found.append(CodedRows(format=segment.format, count=count, segment=segment))
         else:
             raise FormatError(f"{weight.name}: ONNX cannot hold {segment.format}.")
     return found
 
 
-def rows_of(formats: Sequence[Format], count: int) -> list[AffineRows | FloatRows]:
+def rows_of(formats: Sequence[Format], count: int) -> list[StoredRows]:
     """Segments of `count` rows each, without data, to count the bytes of."""
     return [
         AffineRows(format=format, count=count)
         if isinstance(format, AffineFormat)
+        else CodedRows(format=format, count=count)
+        if isinstance(format, EntropyFormat)
         else FloatRows(format=format, count=count)
         for format in formats
-        if not isinstance(format, EntropyFormat)
     ]
 
 
-def write_site(patch: Patch, slot: Slot, segments: Sequence[AffineRows | FloatRows], settings: Settings) -> bool:
+def write_site(patch: Patch, slot: Slot, segments: Sequence[StoredRows], settings: Settings) -> bool:
     """Put a site into the patch.
 
     Returns:
@@ -70,6 +75,9 @@ def write_site(patch: Patch, slot: Slot, segments: Sequence[AffineRows | FloatRo
     first = segments[0]
     if len(segments) == 1 and isinstance(first, FloatRows):
         write_float(patch, slot, first)
+        return False
+    if len(segments) == 1 and isinstance(first, CodedRows):
+        write_dense(patch, slot, segments, settings)
         return False
     affine = [rows for rows in segments if isinstance(rows, AffineRows)]
     for rows in affine:

@@ -9,10 +9,10 @@ from typing import final
 
 import numpy as np
 
-from guidedq.artifacts.quantized_weight import AffineSegment, FloatSegment
-from guidedq.quant.formats import AffineFormat, FloatFormat
+from guidedq.artifacts.quantized_weight import AffineSegment, EntropySegment, FloatSegment
+from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
 
-from .layout import BYTE_BITS, Stream, container_bytes
+from .layout import BYTE_BITS, Stream, container_bytes, part_mask, part_shifts
 from .patch import Patch
 from .settings import Settings
 
@@ -59,6 +59,19 @@ class FloatRows:
     segment: FloatSegment | None = None
 
 
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodedRows:
+    """All rows of a site, in an entropy format; `segment` is `None` while bytes are only counted."""
+
+    format: EntropyFormat
+    count: int
+    segment: EntropySegment | None = None
+
+
+StoredRows = AffineRows | CodedRows | FloatRows
+
+
 def stream_of(format: AffineFormat, container: int, columns: int) -> Stream:
     """The stored form of rows in this format."""
     zero_points = 0 if format.symmetric else format.groups(columns)
@@ -79,7 +92,8 @@ def store_stream(patch: Patch, rows: AffineRows, container: int, columns: int, s
     if stream.parts == (stream.container,):
         return stored[0]
     inputs = [
-        [name, *_part_constants(patch, stream, part, settings)] for name, part in zip(stored, stream.parts, strict=True)
+        [name, *part_constants(patch, stream.container, part, settings)]
+        for name, part in zip(stored, stream.parts, strict=True)
     ]
     if len(inputs) == 1:
         return patch.call("Part", inputs[0])
@@ -95,7 +109,7 @@ def store_scales(patch: Patch, rows: AffineRows, columns: int) -> str:
     return patch.store(np.float16, (rows.count, rows.format.groups(columns)), lambda: rows.scales)
 
 
-def store_order(patch: Patch, segments: Sequence[AffineRows | FloatRows], rows: int) -> str:
+def store_order(patch: Patch, segments: Sequence[StoredRows], rows: int) -> str:
     """Store which segment each of the site's rows belongs to; gives the rows' places in the joined segments."""
     count = sum(segment.count for segment in segments)
 
@@ -118,9 +132,9 @@ def lane_shifts(patch: Patch, bits: int) -> tuple[str, str]:
     return patch.constant(left), patch.constant(np.array(BYTE_BITS - bits, dtype=np.uint8))
 
 
-def _part_constants(patch: Patch, stream: Stream, part: int, settings: Settings) -> tuple[str, str]:
+def part_constants(patch: Patch, container: int, part: int, settings: Settings) -> tuple[str, str]:
     """Shifts and mask of a part; without bitwise operators left shifts that drop what is above, and the shift back."""
     if settings.bitwise:
-        return patch.constant(stream.shifts(part)), patch.constant(stream.mask(part))
+        return patch.constant(part_shifts(container, part)), patch.constant(part_mask(container, part))
     down = BYTE_BITS - part
-    return patch.constant(np.uint8(down) - stream.shifts(part)), patch.constant(np.array(down, dtype=np.uint8))
+    return patch.constant(np.uint8(down) - part_shifts(container, part)), patch.constant(np.array(down, dtype=np.uint8))

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from guidedq.artifacts.footprint import SiteFootprint
+from guidedq.artifacts.footprint import SiteFootprint, code_bytes_of
 from guidedq.errors import BackendError
 from guidedq.ir.graph import Site
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format, RoundedFormat
@@ -66,6 +66,7 @@ def site_footprint(site: Site, values: Tensor, formats: Sequence[RoundedFormat])
         site_bytes=PREFIX_BYTES + (columns_bytes(site.columns) if entropy else 0),
         mixed_row_bits=INDEX_BITS,
         segments=MAXIMUM_SEGMENTS,
+        code_bytes=code_bytes_of(held, site.columns),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from guidedq.artifacts.manifest import Manifest, SiteEntry, file_entry, write_manifest
@@ -40,8 +40,8 @@ COPIED_NAMES = (
 """Files by which transformers builds a model and prepares its inputs. Code is never copied."""
 
 
-def write_folder(model: Model, weights: Iterable[QuantizedWeight], folder: Path) -> Path:
-    """Write everything into `folder`, and return the weights file.
+def write_folder(model: Model, weights: Iterable[QuantizedWeight], folder: Path) -> tuple[Path, Mapping[str, int]]:
+    """Write everything into `folder`, and return the weights file and the bytes of each site in it.
 
     Raises:
         BackendError: the original's configuration is gone, or the weights do not fit the model.
@@ -50,12 +50,12 @@ def write_folder(model: Model, weights: Iterable[QuantizedWeight], folder: Path)
         raise BackendError(f"{model.path} has no {CONFIG_NAME} any more: the torch backend copies it from there.")
     contents = contents_of(model)
     path = folder / WEIGHTS_NAME
-    write_weights_file(path, contents.tensors, model_state(model), model.graph.quantizable, weights)
+    sizes = write_weights_file(path, contents.tensors, model_state(model), model.graph.quantizable, weights)
     names = [name for name in COPIED_NAMES if (model.path / name).is_file()]
     for name in names:
         shutil.copyfile(model.path / name, folder / name)
     write_manifest(_manifest(model, contents, folder, (WEIGHTS_NAME, *names)), folder)
-    return path
+    return path, sizes
 
 
 def _manifest(model: Model, contents: Contents, folder: Path, names: Iterable[str]) -> Manifest:

@@ -20,11 +20,20 @@ from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.errors import BackendError
 from guidedq.ir.graph import Site
 from guidedq.quant.formats import FloatFormat
-from guidedq.quant.packing import MAXIMUM_SEGMENTS, PREFIX_BYTES, SEGMENT_HEADER, index_bytes
+from guidedq.quant.packing import (
+    MAXIMUM_SEGMENTS,
+    PREFIX_BYTES,
+    SEGMENT_HEADER,
+    STREAM_HEADER,
+    columns_bytes,
+    index_bytes,
+)
 
 from .contents import StoredTensor
 
 LENGTH_BYTES = 8
+STREAM_OVERHEAD_BYTES = 16
+"""What a stream of a few codes takes beyond a byte each."""
 ALIGNMENT = 8
 """The data begin at a multiple of the widest dtype's size, as readers that map the file expect."""
 DTYPE_NAMES = {
@@ -43,7 +52,9 @@ DTYPE_NAMES = {
 
 def largest_site_bytes(site: Site) -> int:
     """The most bytes that a site's blob may take: every row in 16 bits, and every segment's header."""
-    header = PREFIX_BYTES + SEGMENT_HEADER.size * MAXIMUM_SEGMENTS + index_bytes(site.rows, MAXIMUM_SEGMENTS)
+    per_segment = SEGMENT_HEADER.size + STREAM_HEADER.size + STREAM_OVERHEAD_BYTES
+    header = PREFIX_BYTES + per_segment * MAXIMUM_SEGMENTS + index_bytes(site.rows, MAXIMUM_SEGMENTS)
+    header += columns_bytes(site.columns)
     return header + site.rows * FloatFormat().row_bytes(site.columns)
 
 
@@ -58,8 +69,8 @@ def write_weights_file(
     state: Mapping[str, Tensor],
     sites: Sequence[Site],
     weights: Iterable[QuantizedWeight],
-) -> None:
-    """Write the file, holding one packed weight at a time.
+) -> Mapping[str, int]:
+    """Write the file, holding one packed weight at a time; gives the bytes of each site.
 
     Args:
         path: The file to make.
@@ -82,17 +93,20 @@ def write_weights_file(
             _append(file, values)
             place += tensor.bytes
         waiting = {site.name: site for site in sites}
+        sizes: dict[str, int] = {}
         for weight in weights:
             blob = _packed(weight, waiting.pop(weight.name, None))
             entries[weight.name] = _entry(blob.dtype, (len(blob),), place, place + len(blob))
             _append(file, blob)
             place += len(blob)
+            sizes[weight.name] = len(blob)
         if waiting:
             raise BackendError(f"no quantized weight came for {', '.join(waiting)}.")
         header = _json(entries)
         assert len(header) <= room, "the header outgrew its bound"
         file.seek(0)
         file.write(room.to_bytes(LENGTH_BYTES, "little") + header)
+    return sizes
 
 
 def _packed(weight: QuantizedWeight, site: Site | None) -> Tensor:

@@ -21,7 +21,7 @@ class SiteCurve:
         formats: The candidates.
         distortion: Guided distortion of each row under each format, loss per token or sample, float32.
         row_noise: Standard error of each row's distortion relative to the distortion itself.
-        entropy_bytes: Mean bytes of a row in each entropy format, measured; 0 in others, whose bytes are known.
+        entropy_bytes: Mean bytes of a row's codes in each entropy format, measured; 0 in others, whose bytes are known.
         projections: For each row, format and kept sequence the sum over tokens of `g . (error x)`; `None` if the
             guidance has no gradients.
     """

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import final
 
 from guidedq.errors import FormatError
-from guidedq.quant.formats import Format
+from guidedq.quant.formats import EntropyFormat, Format
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteFootprint:
-    """What one site can be stored as, and for how many bytes. All counts are integers and never below the truth.
+    """What one site can be stored as, and for how many bytes. Exact counts are integers and never below the truth.
 
     Attributes:
         formats: The formats that the backend can hold for this site, never empty.
@@ -23,6 +23,8 @@ class SiteFootprint:
         mixed_row_bits: Bits per row to say which segment it belongs to, when there is more than one segment.
         mixed_bytes: Further bytes when there is more than one segment.
         segments: Most segments that one site may have; 1 where rows cannot be mixed.
+        code_bytes: The part of `row_bytes` that is an estimate: the codes of a row in an entropy format, 0 in others.
+            Empty where all is exact.
     """
 
     formats: tuple[Format, ...]
@@ -32,6 +34,7 @@ class SiteFootprint:
     mixed_row_bits: int = 0
     mixed_bytes: int = 0
     segments: int = 1
+    code_bytes: tuple[int, ...] = ()
 
     def bytes(self, rows_per_format: Mapping[int, int]) -> int:
         """Bytes of the site with so many rows in each format (by index); formats with no rows are ignored."""
@@ -55,6 +58,12 @@ class Footprint:
 
     base_bytes: int
     sites: Mapping[str, SiteFootprint]
+
+
+def code_bytes_of(formats: Sequence[Format], columns: int) -> tuple[int, ...]:
+    """Estimates of what the codes of a row take in each entropy format; empty if there is none."""
+    sizes = tuple(format.code_bytes(columns) if isinstance(format, EntropyFormat) else 0 for format in formats)
+    return sizes if any(sizes) else ()
 
 
 def smallest_bytes(footprint: Footprint, rows: Mapping[str, int], fused: Sequence[Sequence[str]] = ()) -> int:

@@ -14,6 +14,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from guidedq.errors import FormatError
+from guidedq.quant.formats import EntropyFormat
+from guidedq.quant.rice import rice_bits, rice_parameter
 
 RAW = -15
 """Window bits of a deflate stream without header and checksum; the artifact has checksums of its own."""
@@ -35,6 +37,15 @@ def encode_codes(codes: UInt8[Tensor, "n in"], order: Int64[Tensor, "in"], *, th
         packer = zlib.compressobj(EFFORT, zlib.DEFLATED, RAW, level, zlib.Z_HUFFMAN_ONLY)
         streams.append(packer.compress(symbols) + packer.flush())
     return min(streams, key=len)
+
+
+def stream_bytes(
+    codes: UInt8[Tensor, "n in"], format: EntropyFormat, exponents: UInt8[Tensor, "in"], *, thorough: bool
+) -> int:
+    """Bytes of the stream of these codes."""
+    if format.code == "rice":
+        return -(-rice_bits(codes, rice_parameter(codes)) // 8)
+    return len(encode_codes(codes, column_order(exponents), thorough=thorough))
 
 
 def decode_codes(stream: bytes, rows: int, order: Int64[Tensor, "in"]) -> UInt8[Tensor, "n in"]:

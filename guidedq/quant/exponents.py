@@ -16,15 +16,19 @@ ZERO_OCTAVE = 24
 LARGEST_EXPONENT = 255
 ONE = PARTS * ZERO_OCTAVE
 """The exponent of the scale 1."""
-_FRACTIONS = torch.tensor(
+FRACTIONS = torch.tensor(
     [1.0, 1.0905077, 1.1892071, 1.2968396, 1.4142135, 1.5422108, 1.6817929, 1.8340081], dtype=torch.float32
 )
+POWERS = torch.ldexp(
+    torch.ones((LARGEST_EXPONENT + 1) // PARTS), torch.arange((LARGEST_EXPONENT + 1) // PARTS) - ZERO_OCTAVE
+)
+"""A scale is `POWERS[exponent // PARTS] * FRACTIONS[exponent % PARTS]`."""
 
 
 def scales_of(exponents: UInt8[Tensor, "n"]) -> Float32[Tensor, "n"]:
     """The scales that these bytes stand for."""
-    fractions = _FRACTIONS.to(exponents.device)[exponents.long() % PARTS]
-    return torch.ldexp(fractions, exponents.long() // PARTS - ZERO_OCTAVE)
+    numbers, device = exponents.long(), exponents.device
+    return POWERS.to(device)[numbers // PARTS] * FRACTIONS.to(device)[numbers % PARTS]
 
 
 def nearest_exponents(scales: Float[Tensor, "n"]) -> UInt8[Tensor, "n"]:

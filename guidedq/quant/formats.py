@@ -18,8 +18,10 @@ MINIMUM_BITS = 1
 MAXIMUM_BITS = 8
 SCALE_BITS = 16
 """Scales are fp16: the codes are chosen after the scale is rounded, so more than its 11 bits would buy nothing."""
-ENTROPY_CODE_BITS = 0.05
-"""What a Huffman code takes above the entropy, its tables included."""
+HUFFMAN_CODE_BITS, RICE_CODE_BITS = 0.06, 0.15
+"""What the codes of Gaussian weights take above their entropy, tables included,"""
+CODE_BITS_AT_ONE = 0.6
+"""and how much more where the entropy is near the bit that each code takes at least."""
 OUTLIER_BITS = 32
 """One outlier: a 16-bit value and the 16-bit index of its column."""
 
@@ -100,6 +102,7 @@ class FloatFormat:
 
 ENTROPY_STEPS_PER_BIT = 4
 """Entropy formats differ by quarters of a bit at least."""
+EntropyCode = Literal["huffman", "rice"]
 LEAST_ENTROPY_BITS, MOST_ENTROPY_BITS = 0.5, 6.0
 """Beyond 6 bits the codes of a heavy-tailed row would leave a byte."""
 
@@ -116,9 +119,12 @@ class EntropyFormat:
 
     Attributes:
         bits: Nominal: the step of a row is that at which Gaussian codes have so many bits of entropy. In quarters.
+        code: `huffman` streams are the shorter ones; `rice` streams can be unpacked by array operations. Under `rice`
+            all rows of a site are in one stream, and `bits` is their mean: steps are finer in rows that matter more.
     """
 
     bits: float
+    code: EntropyCode = "huffman"
 
     def __post_init__(self) -> None:
         within = LEAST_ENTROPY_BITS <= self.bits <= MOST_ENTROPY_BITS
@@ -132,12 +138,18 @@ class EntropyFormat:
         """The step of a row whose scaled weights have a root mean square of 1."""
         return math.sqrt(2 * math.pi * math.e) * 2.0**-self.bits
 
+    def code_bytes(self, columns: int) -> int:
+        """An estimate of what the codes of a row take: those of Gaussian weights, with some room."""
+        entropy = 0.5 * math.log2(1.0 + 4.0**self.bits)
+        above = RICE_CODE_BITS if self.code == "rice" else HUFFMAN_CODE_BITS
+        return math.ceil(columns * (entropy + above + CODE_BITS_AT_ONE * 2.0**-self.bits) / 8)
+
     def row_bytes(self, columns: int) -> int:
-        """An estimate of what a row takes, its scale included: that of Gaussian weights, with some room."""
-        return math.ceil(columns * (0.5 * math.log2(1.0 + 4.0**self.bits) + ENTROPY_CODE_BITS) / 8) + 1
+        """An estimate of what a row takes, its scale included."""
+        return self.code_bytes(columns) + 1
 
     def __str__(self) -> str:
-        return f"entropy{{bits={self.bits:g}}}"
+        return f"entropy{{bits={self.bits:g}{' rice' if self.code == 'rice' else ''}}}"
 
 
 Format = AffineFormat | EntropyFormat | FloatFormat
@@ -153,8 +165,8 @@ def parse_format(text: str) -> Format:
     """
     if text in ("fp16", "bf16", "fp32"):
         return FloatFormat(dtype=text)  # pyright: ignore[reportArgumentType]
-    if match := re.fullmatch(r"entropy\{bits=([0-9]+(?:\.[0-9]+)?)\}", text):
-        return EntropyFormat(bits=float(match[1]))
+    if match := re.fullmatch(r"entropy\{bits=([0-9]+(?:\.[0-9]+)?)( rice)?\}", text):
+        return EntropyFormat(bits=float(match[1]), code="rice" if match[2] else "huffman")
     if not (text.startswith("affine{") and text.endswith("}")):
         raise FormatError(
             f"{text!r} is no format: expected fp16, affine{{bits=3 group-size=64}} or entropy{{bits=2.5}}."

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from guidedq.artifacts.allocation import Allocation, SiteAllocation
+from guidedq.artifacts.allocation import SiteAllocation
 from guidedq.artifacts.forecast import Measurement
 from guidedq.artifacts.report import (
     BudgetFacts,
@@ -57,7 +57,7 @@ def build_report(
         size=SizeFacts(
             file_bytes=emission.bytes,
             bits_per_weight=8 * emission.bytes / model.parameters,
-            linear_bits_per_weight=linear_bits(graph, decision.allocation),
+            linear_bits_per_weight=linear_bits(graph, emission.site_bytes),
         ),
         forecast=decision.forecast,
         measured=_measured(measured),
@@ -73,7 +73,10 @@ def build_report(
         ),
         seconds=dict(job.stopwatch.seconds),
         peak_memory_bytes=peak_memory_bytes(),
-        sites=tuple(_site(site, decision.allocation.sites[site.name], graph) for site in graph.quantizable),
+        sites=tuple(
+            _site(site, decision.allocation.sites[site.name], emission.site_bytes[site.name], graph)
+            for site in graph.quantizable
+        ),
         backend=stage_text(job.backend, "backend"),
         recipe=job.recipe.text(),
         data=evidence.calibration.source,
@@ -92,20 +95,22 @@ def build_report(
 
 def plan_point(job: Job, asked: str, decision: Decision) -> PlanPoint:
     """One size and its forecast."""
+    share = decision.bytes / decision.allocation.bytes
+    sizes = {name: site.bytes * share for name, site in decision.allocation.sites.items()}
     return PlanPoint(
         asked=asked,
         bytes=decision.bytes,
         bits_per_weight=8 * decision.bytes / job.model.parameters,
-        linear_bits_per_weight=linear_bits(job.model.graph, decision.allocation),
+        linear_bits_per_weight=linear_bits(job.model.graph, sizes),
         forecast=decision.forecast,
     )
 
 
-def linear_bits(graph: Graph, allocation: Allocation) -> float:
+def linear_bits(graph: Graph, site_bytes: Mapping[str, float]) -> float:
     """Bits per weight of the linear and convolution sites, their side information counted; 0 if there are none."""
     sites = [site for site in graph.quantizable if site.is_linear]
     parameters = sum(site.parameters for site in sites)
-    return 8 * sum(allocation.sites[site.name].bytes for site in sites) / parameters if parameters else 0.0
+    return 8 * sum(site_bytes[site.name] for site in sites) / parameters if parameters else 0.0
 
 
 def _measured(measured: Measurement) -> MeasuredFacts:
@@ -120,15 +125,15 @@ def _measured(measured: Measurement) -> MeasuredFacts:
     )
 
 
-def _site(site: Site, allocated: SiteAllocation, graph: Graph) -> SiteFacts:
+def _site(site: Site, allocated: SiteAllocation, size: int, graph: Graph) -> SiteFacts:
     used = allocated.used
     return SiteFacts(
         name=site.name,
         operator=str(graph.operators.nodes[site.uses[0].operator]["operator"]),
         shape=site.shape,
         format=" + ".join(map(str, used)),
-        bits=8 * allocated.bytes / site.parameters,
-        bytes=allocated.bytes,
+        bits=8 * size / site.parameters,
+        bytes=size,
         distortion=allocated.distortion,
         rows={str(format): rows for format, rows in used.items()},
     )

@@ -21,7 +21,7 @@ from guidedq.artifacts.quantized_weight import (
     float_segment,
 )
 from guidedq.ir.graph import Site
-from guidedq.quant.entropy import column_order, encode_codes
+from guidedq.quant.entropy import stream_bytes
 from guidedq.quant.formats import FloatFormat
 from guidedq.stages import AbstractMeasurer, AbstractRounder
 
@@ -82,10 +82,9 @@ class RoundedCurves(AbstractMeasurer):
 
 
 def mean_row_bytes(segment: EntropySegment) -> float:
-    """What a row takes on average, its scale included, were all rows stored so; from rows spread over the segment."""
+    """What the codes of a row take on average, were all rows stored so; from rows spread over the segment."""
     chosen = segment.codes[:: max(1, segment.codes.numel() // CODES_SAMPLED)]
-    order = column_order(segment.column_exponents)
-    return len(encode_codes(chosen, order, thorough=False)) / len(chosen) + 1
+    return stream_bytes(chosen, segment.format, segment.column_exponents, thorough=False) / len(chosen)
 
 
 def _measure(

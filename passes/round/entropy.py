@@ -14,18 +14,21 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from guidedq.artifacts.guidance import SiteGuidance
 from guidedq.artifacts.quantized_weight import ENTROPY_ZERO, EntropySegment
 from guidedq.quant.exponents import ONE, PARTS, nearest_exponents, scales_of
-from guidedq.quant.formats import AffineFormat, EntropyFormat
+from guidedq.quant.formats import LEAST_ENTROPY_BITS, MOST_ENTROPY_BITS, AffineFormat, EntropyFormat
 from guidedq.quant.packing import COLUMN_STEP
 
-from .metric import Feedback, RowMetric
+from .metric import Feedback, RowMetric, row_scales
 from .sweep import Block, Sweep, stacks
 
 STAND_IN = AffineFormat(bits=8, group_size=0, symmetric=True)
 """Its codes are those of an entropy format."""
 MOST_OCTAVES = 3.0
 """Columns differ in scale by at most so many octaves from their mean, either way."""
+LARGEST_CODE = 120.0
+"""No step is so fine that a weight's code would leave a byte, some room for feedback left."""
 LARGEST_OCTAVES = 3.5
 """The largest that is stored."""
 COLUMN_BITS = 4.0
@@ -37,6 +40,7 @@ ROWS_AT_ONCE = 1024
 
 def round_entropy(
     matrix: Float[Tensor, "out in"],
+    guidance: SiteGuidance,
     metrics: Sequence[RowMetric],
     spreads: Sequence[Feedback],
     asked: Sequence[tuple[EntropyFormat, Tensor]],
@@ -44,11 +48,16 @@ def round_entropy(
     """GPTQ on scaled columns: a segment for each format and its rows."""
     if not asked:
         return []
-    exponents = column_exponents(matrix, metrics, spreads)
+    if all(format.code == "rice" for format, _ in asked):
+        exponents = torch.full((matrix.shape[1],), ONE, dtype=torch.uint8)
+    else:
+        exponents = column_exponents(matrix, metrics, spreads)
     scales = scales_of(exponents)
     codes = [torch.empty(len(rows), matrix.shape[1], dtype=torch.uint8) for _, rows in asked]
-    sizes = _row_sizes(matrix, scales)
-    steps = [nearest_exponents(sizes[rows] * format.step) for format, rows in asked]
+    sizes, largest = _row_sizes(matrix, scales)
+    matter = row_scales(guidance)
+    wanted = [torch.maximum(row_steps(sizes, matter, format), largest / LARGEST_CODE) for format, _ in asked]
+    steps = [nearest_exponents(step[rows]) for step, (_, rows) in zip(wanted, asked, strict=True)]
     for metric, spread in zip(metrics, spreads, strict=True):
         scaled = Feedback(spread=spread.spread * scales[:, None] / scales, pivots=spread.pivots * scales.square())
         chosen = [torch.isin(rows, metric.rows).nonzero()[:, 0] for _, rows in asked]
@@ -66,12 +75,30 @@ def round_entropy(
     ]
 
 
+def row_steps(sizes: Float[Tensor, "n"], matter: Float[Tensor, "n"], format: EntropyFormat) -> Float[Tensor, "n"]:
+    """The step of each row: relative to its own size, or where rows share a stream such that all errors cost alike.
+
+    Args:
+        sizes: Root mean square of each row.
+        matter: What an error costs in each row.
+        format: Says the step of a row of size 1, or of the mean row.
+    """
+    known = (sizes > 0) & (matter > 0)
+    if format.code == "huffman" or not bool(known.any()):
+        return sizes * format.step
+    size, cost = sizes.log2(), 0.5 * matter.log2()
+    steps = torch.exp2(size[known].mean() + cost[known].mean() - cost) * format.step
+    finest, coarsest = EntropyFormat(bits=MOST_ENTROPY_BITS).step, EntropyFormat(bits=LEAST_ENTROPY_BITS).step
+    return torch.where(known, steps, coarsest * sizes).clamp(finest * sizes, coarsest * sizes)
+
+
 def nearest_entropy(
     matrix: Float[Tensor, "n in"], rows: Tensor, format: EntropyFormat, noise: Tensor | None = None
 ) -> EntropySegment:
     """The nearest codes, ties to even, all columns alike; with `noise` from 0 to 1, down after it is added."""
     ones = nearest_exponents(torch.ones(matrix.shape[1]))
-    steps = nearest_exponents(_row_sizes(matrix, scales_of(ones)) * format.step)
+    sizes, largest = _row_sizes(matrix, scales_of(ones))
+    steps = nearest_exponents(torch.maximum(sizes * format.step, largest / LARGEST_CODE))
     scaled = matrix / scales_of(steps)[:, None]
     codes = (torch.round(scaled) if noise is None else torch.floor(scaled + noise)).add_(ENTROPY_ZERO)
     return EntropySegment(
@@ -88,18 +115,19 @@ def column_exponents(
 ) -> UInt8[Tensor, "in"]:
     """The columns' scales: the inverse square roots of their pivots, in a mean over all rows' metrics, in half octaves.
 
-    All are 1 where they would gain less bits than they take: half the logarithm of the ratio of the pivots' two means.
+    Where they would gain less bits than they take (half the logarithm of the ratio of the pivots' two means), all are 1
+    but those of columns that are never seen, or much larger than others.
     """
     octaves = torch.zeros(matrix.shape[1])
     dead = torch.ones(matrix.shape[1], dtype=torch.bool)
     for metric, spread in zip(metrics, spreads, strict=True):
         octaves -= 0.5 * spread.pivots.log2() * (len(metric.rows) / len(matrix))
         dead &= metric.dead
-    octaves -= octaves.mean()
-    gained = 0.5 * torch.exp2(-2.0 * octaves.clamp(-MOST_OCTAVES, MOST_OCTAVES)).mean().log2()
+    octaves = (octaves - octaves.mean()).clamp(-MOST_OCTAVES, MOST_OCTAVES)
+    gained = 0.5 * torch.exp2(-2.0 * octaves).mean().log2()
     if float(gained) < COLUMN_BITS / len(matrix):
-        return torch.full((matrix.shape[1],), ONE, dtype=torch.uint8)
-    octaves = octaves.clamp(-MOST_OCTAVES, MOST_OCTAVES).masked_fill(dead, MOST_OCTAVES)
+        octaves = torch.zeros_like(octaves)
+    octaves = octaves.masked_fill(dead, MOST_OCTAVES)
     sizes = torch.linalg.vector_norm(matrix, dim=0) * torch.exp2(-octaves)
     usual = sizes.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
     octaves += (sizes / (LARGEST_COLUMN * usual)).clamp(min=1.0).log2()
@@ -107,7 +135,14 @@ def column_exponents(
     return (ONE + COLUMN_STEP * steps).to(torch.uint8)
 
 
-def _row_sizes(matrix: Float[Tensor, "n in"], scales: Float[Tensor, "in"]) -> Float[Tensor, "n"]:
-    """Root mean square of each row whose columns are divided by their scales."""
-    shares = scales.square().reciprocal() / len(scales)
-    return torch.cat([part.square() @ shares for part in matrix.split(ROWS_AT_ONCE)]).sqrt()
+def _row_sizes(
+    matrix: Float[Tensor, "n in"], scales: Float[Tensor, "in"]
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+    """Root mean square, and largest magnitude, of each row whose columns are divided by their scales."""
+    shares = scales.square().reciprocal()
+    means, largest = matrix.new_empty(len(matrix)), matrix.new_empty(len(matrix))
+    for start in range(0, len(matrix), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        squares = matrix[part].square().mul_(shares)
+        means[part], largest[part] = squares.mean(1), squares.amax(1)
+    return means.sqrt_(), largest.sqrt_()

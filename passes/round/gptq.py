@@ -51,7 +51,7 @@ class GptqRounder(AbstractRounder):
         metrics = row_metrics(guidance)
         spreads = [feedback(metric, self.damping_fraction) for metric in metrics]
         entropy = [(format, mine) for format, mine in asked if isinstance(format, EntropyFormat)]
-        by_entropy = iter(round_entropy(matrix, metrics, spreads, entropy))
+        by_entropy = iter(round_entropy(matrix, guidance, metrics, spreads, entropy))
         by_width = self._round_affine(
             matrix, metrics, spreads, [(format, mine) for format, mine in asked if isinstance(format, AffineFormat)]
         )

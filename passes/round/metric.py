@@ -94,6 +94,11 @@ def feedback(metric: RowMetric, damping_fraction: float) -> Feedback:
     raise CalibrationError("a Hessian is not positive definite after damping: the statistics hold NaN or infinity.")
 
 
+def row_scales(guidance: SiteGuidance) -> Float[Tensor, "out"]:
+    """What a unit error costs on average in each row, all uses of the weight together."""
+    return torch.stack([_row_scale(term) for term in guidance.terms]).sum(0)
+
+
 def _metric(rows: Tensor, hessian: Tensor) -> RowMetric:
     return RowMetric(rows=rows, hessian=hessian, dead=hessian.diagonal() <= 0)
 
