@@ -25,6 +25,7 @@ from guidedq.evaluation import measure
 from guidedq.evidence import Evidence, gather
 from guidedq.ir.model import check_weights
 from guidedq.job import Job
+from guidedq.memory import give_back
 from guidedq.output import check_output, new_folder
 from guidedq.progress import tracked
 from guidedq.report.build import build_report, plan_point
@@ -135,6 +136,7 @@ def _emit_within(
             weights = rounded(job, evidence, decision.allocation)
             sites = len(decision.allocation.sites)
             emission = job.backend.emit(job.model, tracked(job.progress, "round and pack", weights, sites), folder)
+        give_back()
         slack = SLACK * limit if attempt < MOST_ATTEMPTS // 2 else limit
         if limit - slack <= emission.bytes <= limit or (evidence.exact and emission.bytes <= limit):
             return decision, emission

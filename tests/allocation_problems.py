@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.curves import SiteCurve
-from guidedq.artifacts.footprint import Footprint, SiteFootprint, largest_bytes, smallest_bytes
+from guidedq.artifacts.footprint import Footprint, SiteFootprint, code_bytes_of, largest_bytes, smallest_bytes
 from guidedq.ir.graph import Graph, Site, Use, UseKind, operator_graph
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format
 from guidedq.stages import AbstractAllocator
@@ -95,6 +95,7 @@ def problem_of(
             mixed_row_bits=3,
             mixed_bytes=side_bytes // 2,
             segments=segments,
+            code_bytes=code_bytes_of(offered, columns),
         )
     groups = tuple(tuple(f"site{index}" for index in group) for group in fused)
     graph = Graph(operators=operator_graph([], []), sites=sites, fused=groups)

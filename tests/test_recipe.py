@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guidedq.errors import FormatError, GuidedQError, RecipeError
-from guidedq.quant.formats import AffineFormat, EntropyFormat
+from guidedq.quant.formats import MOST_ENTROPY_BITS, AffineFormat, EntropyCode, EntropyFormat
 from guidedq.recipe import Recipe, load_recipe, named_recipes, parse_recipe
 
 STAGE_SETTINGS = st.lists(
@@ -85,41 +85,55 @@ def test_settings_change_one_option_and_keep_the_others() -> None:
 
 def test_formats_are_every_combination_narrowest_first() -> None:
     settings = ["min-bits=3", "max-bits=4", "group-sizes=32,64", "symmetric=true", "outliers=0,1"]
-    formats = load_recipe().with_settings([*settings, "coding=fixed"]).formats(entropy_coded=True)
+    formats = load_recipe().with_settings([*settings, "coding=fixed"]).formats("huffman")
     assert len(set(formats)) == len(formats) == 2 * 2 * 2 * 2
     assert [format.bits for format in formats] == sorted(format.bits for format in formats)
     assert AffineFormat(bits=4, group_size=32, symmetric=True, outliers=1) in formats
-    assert load_recipe().with_settings(settings).formats(entropy_coded=False) == formats
+    assert load_recipe().with_settings(settings).formats(None) == formats
 
 
 def test_entropy_formats_take_the_place_of_fixed_widths_as_far_as_they_reach() -> None:
-    formats = load_recipe().with_settings(["min-bits=2"]).formats(entropy_coded=True)
+    formats = load_recipe().with_settings(["min-bits=2"]).formats("huffman")
     coded = [format.bits for format in formats if isinstance(format, EntropyFormat)]
     assert coded == [2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0]
     assert formats[len(coded) :] == (AffineFormat(bits=7, group_size=128), AffineFormat(bits=8, group_size=128))
     narrow = load_recipe().with_settings(["min-bits=2", "max-bits=3"])
-    assert [str(format) for format in narrow.formats(entropy_coded=True)] == [
+    assert [str(format) for format in narrow.formats("huffman")] == [
         "entropy{bits=2}",
         "entropy{bits=2.5}",
         "entropy{bits=3}",
     ]
 
 
-@given(recipes(), st.booleans())
-def test_every_recipe_offers_distinct_formats_and_fixed_widths_begin_at_two_bits(recipe: Recipe, coded: bool) -> None:
-    formats = recipe.formats(entropy_coded=coded)
-    assert formats or recipe.max_bits < 2
+@given(recipes(), st.sampled_from([None, "huffman", "rice"]))
+def test_every_recipe_offers_distinct_formats_and_fixed_widths_begin_at_two_bits(
+    recipe: Recipe, code: EntropyCode | None
+) -> None:
+    if recipe.max_bits < 2 and (code is None or recipe.coding == "fixed"):
+        with pytest.raises(RecipeError, match="fixed widths begin at 2"):
+            recipe.formats(code)
+        return
+    formats = recipe.formats(code)
+    assert formats or (code == "rice" and recipe.min_bits > MOST_ENTROPY_BITS)
     assert len(set(formats)) == len(formats)
     assert [format.bits for format in formats] == sorted(format.bits for format in formats)
     fixed = [format for format in formats if isinstance(format, AffineFormat)]
     assert all(max(2, recipe.min_bits) <= format.bits <= recipe.max_bits for format in fixed)
-    assert len(fixed) == len(formats) or (coded and recipe.coding == "entropy")
+    assert len(fixed) == len(formats) or (code is not None and recipe.coding != "fixed")
+    assert all(format.code == code for format in formats if isinstance(format, EntropyFormat))
     assert all(recipe.min_bits <= format.bits <= recipe.max_bits for format in formats)
 
 
 def test_fixed_widths_of_one_bit_alone_are_refused() -> None:
+    narrow = load_recipe().with_settings(["coding=fixed", "max-bits=1"])
     with pytest.raises(RecipeError, match="fixed widths begin at 2"):
-        load_recipe().with_settings(["coding=fixed", "max-bits=1"])
+        narrow.formats("huffman")
+
+
+def test_rice_codes_stand_alone() -> None:
+    formats = load_recipe().formats("rice")
+    assert {format.code for format in formats if isinstance(format, EntropyFormat)} == {"rice"}
+    assert len(formats) == 11
 
 
 @pytest.mark.parametrize(
@@ -133,7 +147,7 @@ def test_fixed_widths_of_one_bit_alone_are_refused() -> None:
         ("pack.width=3", "no stage 'pack'"),
         ("colour=blue", "no option 'colour'"),
         ("min-bits=0", "1 <= min-bits"),
-        ("coding=huffman", "entropy or fixed"),
+        ("coding=huffman", "auto, entropy or fixed|auto or entropy or fixed"),
         ("min-bits=6.5", "expected int"),
         ("max-bits=9", "max-bits <= 8"),
         ("scope=all", "file or linear"),
@@ -163,7 +177,7 @@ def test_limits_the_wrong_way_round_are_refused() -> None:
         ("group-sizes = 64", "a list"),
         ("group-sizes = ['a']", "whole number"),
         ("scope = 'all'", "file or linear"),
-        ("coding = 'none'", "entropy or fixed"),
+        ("coding = 'none'", "auto, entropy or fixed|auto or entropy or fixed"),
         ("guide = 3", "text of a stage"),
         ("guide = 'gide'", "There are:"),
     ],
@@ -184,7 +198,7 @@ def test_an_unknown_name_lists_the_recipes() -> None:
 
 def test_impossible_group_sizes_are_refused_where_the_formats_are_made() -> None:
     with pytest.raises(FormatError, match="group size"):
-        assert load_recipe().with_settings(["group-sizes=-5"]).formats(entropy_coded=False)
+        assert load_recipe().with_settings(["group-sizes=-5"]).formats(None)
 
 
 @given(st.text(max_size=30))

@@ -62,7 +62,8 @@ class PackedWeight(nn.Module):
         step = max(1, WEIGHTS_AT_ONCE // values.shape[1])
         for part in self.layout.segments:
             rows = self.listed[start : start + part.rows].long()
-            for places in torch.arange(part.rows, device=rows.device).split(step):
+            for first in range(0, part.rows, step):
+                places = slice(first, first + step)
                 mine = rows[places]
                 values[mine] = read_segment(self.blob, self.layout, part, mine, places).dequantize().to(values.dtype)
             start += part.rows

@@ -103,7 +103,7 @@ def read_segment(
     layout: BlobLayout,
     part: SegmentLayout,
     rows: Int64[Tensor, "n"],
-    places: Int64[Tensor, "n"] | None = None,
+    places: Int64[Tensor, "n"] | slice | None = None,
 ) -> Segment:
     """Read the rows of one segment, on the blob's device.
 
@@ -128,7 +128,7 @@ def read_segment(
         regions.append(blob[offset : offset + part.rows * width].view(part.rows, width))
         offset += part.rows * width
     if places is not None:
-        regions = [region.index_select(0, places) for region in regions]
+        regions = [region[places] for region in regions]
     if isinstance(part.format, FloatFormat):
         values = _values_of(regions[0], FLOAT_DTYPES[part.format.dtype])
         return FloatSegment(format=part.format, rows=rows, values=values)

@@ -67,7 +67,11 @@ BackendOption = Annotated[
 ]
 MinBitsOption = Annotated[
     int | None,
-    typer.Option("--min-bits", rich_help_panel=SEARCH, help="Narrowest codes. Default: 2."),
+    typer.Option(
+        "--min-bits",
+        rich_help_panel=SEARCH,
+        help="Narrowest codes. Default: 1 by entropy, else 2.",
+    ),
 ]
 MaxBitsOption = Annotated[
     int | None,

@@ -19,9 +19,12 @@ from guidedq.quant.rice import rice_bits, rice_parameter
 
 RAW = -15
 """Window bits of a deflate stream without header and checksum; the artifact has checksums of its own."""
-MEMORY_LEVELS = (5, 7, 9)
-"""Tried in turn: codes between two tables are 2 ** (level + 6)."""
+MEMORY_LEVELS = (7, 9)
+"""Codes between two tables are 2 ** (level + 6). The first is best, but for short streams, where both are tried."""
+SHORT_STREAM = 1 << 16
 EFFORT = 6
+CODES_AT_ONCE = 1 << 20
+"""Codes turned over between rows and columns at once."""
 
 
 def column_order(exponents: UInt8[Tensor, "in"]) -> Int64[Tensor, "in"]:
@@ -31,12 +34,16 @@ def column_order(exponents: UInt8[Tensor, "in"]) -> Int64[Tensor, "in"]:
 
 def encode_codes(codes: UInt8[Tensor, "n in"], order: Int64[Tensor, "in"], *, thorough: bool = True) -> bytes:
     """The shortest stream that deflate finds, columns in the given order; the first it finds unless `thorough`."""
-    symbols = codes.index_select(1, order).t().contiguous().numpy().data
-    streams: list[bytes] = []
-    for level in MEMORY_LEVELS if thorough else MEMORY_LEVELS[1:2]:
-        packer = zlib.compressobj(EFFORT, zlib.DEFLATED, RAW, level, zlib.Z_HUFFMAN_ONLY)
-        streams.append(packer.compress(symbols) + packer.flush())
-    return min(streams, key=len)
+    levels = MEMORY_LEVELS if thorough and codes.numel() < SHORT_STREAM else MEMORY_LEVELS[:1]
+    packers = [zlib.compressobj(EFFORT, zlib.DEFLATED, RAW, level, zlib.Z_HUFFMAN_ONLY) for level in levels]
+    streams: list[list[bytes]] = [[] for _ in levels]
+    for columns in order.split(_columns_at_once(len(codes))):
+        symbols = codes.index_select(1, columns).t().contiguous().numpy().data
+        for packer, stream in zip(packers, streams, strict=True):
+            stream.append(packer.compress(symbols))
+    for packer, stream in zip(packers, streams, strict=True):
+        stream.append(packer.flush())
+    return b"".join(min(streams, key=lambda parts: sum(map(len, parts))))
 
 
 def stream_bytes(
@@ -54,15 +61,23 @@ def decode_codes(stream: bytes, rows: int, order: Int64[Tensor, "in"]) -> UInt8[
     Raises:
         FormatError: the stream is damaged, or does not hold exactly so many codes.
     """
-    expected = rows * len(order)
     unpacker = zlib.decompressobj(RAW)
+    codes = torch.empty(rows, len(order), dtype=torch.uint8)
+    waiting = stream
     try:
-        symbols = unpacker.decompress(stream, expected + 1)
+        for columns in order.split(_columns_at_once(rows)):
+            symbols = unpacker.decompress(waiting, rows * len(columns))
+            waiting = unpacker.unconsumed_tail
+            if len(symbols) < rows * len(columns):
+                raise FormatError(f"a stream that holds fewer than {codes.numel()} codes")
+            codes[:, columns] = torch.frombuffer(bytearray(symbols), dtype=torch.uint8).view(len(columns), rows).t()
+        more = unpacker.decompress(waiting, 1)
     except zlib.error as error:
         raise FormatError(f"a stream of codes that cannot be read: {error}") from error
-    if len(symbols) != expected or not unpacker.eof or unpacker.unused_data:
-        raise FormatError(f"a stream of {expected} codes that has more or fewer")
-    codes = torch.empty(rows, len(order), dtype=torch.uint8)
-    if expected:
-        codes[:, order] = torch.frombuffer(bytearray(symbols), dtype=torch.uint8).view(len(order), rows).t()
+    if more or not unpacker.eof or unpacker.unused_data:
+        raise FormatError(f"a stream that holds more than {codes.numel()} codes")
     return codes
+
+
+def _columns_at_once(rows: int) -> int:
+    return max(1, CODES_AT_ONCE // max(rows, 1))

@@ -22,10 +22,10 @@ def folded(codes: UInt8[Tensor, "..."]) -> Int64[Tensor, "..."]:
     return torch.where(values > 0, 2 * values - 1, -2 * values)
 
 
-def unfolding() -> UInt8[Tensor, "256"]:
+def unfolding() -> UInt8[Tensor, "257"]:
     """For every folded number the code."""
-    numbers = torch.arange(256)
-    return (ZERO + torch.where(numbers % 2 == 1, (numbers + 1) // 2, -(numbers // 2))).clamp(0, 255).to(torch.uint8)
+    numbers = torch.arange(2 * ZERO + 1)
+    return (ZERO + torch.where(numbers % 2 == 1, (numbers + 1) // 2, -(numbers // 2))).to(torch.uint8)
 
 
 def rice_parameter(codes: UInt8[Tensor, "..."]) -> int:
@@ -35,7 +35,7 @@ def rice_parameter(codes: UInt8[Tensor, "..."]) -> int:
 
 def rice_bits(codes: UInt8[Tensor, "..."], low: int) -> int:
     """Bits of the whole code with so many low bits."""
-    counts = folded(codes).flatten().bincount(minlength=256)
+    counts = folded(codes).flatten().bincount()
     return int((counts * ((torch.arange(len(counts)) >> low) + 1 + low)).sum())
 
 

@@ -16,16 +16,19 @@ from torch import Tensor, nn
 
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.quantized_weight import (
-    AffineSegment,
+    ENTROPY_ZERO,
+    EntropySegment,
     FloatSegment,
     QuantizedWeight,
+    Segment,
     affine_segment,
     float_weight,
 )
 from guidedq.ir.graph import Graph, Site, operator_graph
 from guidedq.ir.model import InputSpec, Model, Objective
 from guidedq.ir.program import TorchProgram
-from guidedq.quant.formats import AffineFormat, FloatFormat, Format
+from guidedq.quant.exponents import ONE, nearest_exponents, scales_of
+from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format
 from guidedq.quant.grid import Grid, quantize_nearest
 
 
@@ -92,9 +95,19 @@ def quantized(model: Model, choose: Callable[[Site], Sequence[Format]], *, seed:
     return weights
 
 
-def segment(matrix: Tensor, format: Format, rows: Tensor, generator: torch.Generator) -> AffineSegment | FloatSegment:
+def segment(matrix: Tensor, format: Format, rows: Tensor, generator: torch.Generator) -> Segment:
     """Some rows of a matrix on random grids: any zero point, scales that clip now and then."""
     part = matrix[rows]
+    if isinstance(format, EntropyFormat):
+        exponents = nearest_exponents(format.step * part.std() * (0.5 + torch.rand(len(rows), generator=generator)))
+        codes = (part / scales_of(exponents)[:, None]).round() + ENTROPY_ZERO
+        return EntropySegment(
+            format=format,
+            rows=rows,
+            codes=codes.clamp(0, 255).to(torch.uint8),
+            row_exponents=exponents,
+            column_exponents=torch.full((matrix.shape[1],), ONE, dtype=torch.uint8),
+        )
     if isinstance(format, FloatFormat):
         whole = float_weight("any", part, format).segments[0]
         assert isinstance(whole, FloatSegment)
