@@ -106,7 +106,7 @@ def plan_point(job: Job, asked: str, decision: Decision) -> PlanPoint:
     )
 
 
-def linear_bits(graph: Graph, site_bytes: Mapping[str, float]) -> float:
+def linear_bits(graph: Graph, site_bytes: Mapping[str, int] | Mapping[str, float]) -> float:
     """Bits per weight of the linear and convolution sites, their side information counted; 0 if there are none."""
     sites = [site for site in graph.quantizable if site.is_linear]
     parameters = sum(site.parameters for site in sites)
