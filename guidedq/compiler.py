@@ -109,7 +109,7 @@ def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
         limits = [limit_of(budget, job, footprint) for budget in budgets]
     evidence = gather(job, footprint)
     probes = probed(job, evidence)
-    decisions = decide(job, evidence, probes, [counted_size(probes, limit) for limit in limits])
+    decisions = decide(job, evidence, probes, [_aim(evidence, probes, limit) for limit in limits])
     return tuple(plan_point(job, b.text, decision) for b, decision in zip(budgets, decisions, strict=True))
 
 

@@ -1,8 +1,7 @@
 """Codes stored by their entropy, in Rice codes (see `quant/rice.py`), and the calls that unpack them at load.
 
 The ones of the unary parts are found by TopK, which the runtime folds away like everything else that unpacks. Bits
-and low parts lie in planes: stored byte `k` of `m` holds, in its lanes `s`, the values `s * m + k`, so that one shift
-brings out each lane.
+and low parts are stored as codes of so many bits are (see `layout.py`).
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ import torch
 from guidedq.quant.exponents import FRACTIONS, PARTS, POWERS
 from guidedq.quant.rice import folded, rice_parameter, unary, unfolding
 
-from .layout import BYTE_BITS
+from .layout import BYTE_BITS, Stream
 from .patch import Patch
 from .settings import Settings
-from .streams import CodedRows, part_constants
+from .streams import CodedRows, part_constants, store_parts
 
 COUNTED_PARAMETER = 1
 """Low bits while bytes are only counted: with none a few bytes less would be needed."""
@@ -34,15 +33,17 @@ def store_codes(patch: Patch, rows: CodedRows, columns: int, settings: Settings)
         flat[rows.segment.rows] = rows.segment.codes
         low, numbers = rice_parameter(flat), folded(flat.flatten())
         unary_bytes = _plane_bytes(int((numbers >> low).sum()) + weights, 1)
-    bits = patch.store(np.uint8, (max(unary_bytes, 1),), lambda: _planes(unary(numbers >> low).numpy(), 1))
+    bits = patch.store(np.uint8, (max(unary_bytes, 1),), lambda: _bit_planes(unary(numbers >> low).numpy()))
     count = patch.store(np.int64, (1,), lambda: np.array([weights], dtype=np.int64), per_row=False)
     inputs = [bits, *part_constants(patch, BYTE_BITS, 1, settings), count]
     table = patch.constant(unfolding().numpy())
     if not low:
         return patch.call("Unary", [*inputs, table])
-    stored = patch.store(np.uint8, (_plane_bytes(weights, low),), lambda: _low_planes(numbers, low))
+    stream = Stream(bits=low, container=BYTE_BITS, columns=weights, zero_points=0)
+    none = np.zeros((1, 0), dtype=np.uint8)
+    lows = store_parts(patch, stream, 1, lambda: stream.pack(_lows(numbers, low)[None], none), settings)
     factor = patch.constant(np.array(2**low, dtype=np.int32))
-    return patch.call("Rice", [*inputs, table, stored, *part_constants(patch, BYTE_BITS, low, settings), factor])
+    return patch.call("Rice", [*inputs, table, lows, factor])
 
 
 def store_exponents(patch: Patch, rows: CodedRows) -> str:
@@ -65,16 +66,10 @@ def _plane_bytes(values: int, width: int) -> int:
     return -(-values * width // BYTE_BITS)
 
 
-def _low_planes(numbers: torch.Tensor, low: int) -> np.ndarray:
-    return _planes((numbers & (2**low - 1)).numpy().astype(np.uint8), low)
+def _lows(numbers: torch.Tensor, low: int) -> np.ndarray:
+    return (numbers & (2**low - 1)).numpy().astype(np.uint8)
 
 
-def _planes(values: np.ndarray, width: int) -> np.ndarray:
-    """Values of `width` bits, a byte each, packed lane by lane."""
-    lanes = BYTE_BITS // width
-    size = -(-len(values) // lanes)
-    by_lane = np.pad(values, (0, lanes * size - len(values))).reshape(lanes, size)
-    packed = np.zeros(size, dtype=np.uint8)
-    for lane in range(lanes):
-        packed |= (by_lane[lane] << (lane * width)).astype(np.uint8)
-    return packed
+def _bit_planes(bits: np.ndarray) -> np.ndarray:
+    stream = Stream(bits=1, container=BYTE_BITS, columns=len(bits), zero_points=0)
+    return stream.pack(bits[None], bits[None, :0])[0]

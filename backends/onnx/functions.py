@@ -109,9 +109,8 @@ COMMON = {
     h = gq.Highs(p, s, m, n)
     t = Gather(T, h)""",
     # and with low parts beside them
-    "Rice (p, s, m, n, T, l, q, v, k) => (t)": """
+    "Rice (p, s, m, n, T, a, k) => (t)": """
     h = gq.Highs(p, s, m, n)
-    a = gq.Part(l, q, v)
     z = Constant <value_ints = [0]> ()
     b = Slice(a, z, n)
     c = Cast <to = 6> (b)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import final
@@ -84,9 +84,16 @@ def store_stream(patch: Patch, rows: AffineRows, container: int, columns: int, s
     Without bitwise operators the bytes hold one code each, whatever the container.
     """
     stream = stream_of(rows.format, container if settings.bitwise else BYTE_BITS, columns)
-    packed = cache(lambda: stream.pack(rows.codes, rows.zero_points))
+    return store_parts(patch, stream, rows.count, lambda: stream.pack(rows.codes, rows.zero_points), settings)
+
+
+def store_parts(
+    patch: Patch, stream: Stream, rows: int, pack: Callable[[], tuple[np.ndarray, ...]], settings: Settings
+) -> str:
+    """Store the parts of so many rows, and join them; gives the name of the flat container bytes."""
+    packed = cache(pack)
     stored = [
-        patch.store(np.uint8, (stream.part_bytes(part, rows.count),), lambda index=index: packed()[index])
+        patch.store(np.uint8, (stream.part_bytes(part, rows),), lambda index=index: packed()[index])
         for index, part in enumerate(stream.parts)
     ]
     if stream.parts == (stream.container,):

@@ -69,13 +69,13 @@ def decode_codes(stream: bytes, rows: int, order: Int64[Tensor, "in"]) -> UInt8[
             symbols = unpacker.decompress(waiting, rows * len(columns))
             waiting = unpacker.unconsumed_tail
             if len(symbols) < rows * len(columns):
-                raise FormatError(f"a stream that holds fewer than {codes.numel()} codes")
+                raise FormatError(f"a stream of {codes.numel()} codes that holds fewer")
             codes[:, columns] = torch.frombuffer(bytearray(symbols), dtype=torch.uint8).view(len(columns), rows).t()
         more = unpacker.decompress(waiting, 1)
     except zlib.error as error:
         raise FormatError(f"a stream of codes that cannot be read: {error}") from error
     if more or not unpacker.eof or unpacker.unused_data:
-        raise FormatError(f"a stream that holds more than {codes.numel()} codes")
+        raise FormatError(f"a stream of {codes.numel()} codes that holds more")
     return codes
 
 

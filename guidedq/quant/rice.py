@@ -12,8 +12,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 ZERO = 128
-PARAMETERS = (0, 1, 2, 4)
-"""Low bits that are tried: widths that one shift and one mask unpack."""
+PARAMETERS = (0, 1, 2, 3, 4)
+"""Low bits that are tried."""
 
 
 def folded(codes: UInt8[Tensor, "..."]) -> Int64[Tensor, "..."]:

@@ -200,7 +200,7 @@ def test_plan_forecasts_what_compile_forecasts_and_writes_only_the_plot(compiled
     points = planned["points"]
     assert [point["asked"] for point in points] == ["4.6", BUDGET, "6"]
     promised = compiled.content["forecast"]  # of an allocation corrected for the size of the file
-    assert points[1]["forecast"] == {name: pytest.approx(value, rel=0.05) for name, value in promised.items()}
+    assert points[1]["forecast"] == {name: pytest.approx(value, rel=0.25) for name, value in promised.items()}
     assert points[0]["bytes"] < points[1]["bytes"] < points[2]["bytes"]
     assert points[0]["forecast"]["raw_kl"] >= points[1]["forecast"]["raw_kl"] >= points[2]["forecast"]["raw_kl"]
     assert [path.name for path in tmp_path.iterdir()] == ["plan.png"]

@@ -95,7 +95,7 @@ def test_a_truncated_or_extended_stream_is_refused() -> None:
 def test_a_stream_of_another_number_of_codes_is_refused() -> None:
     order = torch.arange(10)
     for rows in (1, 4, 6, 500):
-        with pytest.raises(FormatError, match="more or fewer"):
+        with pytest.raises(FormatError, match=r"holds (more|fewer)"):
             decode_codes(encode_codes(coded(rows, 10, "gaussian"), order), 5, order)
 
 
@@ -125,7 +125,7 @@ def test_a_stream_that_unpacks_to_far_more_is_refused_without_unpacking_it() -> 
     bomb = zlib.compressobj(9, zlib.DEFLATED, RAW)
     stream = bomb.compress(bytes(64_000_000)) + bomb.flush()
     tracemalloc.start()
-    with pytest.raises(FormatError, match="more or fewer"):
+    with pytest.raises(FormatError, match=r"holds (more|fewer)"):
         decode_codes(stream, 10, torch.arange(10))
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
