@@ -19,8 +19,8 @@ from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Probe
 from guidedq.artifacts.report import PlanPoint, Report
 from guidedq.budget import Budget, parse_budget
-from guidedq.decision import Decision, counted_size, decide, limit_of, probed, rounded
-from guidedq.errors import BackendError, BudgetError, GateError
+from guidedq.decision import Decision, check_reach, counted_size, decide, limit_of, probed, rounded
+from guidedq.errors import BudgetError, GateError
 from guidedq.evaluation import measure
 from guidedq.evidence import Evidence, gather
 from guidedq.ir.model import check_weights
@@ -40,7 +40,7 @@ MARGIN = 0.0007
 SLACK = 0.004
 """Share of the budget that may be left unused."""
 MOST_ATTEMPTS = 6
-"""The second fits as a rule. From the middle on any file within the budget will do."""
+"""The second fits as a rule."""
 
 
 @final
@@ -75,8 +75,12 @@ def compile_model(
     evidence = gather(job, footprint)
     sizes = _feasible(job, footprint, curve_bits)
     probes = probed(job, evidence)
+    check_reach(job, evidence, probes, limit)
     aims = [_aim(evidence, probes, limit), *(counted_size(probes, size) for size in sizes.values())]
-    decision, *others = decide(job, evidence, probes, aims)
+    try:
+        decision, *others = decide(job, evidence, probes, aims)
+    except BudgetError:  # an allocator of few formats does not meet all sizes of the curve
+        sizes, (decision, *others) = {}, decide(job, evidence, probes, aims[:1])
     unit = job.model.objective.unit
     job.progress.notice(forecast_text(decision.forecast, decision.bytes, job.model.parameters, unit))
     _gate("forecast", decision.forecast.loss_increase, largest_loss_increase, unit)
@@ -109,6 +113,8 @@ def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
         limits = [limit_of(budget, job, footprint) for budget in budgets]
     evidence = gather(job, footprint)
     probes = probed(job, evidence)
+    for limit in limits:
+        check_reach(job, evidence, probes, limit)
     decisions = decide(job, evidence, probes, [_aim(evidence, probes, limit) for limit in limits])
     return tuple(plan_point(job, b.text, decision) for b, decision in zip(budgets, decisions, strict=True))
 
@@ -123,25 +129,44 @@ def _emit_within(
 ) -> tuple[Decision, Emission]:
     """Write the file; where its size is known only then, correct the allocation until it fills the limit.
 
+    The sizes asked for close in on the limit from both sides; the largest file that fits is kept in the end.
+
     Raises:
-        BackendError: the file does not come to fit; without entropy formats the footprint is wrong then.
+        BudgetError: the file does not come to fit; without entropy formats the footprint is wrong then.
     """
-    smaller = 0
-    for attempt in range(1 if evidence.exact else MOST_ATTEMPTS):
-        if attempt:
-            for path in folder.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            (decision,) = decide(job, evidence, decision.probes, [decision.allocation.bytes - smaller])
-        with job.stopwatch.time("emit"):
-            weights = rounded(job, evidence, decision.allocation)
-            sites = len(decision.allocation.sites)
-            emission = job.backend.emit(job.model, tracked(job.progress, "round and pack", weights, sites), folder)
-        give_back()
-        slack = SLACK * limit if attempt < MOST_ATTEMPTS // 2 else limit
-        if limit - slack <= emission.bytes <= limit or (evidence.exact and emission.bytes <= limit):
+    aim, below, above = decision.allocation.bytes, 0, 2 * limit + decision.allocation.bytes
+    best: tuple[Decision, Emission] | None = None
+    written = decision
+    for _ in range(1 if evidence.exact else MOST_ATTEMPTS):
+        written, emission = decision, _emit(job, evidence, decision, folder)
+        fits = emission.bytes <= limit
+        if fits and (best is None or emission.bytes > best[1].bytes):
+            best = decision, emission
+        if fits and (evidence.exact or limit - SLACK * limit <= emission.bytes):
             return decision, emission
-        smaller = emission.bytes - int((1 - MARGIN) * limit)
-    raise BackendError(f"no file of at most {limit} bytes was found. Raise the budget a little.")
+        below, above = (aim, above) if fits else (below, aim)
+        aim -= emission.bytes - int((1 - MARGIN) * limit)
+        aim = aim if below < aim < above else (below + above) // 2
+        (other,) = decide(job, evidence, decision.probes, [aim])
+        if other.allocation.digest == decision.allocation.digest:
+            break
+        decision = other
+    if best is None:
+        raise BudgetError(f"no file of at most {limit} bytes was found. Raise the budget a little.")
+    return best if best[0] is written else (best[0], _emit(job, evidence, best[0], folder))
+
+
+def _emit(job: Job, evidence: Evidence, decision: Decision, folder: Path) -> Emission:
+    """Write an allocation into a folder, in place of what may be there."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with job.stopwatch.time("emit"):
+        weights = tracked(
+            job.progress, "round and pack", rounded(job, evidence, decision.allocation), len(decision.allocation.sites)
+        )
+        emission = job.backend.emit(job.model, weights, folder)
+    give_back()
+    return emission
 
 
 def _feasible(job: Job, footprint: Footprint, sizes: Sequence[float]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -117,12 +118,30 @@ def probed(job: Job, evidence: Evidence) -> tuple[Probe, ...]:
     limits = probe_limits(job, evidence.footprint)
     entries = {limit: _probe_entry(job, evidence, limit) for limit in limits}
     missing = [limit for limit in limits if not is_finished(entries[limit])]
-    if missing:
-        allocations, raws = _allocated(job, evidence, missing)
-        with storing(job.workspace.root), job.stopwatch.time("probes"):
-            for limit, allocation, raw in zip(missing, allocations, raws, strict=True):
-                save_probe(entries[limit], _probe(job, evidence, allocation, raw))
-    return tuple(load_probe(entries[limit]) for limit in limits)
+    for limits_at_once in (missing, *([limit] for limit in missing)):
+        unfinished = [limit for limit in limits_at_once if not is_finished(entries[limit])]
+        with suppress(BudgetError):  # an allocator of few formats may not meet all of them
+            allocations, raws = _allocated(job, evidence, unfinished) if unfinished else ((), ())
+            with storing(job.workspace.root), job.stopwatch.time("probes"):
+                for limit, allocation, raw in zip(unfinished, allocations, raws, strict=True):
+                    save_probe(entries[limit], _probe(job, evidence, allocation, raw))
+    return tuple(load_probe(entries[limit]) for limit in limits if is_finished(entries[limit]))
+
+
+def check_reach(job: Job, evidence: Evidence, probes: Sequence[Probe], limit: int) -> None:
+    """See that the smallest file fits, now that the sizes of its codes are known.
+
+    Raises:
+        BudgetError: it does not; the message says how large it is.
+    """
+    low, _ = _reach(job.model.graph, evidence.footprint)
+    if not evidence.exact and (smallest := stored_size(probes, low)) > limit:
+        base, parameters = _counted(job, evidence.footprint)
+        raise BudgetError(
+            f"the smallest file takes {8 * (smallest - base) / parameters:.3f} bits ({smallest / 1e6:.3f} MB), the "
+            f"budget is {limit / 1e6:.3f} MB. Raise the budget to "
+            f"{_ceiling(8 * (smallest - base) / parameters):.2f}bits, or allow fewer bits."
+        )
 
 
 def decide(job: Job, evidence: Evidence, probes: tuple[Probe, ...], limits: Sequence[int]) -> tuple[Decision, ...]:
@@ -147,13 +166,13 @@ def counted_size(probes: Sequence[Probe], stored_bytes: int) -> int:
 
     The two are equal but for entropy formats, whose bytes are known on average only.
     """
-    sizes = [(probe.bytes, probe.counted_bytes / probe.bytes) for probe in probes]
+    sizes = [(probe.bytes, probe.counted_bytes / probe.bytes) for probe in probes] or [(1, 1.0)]
     return int(stored_bytes * _interpolated(sizes, stored_bytes))
 
 
 def stored_size(probes: Sequence[Probe], counted_bytes: int) -> int:
     """The inverse of `counted_size`."""
-    sizes = [(probe.counted_bytes, probe.bytes / probe.counted_bytes) for probe in probes]
+    sizes = [(probe.counted_bytes, probe.bytes / probe.counted_bytes) for probe in probes] or [(1, 1.0)]
     return round(counted_bytes * _interpolated(sizes, counted_bytes))
 
 

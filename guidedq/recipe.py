@@ -104,8 +104,7 @@ class Recipe:
         quarters = range(ENTROPY_STEPS_PER_BIT * self.min_bits, ENTROPY_STEPS_PER_BIT * self.max_bits + 1, 2)
         bits = [quarter / ENTROPY_STEPS_PER_BIT for quarter in quarters]
         entropy = [EntropyFormat(bits=width, code=code) for width in bits if width <= MOST_ENTROPY_BITS]
-        wide = () if code == "rice" else self._fixed(max(self.min_bits, int(MOST_ENTROPY_BITS) + 1))
-        return (*entropy, *wide)
+        return (*entropy, *self._fixed(max(self.min_bits, int(MOST_ENTROPY_BITS) + 1)))
 
     def _fixed(self, narrowest: int) -> tuple[AffineFormat, ...]:
         return tuple(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guidedq.errors import FormatError, GuidedQError, RecipeError
-from guidedq.quant.formats import MOST_ENTROPY_BITS, AffineFormat, EntropyCode, EntropyFormat
+from guidedq.quant.formats import AffineFormat, EntropyCode, EntropyFormat
 from guidedq.recipe import Recipe, load_recipe, named_recipes, parse_recipe
 
 STAGE_SETTINGS = st.lists(
@@ -114,7 +114,7 @@ def test_every_recipe_offers_distinct_formats_and_fixed_widths_begin_at_two_bits
             recipe.formats(code)
         return
     formats = recipe.formats(code)
-    assert formats or (code == "rice" and recipe.min_bits > MOST_ENTROPY_BITS)
+    assert formats
     assert len(set(formats)) == len(formats)
     assert [format.bits for format in formats] == sorted(format.bits for format in formats)
     fixed = [format for format in formats if isinstance(format, AffineFormat)]
@@ -130,10 +130,10 @@ def test_fixed_widths_of_one_bit_alone_are_refused() -> None:
         narrow.formats("huffman")
 
 
-def test_rice_codes_stand_alone() -> None:
+def test_codes_of_one_kind_are_offered() -> None:
     formats = load_recipe().formats("rice")
     assert {format.code for format in formats if isinstance(format, EntropyFormat)} == {"rice"}
-    assert len(formats) == 11
+    assert len(formats) == 11 + 2
 
 
 @pytest.mark.parametrize(

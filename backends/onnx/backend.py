@@ -74,8 +74,11 @@ class OnnxBackend(AbstractBackend):
         return graph.shared_inputs if self.fused else ()
 
     def activations(self, model: Model, formats: Sequence[RoundedFormat]) -> ActivationRounding | None:
-        """MatMulNBits at accuracy level 4 rounds what it multiplies to symmetric int8 per block of inputs."""
-        if all(isinstance(format, EntropyFormat) for format in formats):
+        """MatMulNBits at accuracy level 4 rounds what it multiplies to symmetric int8 per block of inputs.
+
+        Weights stored by their entropy are multiplied in float.
+        """
+        if any(isinstance(format, EntropyFormat) for format in formats):
             return None
         if self.accuracy_level != INTEGER_LEVEL:
             return None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from guidedq.ir.graph import Site
+from guidedq.quant.exponents import reaches
 from guidedq.quant.formats import EntropyFormat, FloatFormat, Format, RoundedFormat
 from guidedq.quant.grid import LARGEST_SCALE, SMALLEST_SCALE, scale_of_range
 
@@ -23,7 +24,8 @@ def offered_formats(site: Site, matrix: Tensor, formats: Sequence[RoundedFormat]
     found: dict[object, Format] = {}
     for format in formats:
         if isinstance(format, EntropyFormat):
-            found[format] = format
+            if reaches(float(max(-low, high))):
+                found[format] = format
             continue
         scale = float(scale_of_range(low, high, format))
         storable = scale == 0.0 or SMALLEST_SCALE <= scale <= LARGEST_SCALE

@@ -11,6 +11,7 @@ from torch import Tensor
 from guidedq.artifacts.footprint import SiteFootprint, code_bytes_of
 from guidedq.errors import BackendError
 from guidedq.ir.graph import Site
+from guidedq.quant.exponents import reaches
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format, RoundedFormat
 from guidedq.quant.grid import LARGEST_SCALE, SMALLEST_SCALE, scale_of_range
 from guidedq.quant.packing import (
@@ -48,7 +49,8 @@ def site_footprint(site: Site, values: Tensor, formats: Sequence[RoundedFormat])
     found: dict[object, Format] = {}
     for format in formats:
         if isinstance(format, EntropyFormat):
-            found[format] = format
+            if reaches(float(max(-low, high))):
+                found[format] = format
             continue
         key = (format.bits, format.columns_per_group(site.columns), format.symmetric, format.outliers)
         if _can_hold(format, site.columns, low, high) and format.row_bytes(site.columns) < whole.row_bytes(

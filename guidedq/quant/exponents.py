@@ -25,6 +25,15 @@ POWERS = torch.ldexp(
 """A scale is `POWERS[exponent // PARTS] * FRACTIONS[exponent % PARTS]`."""
 
 
+SMALLEST_WEIGHT, LARGEST_WEIGHT = 2.0**-16, 2.0**12
+"""Largest magnitudes of a weight for which all steps of its formats can be had."""
+
+
+def reaches(largest: float) -> bool:
+    """Whether weights up to this magnitude can be stored with such scales."""
+    return largest == 0.0 or SMALLEST_WEIGHT <= largest <= LARGEST_WEIGHT
+
+
 def scales_of(exponents: UInt8[Tensor, "n"]) -> Float32[Tensor, "n"]:
     """The scales that these bytes stand for."""
     numbers, device = exponents.long(), exponents.device

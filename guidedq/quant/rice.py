@@ -35,8 +35,9 @@ def rice_parameter(codes: UInt8[Tensor, "..."]) -> int:
 
 def rice_bits(codes: UInt8[Tensor, "..."], low: int) -> int:
     """Bits of the whole code with so many low bits."""
-    counts = folded(codes).flatten().bincount()
-    return int((counts * ((torch.arange(len(counts)) >> low) + 1 + low)).sum())
+    counts = codes.flatten().bincount(minlength=2 * ZERO)
+    lengths = (folded(torch.arange(2 * ZERO, dtype=torch.uint8)) >> low) + 1 + low
+    return int((counts * lengths).sum())
 
 
 def unary(numbers: Int64[Tensor, "n"]) -> UInt8[Tensor, "bits"]:
