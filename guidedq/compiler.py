@@ -75,7 +75,7 @@ def compile_model(
     evidence = gather(job, footprint)
     sizes = _feasible(job, footprint, curve_bits)
     probes = probed(job, evidence)
-    check_reach(job, evidence, probes, limit)
+    check_reach(job, evidence, limit)
     aims = [_aim(evidence, probes, limit), *(counted_size(probes, size) for size in sizes.values())]
     try:
         decision, *others = decide(job, evidence, probes, aims)
@@ -114,7 +114,7 @@ def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
     evidence = gather(job, footprint)
     probes = probed(job, evidence)
     for limit in limits:
-        check_reach(job, evidence, probes, limit)
+        check_reach(job, evidence, limit)
     decisions = decide(job, evidence, probes, [_aim(evidence, probes, limit) for limit in limits])
     return tuple(plan_point(job, b.text, decision) for b, decision in zip(budgets, decisions, strict=True))
 

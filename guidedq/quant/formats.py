@@ -18,9 +18,9 @@ MINIMUM_BITS = 1
 MAXIMUM_BITS = 8
 SCALE_BITS = 16
 """Scales are fp16: the codes are chosen after the scale is rounded, so more than its 11 bits would buy nothing."""
-HUFFMAN_CODE_BITS, RICE_CODE_BITS = 0.06, 0.15
+HUFFMAN_CODE_BITS, RICE_CODE_BITS = 0.1, 0.2
 """What the codes of Gaussian weights take above their entropy, tables included,"""
-CODE_BITS_AT_ONE = 0.6
+CODE_BITS_AT_ONE = 0.75
 """and how much more where the entropy is near the bit that each code takes at least."""
 OUTLIER_BITS = 32
 """One outlier: a 16-bit value and the 16-bit index of its column."""
