@@ -188,8 +188,7 @@ def _allocated(
 ) -> tuple[tuple[Allocation, ...], tuple[tuple[float, ...], ...]]:
     """Allocations for limits in counted bytes, and their uncalibrated forecasts."""
     with job.stopwatch.time("allocate"):
-        curves = evidence.curves.all()
-        allocations = job.recipe.allocate.allocate(job.model.graph, curves, evidence.footprint, limits)
+        allocations = job.recipe.allocate.allocate(job.model.graph, evidence.distortions, evidence.footprint, limits)
     with job.stopwatch.time("forecast"):
         units = evidence.guidance.units_per_sequence
         return allocations, job.recipe.forecast.raw(allocations, evidence.curves.stream(), units)

@@ -87,13 +87,15 @@ class Evidence:
         footprint: Bytes of every site in every format.
         calibration: The three sample sets.
         guidance: Which errors matter.
-        curves: What each format costs and does.
+        distortions: What each format costs and does; without the projections.
+        curves: The same with the projections and the codes, as they are needed.
         key: Identifies all of this, for what is derived from it.
     """
 
     footprint: Footprint
     calibration: CalibrationSet
     guidance: AbstractGuidance
+    distortions: Mapping[str, SiteCurve]
     curves: CurveFiles
     key: str
 
@@ -116,8 +118,10 @@ def gather(job: Job, footprint: Footprint) -> Evidence:
             guidance, guidance_key = _guidance(job, calibration)
         with job.stopwatch.time("curves"):
             curves, key = _curves(job, footprint, guidance, guidance_key)
+    distortions = curves.all()
     return Evidence(
-        footprint=measured_footprint(footprint, curves.all()),
+        footprint=measured_footprint(footprint, distortions),
+        distortions=distortions,
         calibration=calibration,
         guidance=guidance,
         curves=curves,

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from guidedq.ir.graph import Site
-from guidedq.quant.exponents import reaches
 from guidedq.quant.formats import EntropyFormat, FloatFormat, Format, RoundedFormat
-from guidedq.quant.grid import LARGEST_SCALE, SMALLEST_SCALE, scale_of_range
+from guidedq.quant.grid import LARGEST_SCALE, can_represent
 
 
 def offered_formats(site: Site, matrix: Tensor, formats: Sequence[RoundedFormat]) -> tuple[Format, ...]:
@@ -23,13 +22,10 @@ def offered_formats(site: Site, matrix: Tensor, formats: Sequence[RoundedFormat]
     whole = FloatFormat(dtype="fp16" if max(-float(low), float(high)) <= LARGEST_SCALE else "fp32")
     found: dict[object, Format] = {}
     for format in formats:
-        if isinstance(format, EntropyFormat):
-            if reaches(float(max(-low, high))):
-                found[format] = format
+        if not can_represent(format, low, high):
             continue
-        scale = float(scale_of_range(low, high, format))
-        storable = scale == 0.0 or SMALLEST_SCALE <= scale <= LARGEST_SCALE
-        smaller = format.row_bytes(site.columns) < whole.row_bytes(site.columns)
-        if storable and smaller and not format.outliers:
+        if isinstance(format, EntropyFormat):
+            found[format] = format
+        elif format.row_bytes(site.columns) < whole.row_bytes(site.columns) and not format.outliers:
             found.setdefault((format.bits, format.columns_per_group(site.columns), format.symmetric), format)
     return (*found.values(), whole)

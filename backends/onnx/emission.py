@@ -59,8 +59,11 @@ def write_model(
             slot = skeleton.slots[weight.name]
             patch = Patch(shared=shared)
             replaced = write_site(patch, slot, segments_of(weight), settings)
-            removed |= slot.removed if replaced else set()
-            sizes[weight.name] = patch.bytes(external=settings.external) + (0 if replaced else slot.removed_bytes)
+            sizes[weight.name] = patch.bytes(external=settings.external)
+            if replaced:
+                removed |= slot.removed
+            else:
+                sizes[weight.name] += slot.removed_bytes
             for tensor in patch.tensors:
                 store.add(tensor)
             for place, placed in patch.nodes.items():

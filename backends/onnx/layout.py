@@ -94,6 +94,15 @@ class Stream:
         """Stored bytes of one part of so many rows."""
         return -(-rows * self.width // self.lanes(part))
 
+    def shifts(self, part: int) -> UInt8[np.ndarray, "lanes 1"]:
+        """Right shifts that bring each lane's bits to the bottom of its code slot."""
+        return (np.arange(self.lanes(part), dtype=np.uint8) * part)[:, None].astype(np.uint8)
+
+    def mask(self, part: int) -> UInt8[np.ndarray, ""]:
+        """Ones in the lowest `part` bits of every code slot of a byte."""
+        slots = range(0, BYTE_BITS, self.container)
+        return np.array(sum((2**part - 1) << slot for slot in slots), dtype=np.uint8)
+
     def pack(
         self, codes: UInt8[np.ndarray, "n in"], zero_points: UInt8[np.ndarray, "n groups"]
     ) -> tuple[UInt8[np.ndarray, "bytes"], ...]:
@@ -110,7 +119,7 @@ class Stream:
         """The container bytes of the rows, the twin of what the graph does at load."""
         total = np.zeros(rows * self.width, dtype=np.uint8)
         for part, stored in zip(self.parts, packed, strict=True):
-            lanes = (stored >> part_shifts(self.container, part)) & part_mask(self.container, part)
+            lanes = (stored >> self.shifts(part)) & self.mask(part)
             total = (total << part).astype(np.uint8) | lanes.reshape(-1)[: len(total)]
         return total.reshape(rows, self.width)
 
@@ -129,17 +138,6 @@ class Stream:
             for slot in range(by_lane.shape[2]):
                 packed |= (by_lane[lane, :, slot] << (lane * part + slot * self.container)).astype(np.uint8)
         return packed
-
-
-def part_shifts(container: int, part: int) -> UInt8[np.ndarray, "lanes 1"]:
-    """Right shifts that bring each lane's bits to the bottom of its code slot."""
-    return (np.arange(container // part, dtype=np.uint8) * part)[:, None].astype(np.uint8)
-
-
-def part_mask(container: int, part: int) -> UInt8[np.ndarray, ""]:
-    """Ones in the lowest `part` bits of every code slot of a byte."""
-    slots = range(0, BYTE_BITS, container)
-    return np.array(sum((2**part - 1) << slot for slot in slots), dtype=np.uint8)
 
 
 def container_bytes(values: UInt8[np.ndarray, "n k"], container: int) -> UInt8[np.ndarray, "n bytes"]:

@@ -76,9 +76,6 @@ def write_site(patch: Patch, slot: Slot, segments: Sequence[StoredRows], setting
     if len(segments) == 1 and isinstance(first, FloatRows):
         write_float(patch, slot, first)
         return False
-    if len(segments) == 1 and isinstance(first, CodedRows):
-        write_dense(patch, slot, segments, settings)
-        return False
     affine = [rows for rows in segments if isinstance(rows, AffineRows)]
     for rows in affine:
         if not can_hold(slot, rows.format):

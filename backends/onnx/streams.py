@@ -12,7 +12,7 @@ import numpy as np
 from guidedq.artifacts.quantized_weight import AffineSegment, EntropySegment, FloatSegment
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
 
-from .layout import BYTE_BITS, Stream, container_bytes, part_mask, part_shifts
+from .layout import BYTE_BITS, Stream, container_bytes
 from .patch import Patch
 from .settings import Settings
 
@@ -99,8 +99,7 @@ def store_parts(
     if stream.parts == (stream.container,):
         return stored[0]
     inputs = [
-        [name, *part_constants(patch, stream.container, part, settings)]
-        for name, part in zip(stored, stream.parts, strict=True)
+        [name, *part_constants(patch, stream, part, settings)] for name, part in zip(stored, stream.parts, strict=True)
     ]
     if len(inputs) == 1:
         return patch.call("Part", inputs[0])
@@ -139,9 +138,9 @@ def lane_shifts(patch: Patch, bits: int) -> tuple[str, str]:
     return patch.constant(left), patch.constant(np.array(BYTE_BITS - bits, dtype=np.uint8))
 
 
-def part_constants(patch: Patch, container: int, part: int, settings: Settings) -> tuple[str, str]:
+def part_constants(patch: Patch, stream: Stream, part: int, settings: Settings) -> tuple[str, str]:
     """Shifts and mask of a part; without bitwise operators left shifts that drop what is above, and the shift back."""
     if settings.bitwise:
-        return patch.constant(part_shifts(container, part)), patch.constant(part_mask(container, part))
+        return patch.constant(stream.shifts(part)), patch.constant(stream.mask(part))
     down = BYTE_BITS - part
-    return patch.constant(np.uint8(down) - part_shifts(container, part)), patch.constant(np.array(down, dtype=np.uint8))
+    return patch.constant(np.uint8(down) - stream.shifts(part)), patch.constant(np.array(down, dtype=np.uint8))

@@ -11,9 +11,8 @@ from torch import Tensor
 from guidedq.artifacts.footprint import SiteFootprint, code_bytes_of
 from guidedq.errors import BackendError
 from guidedq.ir.graph import Site
-from guidedq.quant.exponents import reaches
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format, RoundedFormat
-from guidedq.quant.grid import LARGEST_SCALE, SMALLEST_SCALE, scale_of_range
+from guidedq.quant.grid import LARGEST_SCALE, can_represent
 from guidedq.quant.packing import (
     INDEX_BITS,
     MAXIMUM_SEGMENTS,
@@ -48,14 +47,14 @@ def site_footprint(site: Site, values: Tensor, formats: Sequence[RoundedFormat])
     low, high = (bound.float() for bound in values.detach().aminmax())
     found: dict[object, Format] = {}
     for format in formats:
-        if isinstance(format, EntropyFormat):
-            if reaches(float(max(-low, high))):
-                found[format] = format
+        if not can_represent(format, low, high):
             continue
-        key = (format.bits, format.columns_per_group(site.columns), format.symmetric, format.outliers)
-        if _can_hold(format, site.columns, low, high) and format.row_bytes(site.columns) < whole.row_bytes(
-            site.columns
-        ):
+        if isinstance(format, EntropyFormat):
+            found[format] = format
+            continue
+        smaller = format.row_bytes(site.columns) < whole.row_bytes(site.columns)
+        if smaller and _can_hold_outliers(format, site.columns, low, high):
+            key = (format.bits, format.columns_per_group(site.columns), format.symmetric, format.outliers)
             found.setdefault(key, format)
     held = (*found.values(), whole)
     entropy = any(isinstance(format, EntropyFormat) for format in held)
@@ -72,10 +71,7 @@ def site_footprint(site: Site, values: Tensor, formats: Sequence[RoundedFormat])
     )
 
 
-def _can_hold(format: AffineFormat, columns: int, low: Tensor, high: Tensor) -> bool:
-    if format.outliers:
-        largest = max(-float(low), float(high))
-        if format.outliers >= columns or columns > OUTLIER_COLUMNS or largest > LARGEST_SCALE:
-            return False
-    scale = float(scale_of_range(low, high, format))
-    return scale == 0.0 or SMALLEST_SCALE <= scale <= LARGEST_SCALE
+def _can_hold_outliers(format: AffineFormat, columns: int, low: Tensor, high: Tensor) -> bool:
+    largest = max(-float(low), float(high))
+    held = format.outliers < columns <= OUTLIER_COLUMNS and largest <= LARGEST_SCALE
+    return not format.outliers or held

@@ -14,7 +14,7 @@ from guidedq.quant.exponents import scales_of
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
 from guidedq.quant.grid import Grid, dequantize
 
-WEIGHTS_AT_ONCE = 1 << 18
+WEIGHTS_AT_ONCE = 1 << 20
 """Weights dequantized at once: 4 MB of float32, within a core's cache."""
 ENTROPY_ZERO = 128
 """The code of zero in an entropy segment."""

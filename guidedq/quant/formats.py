@@ -112,10 +112,9 @@ LEAST_ENTROPY_BITS, MOST_ENTROPY_BITS = 0.5, 6.0
 class EntropyFormat:
     """Integer codes on a uniform grid through zero, stored by their entropy: frequent codes take fewer bits.
 
-    `value = code * column scale * row scale`, codes -128 to 127. With no limit on the codes'
-    number the grid need not follow the range of small groups, and what a weight costs follows from its step alone: at
-    equal distortion this saves more than half a bit against fixed widths (Gish and Pierce 1968: a quarter of a bit from
-    the limit).
+    `value = code * column scale * row scale`, codes -128 to 127. With no limit on the codes' number the grid need not
+    follow the range of small groups, and what a weight costs follows from its step alone: at equal distortion this
+    saves more than half a bit against fixed widths (Gish and Pierce 1968: a quarter of a bit from the limit).
 
     Attributes:
         bits: Nominal: the step of a row is that at which Gaussian codes have so many bits of entropy. In quarters.

@@ -10,7 +10,8 @@ from jaxtyping import Float, Float16, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
-from guidedq.quant.formats import AffineFormat
+from guidedq.quant.exponents import reaches
+from guidedq.quant.formats import AffineFormat, EntropyFormat, RoundedFormat
 
 SMALLEST_SCALE = 2.0**-14
 """The smallest normal fp16 number: a smaller scale would lose precision, and zero would lose the row."""
@@ -68,6 +69,14 @@ def scale_of_levels(low: Tensor, high: Tensor, levels: int | Tensor, *, symmetri
         middle = (levels + 1) / 2
         return torch.maximum(-low / middle, high / (levels - middle + (levels == 1)))
     return (high - low) / levels
+
+
+def can_represent(format: RoundedFormat, low: Tensor, high: Tensor) -> bool:
+    """Whether the scales of a weight that spans `low` to `high` can be stored: others would clip it, or waste bits."""
+    if isinstance(format, EntropyFormat):
+        return reaches(float(max(-low, high)))
+    scale = float(scale_of_range(low, high, format))
+    return scale == 0.0 or SMALLEST_SCALE <= scale <= LARGEST_SCALE
 
 
 def expand_groups(values: Tensor, columns: int, format: AffineFormat) -> Tensor:
