@@ -72,13 +72,13 @@ def backward_pass(
         give_back()
         if output.requires_grad:
             ear.turn_back()
-            output.backward(_cotangent(model.objective, _scratch(output), batch, first_sample, seed))
+            output.backward(_cotangent(model.objective, scratch(output), batch, first_sample, seed))
     del output
     give_back()
     return time.perf_counter() - start - ear.seconds
 
 
-def _scratch(output: Tensor) -> Tensor:
+def scratch(output: Tensor) -> Tensor:
     """The output's values to be overwritten: its own memory where no backward step reads it again, else a copy."""
     in_place = output.grad_fn is not None and output.grad_fn.name() in _OUTPUTS_NOT_SAVED
     return output.detach() if in_place else output.detach().clone()

@@ -27,6 +27,7 @@ from guidedq.progress import Progress
 from .backward_pass import backward_pass, batch_size
 from .events import Event
 from .forward_pass import forward_pass
+from .listening import recomputes
 from .statistics import Sums, accumulate
 from .store import StoredGuidance, gradient_files, write_site
 
@@ -36,8 +37,6 @@ ROWS_AT_ONCE = 2048
 """Rows of a weight gradient that are formed at once: a large vocabulary's would take as much memory as the head."""
 PART_BYTES = 32_000_000
 """Of the sums that are saved at once."""
-RECOMPUTED_PARAMETERS = 50_000_000
-"""Parameters from which activations are recomputed: there a sequence's activations weigh more than the model."""
 Recompute = Literal["auto", "always", "never"]
 FEWEST_SEQUENCES = 16
 MOST_SEQUENCES = 256
@@ -149,7 +148,7 @@ class Collection:
 
     def recomputes(self, model: Model) -> bool:
         """Whether blocks are run again in the backward pass instead of keeping what they computed."""
-        return self.recompute == "always" or (self.recompute == "auto" and model.parameters >= RECOMPUTED_PARAMETERS)
+        return self.recompute == "always" or (self.recompute == "auto" and recomputes(model))
 
     def _finish(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -33,21 +33,13 @@ def forward_pass(model: Model, batch: SampleSet, sites: Sequence[Site], record: 
     return seconds
 
 
-def observed_inputs(
-    model: Model, batch: SampleSet, sites: Sequence[Site], weights: Mapping[str, Tensor] | None
-) -> Iterator[tuple[str, Tensor]]:
-    """What each site's first use reads, `[sample, token, group, in]`, with `weights` in place of the model's own."""
-    seen = model.program.observe(batch.inputs, {site.uses[0].operator: None for site in sites}, weights=weights)
-    for site in sites:
-        yield site.name, _event(model, site, site.uses[0], seen[site.uses[0].operator], batch).inputs
-
-
 def _event(model: Model, site: Site, use: Use, inputs: Tensor, batch: SampleSet) -> Event:
-    seen = _hide(inputs, batch.mask) if use.kind is UseKind.LINEAR else inputs
+    seen = hide(inputs, batch.mask) if use.kind is UseKind.LINEAR else inputs
     return as_event(site, use, model.program.operator(use.operator), seen, None, len(batch))
 
 
-def _hide(inputs: Tensor, mask: Tensor | None) -> Tensor:
+def hide(inputs: Tensor, mask: Tensor | None) -> Tensor:
+    """The inputs with zeros at masked positions, where they have positions."""
     if mask is None or inputs.shape[:-1] != mask.shape:
         return inputs
     return inputs * mask[..., None].to(inputs.dtype)

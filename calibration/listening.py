@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from guidedq.errors import CalibrationError
 from guidedq.ir.graph import Site, Use, UseKind
+from guidedq.ir.model import Model
 from guidedq.memory import give_back
 
 from .events import Event, as_event
@@ -22,6 +23,13 @@ TIDY_BLOCKS = 4
 TIDY_EVENTS = 32
 """Blocks in the forward pass, and events in the backward pass, after which freed memory is given back: what is kept
 lies between what is freed, and the holes would add up."""
+RECOMPUTED_PARAMETERS = 50_000_000
+"""Parameters from which activations are recomputed: there a sequence's activations weigh more than the model."""
+
+
+def recomputes(model: Model) -> bool:
+    """Whether a model is so large that its blocks run again in the backward pass."""
+    return model.parameters >= RECOMPUTED_PARAMETERS
 
 
 @final

@@ -68,12 +68,7 @@ def without_samples_of(chosen: SampleSet, *others: SampleSet, part: str) -> Samp
 
 def pick(samples: SampleSet, indices: list[int]) -> SampleSet:
     """The samples at these indices, in this order."""
-    chosen = torch.tensor(indices, dtype=torch.int64)
-    return SampleSet(
-        inputs={name: values[chosen] for name, values in samples.inputs.items()},
-        mask=None if samples.mask is None else samples.mask[chosen],
-        labels=None if samples.labels is None else samples.labels[chosen],
-    )
+    return samples.pick(torch.tensor(indices, dtype=torch.int64))
 
 
 def _fingerprints(samples: SampleSet) -> list[bytes]:

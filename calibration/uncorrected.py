@@ -1,14 +1,14 @@
-"""The `none` corrector: every weight is rounded to itself (default)."""
+"""The `none` corrector: every weight is rounded to itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import final
 
-from jaxtyping import Float
 from torch import Tensor
 
+from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.artifacts.samples import SampleSet
 from guidedq.ir.graph import Site
 from guidedq.ir.model import Model
@@ -20,13 +20,9 @@ from guidedq.stages import AbstractCorrector
 class NoCorrector(AbstractCorrector):
     """Sites are rounded independently of one another, at no cost."""
 
-    @property
-    def needs_prefix(self) -> bool:
-        """Nothing is run."""
-        return False
-
-    def targets(
-        self, model: Model, samples: SampleSet, sites: Sequence[Site], prefix: Mapping[str, Tensor]
-    ) -> Mapping[str, Float[Tensor, "out in"]]:
-        """The weights as they are."""
-        return {site.name: model.matrix(site) for site in sites}
+    def rounded(
+        self, model: Model, samples: SampleSet, round_site: Callable[[Site, Tensor], QuantizedWeight]
+    ) -> Iterator[QuantizedWeight]:
+        """One after another, each made when it is asked for."""
+        for site in model.graph.quantizable:
+            yield round_site(site, model.matrix(site))

@@ -14,7 +14,7 @@ from guidedq.frontend import load
 from guidedq.ir.model import Model, Objective, check_sites
 from guidedq.job import Job
 from guidedq.progress import Progress, SilentProgress
-from guidedq.recipe import Recipe, load_recipe
+from guidedq.recipe import Recipe, effort_settings, load_recipe
 from guidedq.registry import available, parse_stage, stage_text
 from guidedq.stages import AbstractBackend, AbstractRewrite, AbstractSampler
 from guidedq.workspace import Workspace, default_workspace
@@ -31,6 +31,7 @@ def compile(
     backend: str | AbstractBackend | None = None,
     out: PathLike | None = None,
     recipe: str | Recipe = "default",
+    effort: str | None = None,
     settings: Sequence[str] = (),
     eval_data: PathLike | Sequence[PathLike] = (),
     samples: int | None = None,
@@ -51,6 +52,7 @@ def compile(
         backend: `"torch"`, `"onnx"`, with options in braces; by default the one that fits the model's source.
         out: Folder to write; by default `<model>-<budget>` in the working directory.
         recipe: A recipe, its name, or a TOML file.
+        effort: How much time rounding may take: `"quick"`, `"standard"`, `"thorough"`; by default as the recipe says.
         settings: Changes to it, `"round.damping-fraction=0.02"`.
         eval_data: Evaluation data; a tenth of `data` is held back if empty.
         samples: Calibration samples.
@@ -74,6 +76,7 @@ def compile(
         data=data,
         backend=backend,
         recipe=recipe,
+        effort=effort,
         settings=settings,
         eval_data=eval_data,
         samples=samples,
@@ -126,6 +129,7 @@ def make_job(
     data: PathLike | Sequence[PathLike] = (),
     backend: str | AbstractBackend | None = None,
     recipe: str | Recipe = "default",
+    effort: str | None = None,
     settings: Sequence[str] = (),
     eval_data: PathLike | Sequence[PathLike] = (),
     samples: int | None = None,
@@ -136,7 +140,8 @@ def make_job(
     progress: Progress | None = None,
 ) -> Job:
     """Resolve what the user said into a job: stages by name, the sampler that fits, the graph rewritten."""
-    chosen = (load_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(settings)
+    changes = [*(effort_settings(effort) if effort is not None else ()), *settings]
+    chosen = (load_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(changes)
     files, evaluation = _paths(data), _paths(eval_data)
     if missing := [path for path in (*files, *evaluation) if not path.exists()]:
         raise CalibrationError(f"no such data: {', '.join(map(str, missing))}.")

@@ -1,6 +1,6 @@
 """The compiler on one page: from a model and a budget to an artifact, with a forecast before and a measurement after.
 
-    gather (sample, collect, measure curves) -> decide (allocate, probe, forecast) -> round -> emit -> measure
+    gather (sample, collect, measure curves) -> decide (allocate, probe, forecast) -> round -> tune -> emit -> measure
 
 It knows the interfaces of `stages.py` and nothing of the stages behind them. Everything up to the decision is kept in
 the workspace: another budget starts at `decide`.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -19,7 +19,7 @@ from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Probe
 from guidedq.artifacts.report import PlanPoint, Report
 from guidedq.budget import Budget, parse_budget
-from guidedq.decision import Decision, check_reach, counted_size, decide, limit_of, probed, rounded
+from guidedq.decision import Decision, check_reach, counted_size, decide, limit_of
 from guidedq.errors import BudgetError, GateError
 from guidedq.evaluation import measure
 from guidedq.evidence import Evidence, gather
@@ -27,11 +27,13 @@ from guidedq.ir.model import check_weights
 from guidedq.job import Job
 from guidedq.memory import give_back
 from guidedq.output import check_output, new_folder
-from guidedq.progress import tracked
+from guidedq.probing import probed
 from guidedq.report.build import build_report, plan_point
-from guidedq.report.wording import forecast_text
+from guidedq.report.wording import forecast_text, tuned_text
 from guidedq.report.write import write_report
+from guidedq.rounding import rounded
 from guidedq.stages import Emission
+from guidedq.tuning import Tuning, after_tuning, tuned
 
 CURVE_BITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 """Sizes at which the report draws its rate-distortion curve, as far as they are feasible."""
@@ -83,10 +85,14 @@ def compile_model(
         sizes, (decision, *others) = {}, decide(job, evidence, probes, aims[:1])
     unit = job.model.objective.unit
     job.progress.notice(forecast_text(decision.forecast, decision.bytes, job.model.parameters, unit))
+    tuning = tuned(job, evidence, decision) if job.recipe.tune.tunes(job.model) else None
+    if tuning is not None:
+        decision = after_tuning(job, evidence, decision, tuning)
+        job.progress.notice(tuned_text(decision.forecast, unit))
     _gate("forecast", decision.forecast.loss_increase, largest_loss_increase, unit)
     curve = [plan_point(job, text, other) for text, other in zip(sizes, others, strict=True)]
     with new_folder(out, overwrite=overwrite) as folder:
-        decision, emission = _emit_within(job, evidence, decision, limit, folder)
+        decision, emission = _emit_within(job, evidence, decision, tuning, limit, folder)
         with job.stopwatch.time("evaluate"):
             measured = measure(
                 evidence.calibration.evaluation,
@@ -96,7 +102,7 @@ def compile_model(
                 progress=job.progress,
             )
         _gate("measured", measured.loss_increase, largest_loss_increase, unit)
-        report = build_report(job, budget, limit, evidence, decision, emission, measured, curve)
+        report = build_report(job, budget, limit, evidence, replace(decision, probes=probes), emission, measured, curve)
         write_report(report, folder)
     return Artifact(folder=out, report=report)
 
@@ -125,7 +131,7 @@ def _aim(evidence: Evidence, probes: Sequence[Probe], limit: int) -> int:
 
 
 def _emit_within(
-    job: Job, evidence: Evidence, decision: Decision, limit: int, folder: Path
+    job: Job, evidence: Evidence, decision: Decision, tuning: Tuning | None, limit: int, folder: Path
 ) -> tuple[Decision, Emission]:
     """Write the file; where its size is known only then, correct the allocation until it fills the limit.
 
@@ -138,7 +144,7 @@ def _emit_within(
     best: tuple[Decision, Emission] | None = None
     written = decision
     for _ in range(1 if evidence.exact else MOST_ATTEMPTS):
-        written, emission = decision, _emit(job, evidence, decision, folder)
+        written, emission = decision, _emit(job, evidence, decision, tuning, folder)
         fits = emission.bytes <= limit
         if fits and (best is None or emission.bytes > best[1].bytes):
             best = decision, emission
@@ -153,18 +159,16 @@ def _emit_within(
         decision = other
     if best is None:
         raise BudgetError(f"no file of at most {limit} bytes was found. Raise the budget a little.")
-    return best if best[0] is written else (best[0], _emit(job, evidence, best[0], folder))
+    return best if best[0] is written else (best[0], _emit(job, evidence, best[0], tuning, folder))
 
 
-def _emit(job: Job, evidence: Evidence, decision: Decision, folder: Path) -> Emission:
+def _emit(job: Job, evidence: Evidence, decision: Decision, tuning: Tuning | None, folder: Path) -> Emission:
     """Write an allocation into a folder, in place of what may be there."""
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     with job.stopwatch.time("emit"):
-        weights = tracked(
-            job.progress, "round and pack", rounded(job, evidence, decision.allocation), len(decision.allocation.sites)
-        )
-        emission = job.backend.emit(job.model, weights, folder)
+        weights = rounded(job, evidence, decision.allocation, "round and pack")
+        emission = job.backend.emit(job.model, map(tuning.applied, weights) if tuning else weights, folder)
     give_back()
     return emission
 

@@ -90,8 +90,8 @@ def measure(
     batch_size = batch_size or (1 if objective is Objective.LANGUAGE_MODEL else usual)
     batches = samples.batches(batch_size)
     for batch in tracked(progress, "evaluate", batches, -(-len(samples) // batch_size)):
+        quantized = predict_quantized(batch.inputs)  # this first: it needs the more memory meanwhile
         original = predict_original(batch.inputs)
-        quantized = predict_quantized(batch.inputs)
         for index in range(len(batch)):
             sums.append(_compared(original[index], quantized[index].float(), batch.part(index, index + 1), objective))
             if not math.isfinite(sums[-1].loss_before):

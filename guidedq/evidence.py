@@ -177,7 +177,7 @@ def _curves(job: Job, footprint: Footprint, guidance: AbstractGuidance, guidance
     entry = job.workspace.entry("curves", guidance_key, *stages, str(job.seed), *formats)
     missing = [(n, site) for n, site in enumerate(sites) if load_curve(entry, n, projections=False) is None]
     codes_bytes = sum(site.parameters * (len(footprint.sites[site.name].formats) - 1) for site in sites)
-    kept = codes_bytes <= KEPT_CODES_BYTES and not job.recipe.correct.needs_prefix
+    kept = codes_bytes <= KEPT_CODES_BYTES
 
     def keep(number: int, segment: RoundedSegment) -> None:
         if kept:

@@ -28,6 +28,7 @@ from guidedq.stages import (
     AbstractGuide,
     AbstractMeasurer,
     AbstractRounder,
+    AbstractTuner,
 )
 
 Scope = Literal["file", "linear"]
@@ -48,6 +49,7 @@ class Recipe:
         measure: Makes curves of it.
         round: Chooses the codes.
         correct: Chooses what is rounded to.
+        tune: Changes the codes of the whole model.
         allocate: Chooses the formats.
         forecast: Predicts the loss.
         min_bits: Narrowest codes, on average where they are stored by their entropy; fixed widths begin at 2.
@@ -64,6 +66,7 @@ class Recipe:
     measure: AbstractMeasurer
     round: AbstractRounder
     correct: AbstractCorrector
+    tune: AbstractTuner
     allocate: AbstractAllocator
     forecast: AbstractForecaster
     min_bits: int = MINIMUM_BITS
@@ -155,15 +158,33 @@ class Recipe:
         return with_options(recipe, "the recipe", own)
 
 
-_STAGES = ("guide", "measure", "round", "correct", "allocate", "forecast")
+_STAGES = ("guide", "measure", "round", "correct", "tune", "allocate", "forecast")
+_PLAIN = ("correct=none", "tune=none", "coding=fixed")
 _NAMED: Mapping[str, Sequence[str]] = {
     "default": (),
-    "nearest": ("guide=none", "round=nearest{search=false}", "allocate=uniform", "coding=fixed"),
-    "gptq": ("guide=hessian", "round=gptq", "allocate=uniform", "coding=fixed"),
-    "guided-uniform": ("allocate=uniform", "coding=fixed"),
-    "article": ("guide=article", "allocate=article"),
+    "nearest": ("guide=none", "round=nearest{search=false}", "allocate=uniform", *_PLAIN),
+    "gptq": ("guide=hessian", "allocate=uniform", *_PLAIN),
+    "guided-uniform": ("allocate=uniform", *_PLAIN),
+    "article": ("guide=article", "allocate=article", "correct=none", "tune=none"),
 }
 """Recipes by name: the default, uniform PTQ as other tools do it, uniform with end-loss guidance, and the article's."""
+EFFORTS: Mapping[str, Sequence[str]] = {
+    "quick": ("correct=none", "tune=none"),
+    "standard": ("correct=prefix", "tune=codes"),
+    "thorough": ("correct=prefix", "tune=codes{steps=512}"),
+}
+"""How much time may be spent on rounding, as settings. The default recipe is that of the standard effort."""
+
+
+def effort_settings(name: str) -> Sequence[str]:
+    """The settings that an effort stands for.
+
+    Raises:
+        RecipeError: no such effort.
+    """
+    if name not in EFFORTS:
+        raise RecipeError(f"effort {name!r}: expected {', '.join(EFFORTS)}.")
+    return EFFORTS[name]
 
 
 def named_recipes() -> tuple[str, ...]:
@@ -232,7 +253,8 @@ def _default() -> Recipe:
         "guide": "fisher",
         "measure": "rounded",
         "round": "gptq",
-        "correct": "none",
+        "correct": "prefix",
+        "tune": "codes",
         "allocate": "lagrangian",
         "forecast": "projected",
     }

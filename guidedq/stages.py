@@ -2,7 +2,7 @@
 
     Model --rewrite*--> Graph            Corpus --sample--> CalibrationSet --collect--> Guidance
     Guidance --measure--> SiteCurve...   --allocate(limit)--> Allocation --forecast--> Forecast
-    Allocation --round--> QuantizedWeight... --emit--> weights file
+    Allocation --round--> QuantizedWeight... --tune--> QuantizedWeight... --emit--> weights file
 
 A stage is a frozen dataclass whose fields are its only options. `calibration/` collects, `passes/` decides, `backends/`
 writes; the driver, `compiler.py`, knows nothing but this file. Stages are found by name through the entry points in
@@ -102,23 +102,16 @@ class AbstractGuide(ABC):
 class AbstractCorrector(ABC):
     """Chooses what a weight is rounded to: itself, or what makes up for the sites rounded before it."""
 
-    @property
     @abstractmethod
-    def needs_prefix(self) -> bool:
-        """Whether `targets` runs the model with the weights quantized so far."""
-
-    @abstractmethod
-    def targets(
-        self, model: Model, samples: SampleSet, sites: Sequence[Site], prefix: Mapping[str, Tensor]
-    ) -> Mapping[str, Float[Tensor, "out in"]]:
-        """The matrix that each of `sites` should be rounded to, by name.
+    def rounded(
+        self, model: Model, samples: SampleSet, round_site: Callable[[Site, Tensor], QuantizedWeight]
+    ) -> Iterator[QuantizedWeight]:
+        """The quantized weights of all quantizable sites, in graph order.
 
         Args:
             model: The original.
             samples: Calibration inputs.
-            sites: Sites that read one and the same input.
-            prefix: Quantized weights of all sites before these, by name, in the stored shape; empty unless
-                `needs_prefix`.
+            round_site: Rounds one site to a matrix `[out, in]`; called once for each site, in any order.
         """
 
 
@@ -145,6 +138,28 @@ class AbstractRounder(ABC):
             formats: What to round to.
             rows: For each format the rows that are rounded in it, ascending; all rows by default.
             seed: Seeds what is random.
+        """
+
+
+class AbstractTuner(ABC):
+    """Changes the codes of a rounded model so that its output comes nearer to the original's."""
+
+    @abstractmethod
+    def tunes(self, model: Model) -> bool:
+        """Whether `tune` would change anything."""
+
+    @abstractmethod
+    def tune(
+        self, model: Model, samples: SampleSet, weights: tuple[QuantizedWeight, ...], *, seed: int, progress: Progress
+    ) -> tuple[QuantizedWeight, ...]:
+        """The same weights with other codes, or the very ones given: formats, rows and grids stay as they are.
+
+        Args:
+            model: The original.
+            samples: Calibration inputs.
+            weights: All quantizable sites, rounded.
+            seed: Seeds the order of the samples.
+            progress: Told about steps done.
         """
 
 

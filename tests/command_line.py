@@ -44,4 +44,15 @@ def options(folder: Path) -> list[object]:
     data = folder / "tokens.npz"
     if not data.exists():
         save_tokens(data)
-    return ["--data", data, "--workspace", folder / "workspace", "--scope", "linear", "--samples", 8]
+    return [
+        "--data",
+        data,
+        "--workspace",
+        folder / "workspace",
+        "--scope",
+        "linear",
+        "--samples",
+        8,
+        "--effort",
+        "quick",
+    ]

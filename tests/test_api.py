@@ -77,7 +77,7 @@ def test_compile_gives_a_folder_with_the_report(folder: Path, common: dict[str, 
 
 
 def test_plan_promises_what_compile_promises(model: Model, common: dict[str, Any], tmp_path: Path) -> None:
-    fixed = {**common, "settings": [*common["settings"], "coding=fixed"]}
+    fixed = {**common, "settings": [*common["settings"], "coding=fixed"], "effort": "quick"}
     (point,) = guidedq.plan(model, budgets=["5bits"], **fixed)
     artifact = guidedq.compile(model, budget="5bits", out=tmp_path / "out", **fixed)
     assert point.forecast == artifact.report.forecast
@@ -87,8 +87,8 @@ def test_plan_promises_what_compile_promises(model: Model, common: dict[str, Any
 def test_plan_nearly_promises_what_compile_does_where_sizes_are_known_on_average(
     model: Model, common: dict[str, Any], tmp_path: Path
 ) -> None:
-    (point,) = guidedq.plan(model, budgets=["5bits"], **common)
-    artifact = guidedq.compile(model, budget="5bits", out=tmp_path / "out", **common)
+    (point,) = guidedq.plan(model, budgets=["5bits"], effort="quick", **common)
+    artifact = guidedq.compile(model, budget="5bits", out=tmp_path / "out", effort="quick", **common)
     assert point.forecast.kl == pytest.approx(artifact.report.forecast.kl, rel=0.25)
     assert point.bytes == pytest.approx(artifact.report.size.file_bytes, rel=0.01)
 

@@ -8,6 +8,7 @@ reference dequantization bit for bit, then cast to the module's floating dtype (
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, final
 
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from guidedq.artifacts.packed_weight import pack_weight, read_segment, segment_rows, unpack_weight
 from guidedq.artifacts.quantized_weight import WEIGHTS_AT_ONCE
 from guidedq.quant.packing import read_layout
+
+LARGE_MATRIX = 1 << 24
+"""Weights of a matrix that is multiplied part by part: 64 MB of float32."""
 
 
 @final
@@ -58,16 +62,22 @@ class PackedWeight(nn.Module):
     def matrix(self) -> Float[Tensor, "out in"]:
         """The weight as a matrix."""
         values = self.dtype_anchor.new_empty(self.layout.shape)
+        for rows, part in self.parts():
+            values[rows] = part
+        return values
+
+    def parts(self) -> Iterator[tuple[Int64[Tensor, "n"], Float[Tensor, "n in"]]]:
+        """The matrix in parts that fit a core's cache: some rows' numbers, and their values."""
         start = 0
-        step = max(1, WEIGHTS_AT_ONCE // values.shape[1])
+        step = max(1, WEIGHTS_AT_ONCE // self.layout.shape[1])
         for part in self.layout.segments:
             rows = self.listed[start : start + part.rows].long()
             for first in range(0, part.rows, step):
                 places = slice(first, first + step)
                 mine = rows[places]
-                values[mine] = read_segment(self.blob, self.layout, part, mine, places).dequantize().to(values.dtype)
+                segment = read_segment(self.blob, self.layout, part, mine, places)
+                yield mine, segment.dequantize().to(self.dtype_anchor.dtype)
             start += part.rows
-        return values
 
     def rows(self, index: Int64[Tensor, "n"]) -> Float[Tensor, "n in"]:
         """Some rows of the matrix, in any order, repeated or not; the others are not unpacked.
@@ -109,8 +119,14 @@ class PackedLinear(nn.Module):
         return self.packed()
 
     def forward(self, values: Tensor) -> Tensor:
-        """Multiply, and add the bias."""
-        return nn.functional.linear(values, self.packed.matrix(), self.bias)
+        """Multiply, and add the bias. A large matrix, such as a head's, is never whole in memory."""
+        rows, columns = self.packed.layout.shape
+        if rows * columns <= LARGE_MATRIX:
+            return nn.functional.linear(values, self.packed.matrix(), self.bias)
+        outputs = values.new_empty(*values.shape[:-1], rows)
+        for mine, part in self.packed.parts():
+            outputs.index_copy_(-1, mine, nn.functional.linear(values, part))
+        return outputs if self.bias is None else outputs.add_(self.bias)
 
 
 @final

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from guidedq.errors import FormatError
 from guidedq.quant.exponents import scales_of
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
-from guidedq.quant.grid import Grid, dequantize
+from guidedq.quant.grid import Grid, dequantize, expand_groups
 
 WEIGHTS_AT_ONCE = 1 << 20
 """Weights dequantized at once: 4 MB of float32, within a core's cache."""
@@ -42,10 +42,24 @@ class AffineSegment:
     outlier_columns: Int64[Tensor, "n outliers"]
     outlier_values: Float16[Tensor, "n outliers"]
 
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """The least and the greatest code that there may be."""
+        return 0, 2**self.format.bits - 1
+
     def dequantize(self) -> Float[Tensor, "n in"]:
         """The float32 values of these rows."""
         values = dequantize(self.codes, self.grid, self.format)
         return values.scatter_(1, self.outlier_columns, self.outlier_values.float())
+
+    def steps(self) -> Float[Tensor, "n in"]:
+        """By how much a weight grows with its code; 0 for outliers."""
+        steps = expand_groups(self.grid.scales.float(), self.codes.shape[1], self.format)
+        return steps.scatter(1, self.outlier_columns, torch.zeros(self.outlier_columns.shape))
+
+    def with_codes(self, codes: UInt8[Tensor, "n in"]) -> AffineSegment:
+        """The same rows with other codes."""
+        return replace(self, codes=codes)
 
     def part(self, index: Tensor | slice) -> AffineSegment:
         """Some of these rows, by their place in the segment."""
@@ -96,10 +110,23 @@ class EntropySegment:
     row_exponents: UInt8[Tensor, "n"]
     column_exponents: UInt8[Tensor, "in"]
 
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """The least and the greatest code that there are: others would cost most."""
+        return int(self.codes.min()), int(self.codes.max())
+
     def dequantize(self) -> Float[Tensor, "n in"]:
         """The float32 values of these rows: `(code - 128) * column scale * row scale`, each product rounded once."""
         values = self.codes.float().sub_(ENTROPY_ZERO)
         return values.mul_(scales_of(self.column_exponents)).mul_(scales_of(self.row_exponents)[:, None])
+
+    def steps(self) -> Float[Tensor, "n in"]:
+        """By how much a weight grows with its code."""
+        return scales_of(self.column_exponents) * scales_of(self.row_exponents)[:, None]
+
+    def with_codes(self, codes: UInt8[Tensor, "n in"]) -> EntropySegment:
+        """The same rows with other codes."""
+        return replace(self, codes=codes)
 
     def part(self, index: Tensor | slice) -> EntropySegment:
         """Some of these rows, by their place in the segment."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 
@@ -46,6 +47,14 @@ class SampleSet:
             inputs={name: values[start:stop] for name, values in self.inputs.items()},
             mask=None if self.mask is None else self.mask[start:stop],
             labels=None if self.labels is None else self.labels[start:stop],
+        )
+
+    def pick(self, indices: Int64[Tensor, "n"]) -> SampleSet:
+        """The samples at these indices, in this order."""
+        return SampleSet(
+            inputs={name: values[indices] for name, values in self.inputs.items()},
+            mask=None if self.mask is None else self.mask[indices],
+            labels=None if self.labels is None else self.labels[indices],
         )
 
     @property

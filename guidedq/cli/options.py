@@ -26,6 +26,14 @@ class ScopeName(StrEnum):
     LINEAR = "linear"
 
 
+class EffortName(StrEnum):
+    """How much time rounding may take."""
+
+    QUICK = "quick"
+    STANDARD = "standard"
+    THOROUGH = "thorough"
+
+
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, an .onnx or .pt2 file, a name on the hub, or demo.")
 ]
@@ -103,6 +111,14 @@ RecipeOption = Annotated[
         help="default, nearest, gptq, guided-uniform, article, or a TOML file.",
     ),
 ]
+EffortOption = Annotated[
+    EffortName | None,
+    typer.Option(
+        "--effort",
+        rich_help_panel=SEARCH,
+        help="How much time rounding may take. Default: as the recipe says, which is standard but for PTQ baselines.",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -153,6 +169,7 @@ class JobOptions:
     scope: ScopeOption = None
     keep: KeepOption = None
     recipe: RecipeOption = "default"
+    effort: EffortOption = None
     set: SetOption = None
     workspace: WorkspaceOption = None
     max_memory: MemoryOption = None
@@ -172,6 +189,7 @@ class JobOptions:
             "seed": self.seed,
             "backend": self.backend,
             "recipe": self.recipe,
+            "effort": None if self.effort is None else self.effort.value,
             "settings": self.settings(),
             "workspace": self.workspace,
             "max_memory": None if self.max_memory is None else memory_bytes(self.max_memory),

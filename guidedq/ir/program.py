@@ -122,9 +122,28 @@ class TorchProgram(AbstractProgram):
 
         A weight is asked of the mapping each time that a submodule runs, so a mapping may make its values when asked.
         """
-        with torch.no_grad(), _replaced(self, weights or {}), _rounding(self.module, activations):
+        with torch.no_grad(), self.replaced(weights or {}), _rounding(self.module, activations):
             output: Tensor = self.module(**batch)
         return output.float()
+
+    @contextmanager
+    def replaced(self, weights: Mapping[str, Tensor]) -> Generator[None]:
+        """Let every submodule that holds one of the parameters run with the weight that stands in for it.
+
+        Gradients flow to the weights where there are any.
+        """
+        named = {id(self.parameter(name)): name for name in weights}
+        patched: list[nn.Module] = []
+        for module in self.module.modules():
+            held = {leaf: named[id(p)] for leaf, p in module.named_parameters(recurse=False) if id(p) in named}
+            if held:
+                module.__dict__["forward"] = _forward_with(module, held, weights)
+                patched.append(module)
+        try:
+            yield
+        finally:
+            for module in patched:
+                del module.__dict__["forward"]
 
     def observe(
         self, batch: Batch, operators: Mapping[str, None], *, weights: Mapping[str, Tensor] | None = None
@@ -154,29 +173,12 @@ def round_activations(values: Tensor, block_size: int) -> Tensor:
     return (codes * (largest / 127.0)).flatten(-2)[..., :columns]
 
 
-@contextmanager
-def _replaced(program: TorchProgram, weights: Mapping[str, Tensor]) -> Generator[None]:
-    """Let every submodule that holds one of the parameters run with the weight that stands in for it."""
-    named = {id(program.parameter(name)): name for name in weights}
-    patched: list[nn.Module] = []
-    for module in program.module.modules():
-        held = {leaf: named[id(p)] for leaf, p in module.named_parameters(recurse=False) if id(p) in named}
-        if held:
-            module.__dict__["forward"] = _forward_with(module, held, weights)
-            patched.append(module)
-    try:
-        yield
-    finally:
-        for module in patched:
-            del module.__dict__["forward"]
-
-
 def _forward_with(module: nn.Module, held: Mapping[str, str], weights: Mapping[str, Tensor]) -> Any:
     forward, table = module.forward, module.__dict__["_parameters"]
 
     def call(*arguments: Any, **keywords: Any) -> Any:
         kept = {leaf: table[leaf] for leaf in held}
-        table.update({leaf: nn.Parameter(weights[name], requires_grad=False) for leaf, name in held.items()})
+        table.update({leaf: weights[name] for leaf, name in held.items()})
         try:
             return forward(*arguments, **keywords)
         finally:

@@ -91,6 +91,11 @@ def forecast_text(forecast: Forecast, size: int, parameters: int, unit: str) -> 
     )
 
 
+def tuned_text(forecast: Forecast, unit: str) -> str:
+    """The promise once more, after tuning."""
+    return f"forecast after tuning: KL {interval_text(forecast)}, loss {increase_text(forecast)} {unit}, 90% intervals"
+
+
 def perplexity(loss: float) -> float:
     """`exp` of a loss in nats per token; infinite beyond float64."""
     return math.exp(loss) if loss < LARGEST_EXPONENT else math.inf

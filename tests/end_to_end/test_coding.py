@@ -12,7 +12,7 @@ from guidedq.artifacts.packed_weight import unpack_weight
 from guidedq.artifacts.quantized_weight import EntropySegment
 from guidedq.artifacts.report import PlanPoint
 
-OPTIONS = {"samples": 8, "sequence_length": 64, "seed": 3}
+OPTIONS = {"samples": 8, "sequence_length": 64, "seed": 3, "effort": "quick"}
 BITS = [3.0, 3.5, 4.0]
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from guidedq.artifacts.report import Report
 from guidedq.calibration.fisher import FisherGuide
 from guidedq.errors import BudgetError, GateError, OutputError
 
-OPTIONS = {"samples": 8, "sequence_length": 64, "seed": 3}
+OPTIONS = {"samples": 8, "sequence_length": 64, "seed": 3, "effort": "quick"}
 pytestmark = pytest.mark.slow
 
 

@@ -1,0 +1,126 @@
+"""Probes: whole quantized models, measured before the compile decides, which calibrate the forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from guidedq.artifacts.allocation import Allocation
+from guidedq.artifacts.footprint import Footprint, SiteFootprint
+from guidedq.artifacts.forecast import Probe
+from guidedq.artifacts.quantized_weight import EntropySegment, QuantizedWeight
+from guidedq.decision import allocated, counted_base, size_range
+from guidedq.errors import BudgetError
+from guidedq.evaluation import measure
+from guidedq.evidence import Evidence
+from guidedq.ir.graph import Graph
+from guidedq.job import Job
+from guidedq.quant.entropy import stream_bytes
+from guidedq.registry import stage_text
+from guidedq.rounding import DequantizedOnUse, rounded
+from guidedq.workspace import is_finished, load_probe, save_probe, storing
+
+PROBE_BITS = (3, 5)
+"""Widths of the uniform formats whose sizes the probes are allocated at: budgets up to 6 bits lie near one."""
+LOWEST_PROBE_BITS = 3.0
+"""All bytes counted; one more probe, where the divergence grows faster than any line from above foretells."""
+PROBES_APART = 0.02
+"""Share of the bytes by which two probes differ at least."""
+
+
+def probed(job: Job, evidence: Evidence) -> tuple[Probe, ...]:
+    """Whole models of a few sizes, measured on the probe samples now or in an earlier run; by size.
+
+    Raises:
+        OutputError: the workspace cannot be written.
+    """
+    limits = probe_limits(job, evidence.footprint)
+    entries = {limit: _probe_entry(job, evidence, limit) for limit in limits}
+    missing = [limit for limit in limits if not is_finished(entries[limit])]
+    for limits_at_once in (missing, *([limit] for limit in missing)):
+        unfinished = [limit for limit in limits_at_once if not is_finished(entries[limit])]
+        with suppress(BudgetError):  # an allocator of few formats may not meet all of them
+            allocations, raws = allocated(job, evidence, unfinished) if unfinished else ((), ())
+            with storing(job.workspace.root), job.stopwatch.time("probes"):
+                for limit, allocation, raw in zip(unfinished, allocations, raws, strict=True):
+                    weights = rounded(job, evidence, allocation, "probe")
+                    save_probe(entries[limit], probe_of(job, evidence, allocation, raw, weights))
+    return tuple(load_probe(entries[limit]) for limit in limits if is_finished(entries[limit]))
+
+
+def _probe_entry(job: Job, evidence: Evidence, limit_bytes: int) -> Path:
+    """Where a probe is kept: everything that its measurement depends on is part of the name."""
+    rules = tuple(stage_text(getattr(job.recipe, kind), kind) for kind in ("allocate", "forecast", "correct"))
+    activations = repr(job.activations())
+    footprint = f"{evidence.footprint.base_bytes} {limit_bytes}"
+    fused = repr(job.model.graph.fused)
+    digest = evidence.calibration.probe.digest
+    return job.workspace.entry("probe", evidence.key, *rules, digest, activations, footprint, fused)
+
+
+def probe_of(
+    job: Job, evidence: Evidence, allocation: Allocation, raw: tuple[float, ...], weights: Iterable[QuantizedWeight]
+) -> Probe:
+    """A whole quantized model, measured on the probe samples.
+
+    Args:
+        job: What is compiled.
+        evidence: Holds the probe samples.
+        allocation: The format of every row.
+        raw: The allocation's uncalibrated forecast.
+        weights: Rounded to it.
+    """
+    program, activations = job.model.program, job.activations()
+    held = {weight.name: (job.model.graph.site(weight.name), weight) for weight in weights}
+    stored = DequantizedOnUse(held)
+    more = sum(_surplus(evidence.footprint.sites[name], weight) for name, (_, weight) in held.items())
+    measured = measure(
+        evidence.calibration.probe,
+        job.model.objective,
+        predict_original=job.original.predict,
+        predict_quantized=lambda batch: program.predict(batch, weights=stored, activations=activations),
+        progress=job.progress,
+    )
+    return Probe(
+        raw_kl_by_sequence=raw,
+        raw_kl=sum(raw) / len(raw),
+        measured=measured,
+        bytes=allocation.bytes + more,
+        counted_bytes=allocation.bytes,
+    )
+
+
+def _surplus(counted: SiteFootprint, weight: QuantizedWeight) -> int:
+    """Bytes that the streams of a weight take beyond what the footprint counts for them."""
+    total = 0
+    for segment in weight.segments:
+        if isinstance(segment, EntropySegment):
+            size = stream_bytes(segment.codes, segment.format, segment.column_exponents, thorough=True)
+            total += size - len(segment.rows) * counted.code_bytes[counted.formats.index(segment.format)]
+    return total
+
+
+def probe_limits(job: Job, footprint: Footprint) -> list[int]:
+    """Sizes of the probes in bytes, rising; all feasible."""
+    graph = job.model.graph
+    base, parameters = counted_base(job, footprint)
+    lowest = int(LOWEST_PROBE_BITS * parameters / 8) + base
+    asked = [lowest, *(_uniform_bytes(graph, footprint, bits) for bits in PROBE_BITS)]
+    low, high = size_range(graph, footprint)
+    found: list[int] = []
+    for limit in sorted((min(max(limit, low), high) for limit in asked), reverse=True):
+        if not found or limit < (1 - PROBES_APART) * found[-1]:
+            found.append(limit)
+    return found[::-1]
+
+
+def _uniform_bytes(graph: Graph, footprint: Footprint, bits: int) -> int:
+    """Bytes of the file with every site at `bits`, or at the nearest width it can have, in its smallest such format."""
+    total = footprint.base_bytes
+    for site in graph.quantizable:
+        held = footprint.sites[site.name]
+        distance = [(abs(format.bits - bits), size) for format, size in zip(held.formats, held.row_bytes, strict=True)]
+        nearest = min(range(len(distance)), key=distance.__getitem__)
+        total += held.bytes({nearest: site.rows})
+    return total
