@@ -3,8 +3,8 @@
     python benchmarks/compile_models.py --model NAME=PATH --data NAME=FILE [--eval-data NAME=FILE]
         --budgets 3,3.5,4 --variant default --variant "article:allocate=article" --out benchmarks/results/table.json
 
-A variant is the name of a recipe, with settings behind a colon (`label:stage=…,stage.option=…`). Sizes are read from
-the disk, not from the report. Prints a Markdown table; writes JSON with versions, seed and machine.
+A variant is the name of a recipe, or settings behind a label (`label:effort=quick,stage=…,stage.option=…`). Sizes are
+read from the disk, not from the report. Prints a Markdown table; writes JSON with versions, seed and machine.
 """
 
 from __future__ import annotations
@@ -55,14 +55,16 @@ def run(
     """One compile in a process of its own, so that its peak memory is its own."""
     label, _, settings = variant.partition(":")
     recipe = [] if settings else ["--recipe", label]
-    words = [word for setting in settings.split(",") if setting for word in ("--set", setting)]
+    changes = [setting for setting in settings.split(",") if setting]
+    efforts = [word for change in changes if change.startswith("effort=") for word in ("--effort", change[7:])]
+    words = [word for change in changes if not change.startswith("effort=") for word in ("--set", change)]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         command = [
             *(sys.executable, "-m", "guidedq", "compile", path, "--budget", f"{budget}bits"),
             *("--out", str(out), "--json"),
             *("--workspace", str(arguments.workspace), "--seed", str(arguments.seed)),
-            *recipe, *words, *arguments.more.split(),
+            *recipe, *efforts, *words, *arguments.more.split(),
             *(("--data", data) if data else ()), *(("--eval-data", evaluation) if evaluation else ()),
         ]  # fmt: skip
         start = time.perf_counter()

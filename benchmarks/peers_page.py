@@ -1,0 +1,76 @@
+"""Turn the record of `against_peers.py` into a page with tables and pictures.
+
+    python benchmarks/peers_page.py benchmarks/results/peers.json docs/peers.md
+
+One picture a model: KL against the bits of the linear layers, all bytes counted, on a logarithmic axis.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from against_peers import COLUMNS, line
+
+from guidedq.report.drawing import save_figure
+from guidedq.report.palette import ACCENT, VARIANT_COLOURS
+from guidedq.report.plots import new_figure
+
+OURS = "guidedq"
+MARKERS = "osD^vP*X"
+
+
+def main() -> None:
+    """Draw and write."""
+    source, page = Path(sys.argv[1]), Path(sys.argv[2])
+    record = json.loads(source.read_text())
+    rows = [row for row in record["rows"] if "error" not in row]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    parts = [
+        "# Against other tools\n",
+        "Linear layers only, all bytes counted for them (scales at 16 bits), the same tokens for all, KL and loss on "
+        "other text;\n" + f"`benchmarks/against_peers.py` on {machine_text(record)}. Versions stand in "
+        f"`{source.as_posix()}`. Peak memory is the whole process's. Only the first\nof guidedq's runs with one effort "
+        "collects guidance; its other budgets start from the workspace of that one.\n",
+    ]
+    for model in models:
+        mine = sorted((row for row in rows if row["model"] == model), key=lambda row: (row["tool"], row["bits"]))
+        picture = page.parent / "pictures" / f"peers-{model}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        draw(mine, picture)
+        head = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
+        parts += [f"## {model}\n", f"![{model}](pictures/{picture.name})\n", head, *map(line, mine), ""]
+    page.write_text("\n".join(parts), encoding="utf-8")
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """One series a tool and kind of settings."""
+    figure, axes = new_figure((7.0, 4.4))
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        label = f"{row['tool']} {row['settings']}" if row["tool"] == OURS else row["tool"]
+        series.setdefault(label, []).append((row["bits"], row["kl"]))
+    others = [label for label in series if not label.startswith(OURS)]
+    for label, points in series.items():
+        ours = label.startswith(OURS)
+        colour = ACCENT if ours else VARIANT_COLOURS[others.index(label) % len(VARIANT_COLOURS)]
+        marker = MARKERS[list(series).index(label) % len(MARKERS)]
+        bits, losses = zip(*sorted(points), strict=True)
+        axes.plot(bits, losses, marker=marker, color=colour, linewidth=1.8 if ours else 0.9, label=label)
+    axes.set_yscale("log")
+    axes.set_xlabel("bits per weight of the linear layers, all bytes counted")
+    axes.set_ylabel("KL from the original, nats per token")
+    axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def machine_text(record: dict[str, Any]) -> str:
+    """The machine in words."""
+    machine = record["machine"]
+    return f"{machine['cores']} cores ({machine['system']}), {record['threads']} of them used"
+
+
+if __name__ == "__main__":
+    main()
