@@ -7,7 +7,7 @@ Every tool is given the same `--samples` sequences of `--length` tokens (guidedq
 in a process of its own with as many threads, and may quantize the linear layers only. All bytes that it stores for
 them are counted, its scales at 16 bits. What came of it is dequantized and measured here: KL and loss increase on
 `--eval-samples` other sequences. PYTHON is the interpreter of an environment that has the tool (see `peers/`). What is
-found in the record at `--out` is not run again; `benchmarks/plots.py` draws it.
+found in the record at `--out` is not run again; `peers_page.py` draws it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from compile_models import machine
+from compile_models import machine, timed
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -105,9 +104,7 @@ class Bench:
             *("--eval-data", str(self.evaluation), "--out", str(out), "--seed", str(self.arguments.seed)),
             *("--workspace", str(self.arguments.workspace or self.scratch / f"workspace-{effort}")),
         ]  # fmt: skip
-        start = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - start
+        done, seconds = timed(command)
         if done.returncode:
             return {"tool": "guidedq", "settings": effort, "error": done.stderr.strip()[-300:]}
         report = json.loads(done.stdout)

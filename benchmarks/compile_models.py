@@ -67,9 +67,7 @@ def run(
             *recipe, *efforts, *words, *arguments.more.split(),
             *(("--data", data) if data else ()), *(("--eval-data", evaluation) if evaluation else ()),
         ]  # fmt: skip
-        start = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - start
+        done, seconds = timed(command)
         if done.returncode:
             return {"model": name, "variant": label, "asked": budget, "error": done.stderr.strip().splitlines()[-1:]}
         report = json.loads(done.stdout)
@@ -85,6 +83,13 @@ def run(
         "wall_seconds": seconds,
         "report": report,
     }
+
+
+def timed(command: list[str]) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run a command to its end, whatever that is; its wall-clock seconds."""
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done, time.perf_counter() - start
 
 
 def line(row: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from guidedq.artifacts.samples import SampleSet
 from guidedq.ir.graph import Site, Use
 from guidedq.ir.model import Model
-from guidedq.ir.program import TorchProgram
+from guidedq.ir.program import TorchProgram, swapped
 
 TOLERANCE = 1e-3
 """By so much, of the largest value, the same sample may differ at two places of a batch."""
@@ -114,12 +114,8 @@ def _forward(module: nn.Module, leaf: str, site: Site, use: Use, caller: _Checks
 
     def patched(values: Tensor, *arguments: Any, **named: Any) -> Tensor:
         def run(part: Tensor, weight: Tensor | None) -> Tensor:
-            kept = table[leaf]
-            table[leaf] = kept if weight is None else nn.Parameter(weight, requires_grad=False)
-            try:
+            with swapped(table, {} if weight is None else {leaf: weight}):
                 return forward(part, *arguments, **named)
-            finally:
-                table[leaf] = kept
 
         del module.__dict__["forward"]  # whoever is called may run the operator itself
         try:

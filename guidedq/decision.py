@@ -99,17 +99,22 @@ def decide(job: Job, evidence: Evidence, probes: tuple[Probe, ...], limits: Sequ
     low, high = size_range(job.model.graph, evidence.footprint)
     allocations, raws = allocated(job, evidence, [min(max(limit, low), high) for limit in limits])
     with job.stopwatch.time("forecast"):
-        units = job.model.objective.units(evidence.calibration.evaluation)
         return tuple(
             Decision(
                 allocation=allocation,
                 bytes=stored_size(probes, allocation.bytes),
                 raw=raw,
-                forecast=job.recipe.forecast.forecast(raw, probes, units, seed=job.seed),
+                forecast=forecast_of(job, evidence, raw, probes),
                 probes=probes,
             )
             for allocation, raw in zip(allocations, raws, strict=True)
         )
+
+
+def forecast_of(job: Job, evidence: Evidence, raw: Sequence[float], probes: Sequence[Probe]) -> Forecast:
+    """The forecast of an uncalibrated divergence, as it will be measured on the evaluation samples."""
+    units = job.model.objective.units(evidence.calibration.evaluation)
+    return job.recipe.forecast.forecast(raw, probes, units, seed=job.seed)
 
 
 def counted_size(probes: Sequence[Probe], stored_bytes: int) -> int:

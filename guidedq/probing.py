@@ -8,7 +8,7 @@ from pathlib import Path
 
 from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.footprint import Footprint, SiteFootprint
-from guidedq.artifacts.forecast import Probe
+from guidedq.artifacts.forecast import Measurement, Probe
 from guidedq.artifacts.quantized_weight import EntropySegment, QuantizedWeight
 from guidedq.decision import allocated, counted_base, size_range
 from guidedq.errors import BudgetError
@@ -71,23 +71,27 @@ def probe_of(
         raw: The allocation's uncalibrated forecast.
         weights: Rounded to it.
     """
+    held = tuple(weights)
+    more = sum(_surplus(evidence.footprint.sites[weight.name], weight) for weight in held)
+    return Probe(
+        raw_kl_by_sequence=raw,
+        raw_kl=sum(raw) / len(raw),
+        measured=measured_on_probes(job, evidence, held),
+        bytes=allocation.bytes + more,
+        counted_bytes=allocation.bytes,
+    )
+
+
+def measured_on_probes(job: Job, evidence: Evidence, weights: Iterable[QuantizedWeight]) -> Measurement:
+    """The whole quantized model against the original on the probe samples, as the backend's runtime would run it."""
     program, activations = job.model.program, job.activations()
-    held = {weight.name: (job.model.graph.site(weight.name), weight) for weight in weights}
-    stored = DequantizedOnUse(held)
-    more = sum(_surplus(evidence.footprint.sites[name], weight) for name, (_, weight) in held.items())
-    measured = measure(
+    stored = DequantizedOnUse({weight.name: (job.model.graph.site(weight.name), weight) for weight in weights})
+    return measure(
         evidence.calibration.probe,
         job.model.objective,
         predict_original=job.original.predict,
         predict_quantized=lambda batch: program.predict(batch, weights=stored, activations=activations),
         progress=job.progress,
-    )
-    return Probe(
-        raw_kl_by_sequence=raw,
-        raw_kl=sum(raw) / len(raw),
-        measured=measured,
-        bytes=allocation.bytes + more,
-        counted_bytes=allocation.bytes,
     )
 
 

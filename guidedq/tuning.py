@@ -14,11 +14,11 @@ from torch import Tensor
 from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.forecast import Probe
 from guidedq.artifacts.quantized_weight import FloatSegment, QuantizedWeight, Segment
-from guidedq.decision import Decision
+from guidedq.decision import Decision, forecast_of
 from guidedq.evidence import Evidence
 from guidedq.files import write_tensors, write_text
 from guidedq.job import Job
-from guidedq.probing import probe_of
+from guidedq.probing import measured_on_probes
 from guidedq.registry import stage_text
 from guidedq.rounding import rounded
 from guidedq.workspace import finish, is_finished, storing
@@ -75,7 +75,7 @@ def tuned(job: Job, evidence: Evidence, decision: Decision) -> Tuning | None:
             )
         with storing(job.workspace.root), job.stopwatch.time("probes"):
             if weights is not before:
-                _keep_better(job, evidence, decision, before, weights, entry)
+                _keep_better(job, evidence, before, weights, entry)
             finish(entry)
     if not (entry / GAIN).exists():
         return None
@@ -85,18 +85,17 @@ def tuned(job: Job, evidence: Evidence, decision: Decision) -> Tuning | None:
 def _keep_better(
     job: Job,
     evidence: Evidence,
-    decision: Decision,
     before: tuple[QuantizedWeight, ...],
     weights: tuple[QuantizedWeight, ...],
     entry: Path,
 ) -> None:
     """Keep the tuned weights, unless the probe samples say that they are no better."""
-    measured = [probe_of(job, evidence, decision.allocation, decision.raw, w).measured.kl for w in (before, weights)]
-    if not measured[1] < measured[0]:
+    kl_before, kl = (measured_on_probes(job, evidence, model).kl for model in (before, weights))
+    if not kl < kl_before:
         return
     for number, weight in enumerate(weights):
         write_tensors(_file(entry, number), {CODES: _codes(weight)})
-    write_text(entry / GAIN, repr(measured[1] / measured[0]))
+    write_text(entry / GAIN, repr(kl / kl_before))
 
 
 def after_tuning(job: Job, evidence: Evidence, decision: Decision, tuning: Tuning) -> Decision:
@@ -106,9 +105,7 @@ def after_tuning(job: Job, evidence: Evidence, decision: Decision, tuning: Tunin
     same samples before tuning cancels.
     """
     probes = tuple(_scaled(probe, tuning.gain) for probe in decision.probes)
-    units = job.model.objective.units(evidence.calibration.evaluation)
-    forecast = job.recipe.forecast.forecast(decision.raw, probes, units, seed=job.seed)
-    return replace(decision, forecast=forecast, probes=probes)
+    return replace(decision, forecast=forecast_of(job, evidence, decision.raw, probes), probes=probes)
 
 
 def _scaled(probe: Probe, gain: float) -> Probe:

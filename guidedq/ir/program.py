@@ -173,16 +173,23 @@ def round_activations(values: Tensor, block_size: int) -> Tensor:
     return (codes * (largest / 127.0)).flatten(-2)[..., :columns]
 
 
+@contextmanager
+def swapped(table: dict[str, Any], values: Mapping[str, Any]) -> Generator[None]:
+    """Let a module's table of tensors hold other values meanwhile."""
+    kept = {leaf: table[leaf] for leaf in values}
+    table.update(values)
+    try:
+        yield
+    finally:
+        table.update(kept)
+
+
 def _forward_with(module: nn.Module, held: Mapping[str, str], weights: Mapping[str, Tensor]) -> Any:
     forward, table = module.forward, module.__dict__["_parameters"]
 
     def call(*arguments: Any, **keywords: Any) -> Any:
-        kept = {leaf: table[leaf] for leaf in held}
-        table.update({leaf: weights[name] for leaf, name in held.items()})
-        try:
+        with swapped(table, {leaf: weights[name] for leaf, name in held.items()}):
             return forward(*arguments, **keywords)
-        finally:
-            table.update(kept)
 
     return call
 
