@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -24,6 +25,8 @@ LABELS = "labels"
 MASK = "attention_mask"
 MOST_EVALUATION_SAMPLES = 2000
 """An accuracy near 0.8 then has a standard error of 0.009; more would only cost time."""
+MOST_TUNING_BYTES = 64 << 20
+"""Of samples beyond those for calibration: images are large."""
 
 
 def read_arrays(model: Model, paths: Sequence[Path]) -> SampleSet:
@@ -49,7 +52,7 @@ def read_arrays(model: Model, paths: Sequence[Path]) -> SampleSet:
 
 
 def split_arrays(pool: SampleSet, sizes: Sizes, *, seed: int) -> list[SampleSet]:
-    """Calibration, probe and evaluation samples; the last are a tenth of the pool.
+    """Calibration, tuning, probe and evaluation samples; the last are a tenth of the pool.
 
     Raises:
         CalibrationError: there are fewer than three samples.
@@ -58,17 +61,17 @@ def split_arrays(pool: SampleSet, sizes: Sizes, *, seed: int) -> list[SampleSet]
     order = shuffled(len(pool), seed)
     held = max(1, len(pool) // HELD_BACK)
     evaluation = pick(pool, order[:held][:MOST_EVALUATION_SAMPLES])
-    return [*_two_parts(pool, order[held:], sizes), evaluation]
+    return [*_parts(pool, order[held:], sizes), evaluation]
 
 
 def split_two_arrays(pool: SampleSet, sizes: Sizes, *, seed: int) -> list[SampleSet]:
-    """Calibration and probe samples.
+    """Calibration, tuning and probe samples.
 
     Raises:
         CalibrationError: there are fewer than two samples.
     """
     _need(pool, 2)
-    return _two_parts(pool, shuffled(len(pool), seed), sizes)
+    return _parts(pool, shuffled(len(pool), seed), sizes)
 
 
 def pick_arrays(pool: SampleSet, *, seed: int) -> SampleSet:
@@ -78,9 +81,10 @@ def pick_arrays(pool: SampleSet, *, seed: int) -> SampleSet:
     return pick(pool, sorted(shuffled(len(pool), seed)[:MOST_EVALUATION_SAMPLES]))
 
 
-def _two_parts(pool: SampleSet, order: list[int], sizes: Sizes) -> list[SampleSet]:
-    calibration, probe = sizes.shared_out(len(order))
-    return [pick(pool, order[:calibration]), pick(pool, order[calibration : calibration + probe])]
+def _parts(pool: SampleSet, order: list[int], sizes: Sizes) -> list[SampleSet]:
+    sample_bytes = max(1, sum(values[0].nbytes for values in pool.inputs.values()))
+    affordable = replace(sizes, tuning=min(sizes.tuning, max(1, MOST_TUNING_BYTES // sample_bytes)))
+    return [pick(pool, [order[index] for index in part]) for part in affordable.shared_out(len(order))]
 
 
 def _checked(model: Model, path: Path) -> SampleSet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,14 +69,38 @@ def backward_pass(
     start = time.perf_counter()
     with ear.listening(module, sites), recomputed(module, blocks):
         with torch.enable_grad():
-            output: Tensor = module(**batch.inputs)
+            outputs: list[Tensor] = [module(**batch.inputs)]
         give_back()
-        if output.requires_grad:
+        if outputs[0].requires_grad:
             ear.turn_back()
-            output.backward(_cotangent(model.objective, scratch(output), batch, first_sample, seed))
-    del output
+            cotangents = [_cotangent(model.objective, scratch(outputs[0]), batch, first_sample, seed)]
+            run_backwards(outputs, cotangents)
+    outputs.clear()
     give_back()
     return time.perf_counter() - start - ear.seconds
+
+
+def run_backwards(outputs: list[Tensor], cotangents: list[Tensor]) -> None:
+    """Backwards from the one output with the one cotangent in these lists, which are emptied.
+
+    If nobody else holds them, their memory is free as soon as the last operator has used it: logits are large.
+    """
+    with torch.enable_grad():
+        end: Any = _End.apply(outputs.pop(), cotangents)
+    end.backward()
+
+
+class _End(torch.autograd.Function):
+    """A number whose gradient by the output is the cotangent, handed over for good."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, cotangents: list[Tensor]) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.cotangents = cotangents
+        return output.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return ctx.cotangents.pop(), None
 
 
 def scratch(output: Tensor) -> Tensor:

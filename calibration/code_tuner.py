@@ -18,7 +18,7 @@ from guidedq.memory import give_back
 from guidedq.progress import Progress
 from guidedq.stages import AbstractTuner
 
-from .backward_pass import scratch
+from .backward_pass import run_backwards, scratch
 from .divergence import divergence_gradient
 from .latent import LatentWeight, LatentWeights
 from .listening import recomputed, recomputes, repeated_blocks
@@ -105,12 +105,11 @@ def _step(model: Model, program: TorchProgram, batch: SampleSet, latents: Latent
     blocks = repeated_blocks(program.module) if recomputes(model) else ()
     with program.replaced(latents), recomputed(program.module, blocks):
         with torch.enable_grad(), latents.forward_pass():
-            output = program.module(**batch.inputs)
-        cotangent = scratch(output)
-        divergence = divergence_gradient(model.objective, original, cotangent, batch)
+            outputs = [program.module(**batch.inputs)]
+        cotangents = [scratch(outputs[0])]
+        divergence = divergence_gradient(model.objective, original, cotangents[0], batch)
         del original
         give_back()
-        output.backward(cotangent)
-    del output
+        run_backwards(outputs, cotangents)
     give_back()
     return divergence

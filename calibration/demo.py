@@ -16,7 +16,7 @@ from guidedq.stages import AbstractSampler
 
 from .evaluation_data import evaluation_samples
 from .packing import pack, pack_two
-from .split import Sizes, without_samples_of
+from .split import Sizes, measured_sequences, without_samples_of
 from .text_inputs import reads_text, what_it_needs
 
 
@@ -28,14 +28,16 @@ class DemoSampler(AbstractSampler):
     Attributes:
         samples: Calibration sequences.
         sequence_length: Tokens of a sequence, at most what the model takes.
-        probe_samples: Sequences on which the forecast is calibrated.
-        evaluation_samples: Sequences on which the loss is measured.
+        tuning_samples: Sequences for tuning and correction, those for calibration among them.
+        probe_samples: Sequences on which the forecast is calibrated; 0 for 8, or 24 of a small model.
+        evaluation_samples: Sequences on which the loss is measured; 0 for 16, or 64 of a small model.
     """
 
     samples: int = 64
     sequence_length: int = 512
-    probe_samples: int = 8
-    evaluation_samples: int = 16
+    tuning_samples: int = 512
+    probe_samples: int = 0
+    evaluation_samples: int = 0
 
     def sample(
         self, model: Model, data: Sequence[Path], evaluation_data: Sequence[Path], *, seed: int, progress: Progress
@@ -45,24 +47,27 @@ class DemoSampler(AbstractSampler):
             raise CalibrationError(f"the demo's sampler reads no files, found {data[0]}. Use the sampler 'files'.")
         if not (reads_text(model) and model.objective is Objective.LANGUAGE_MODEL):
             raise CalibrationError(f"the demo's text is for a language model with a tokenizer. {what_it_needs(model)}")
+        probes, evaluated = measured_sequences(model)
         sizes = Sizes(
             samples=self.samples,
-            probe=self.probe_samples,
-            evaluation=self.evaluation_samples,
+            tuning=self.tuning_samples,
+            probe=self.probe_samples or probes,
+            evaluation=self.evaluation_samples or evaluated,
             sequence_length=self.sequence_length,
         )
         progress.start("sample", 1)
         texts = [*demo_text("calibration"), *demo_text("evaluation")]
         if evaluation_data:
-            calibration, probe = pack_two(model, texts, sizes, seed=seed, progress=progress)
+            calibration, tuning, probe = pack_two(model, texts, sizes, seed=seed, progress=progress)
             known = frozenset(texts)
             held = evaluation_samples(model, evaluation_data, sizes, known=known, seed=seed, progress=progress)
         else:
-            calibration, probe, held = pack(model, texts, sizes, seed=seed, progress=progress)
+            calibration, tuning, probe, held = pack(model, texts, sizes, seed=seed, progress=progress)
         progress.advance()
         return CalibrationSet(
             calibration=calibration,
-            probe=without_samples_of(probe, calibration, part="probe"),
-            evaluation=without_samples_of(held, calibration, probe, part="evaluation"),
+            tuning=tuning,
+            probe=without_samples_of(probe, tuning, part="probe"),
+            evaluation=without_samples_of(held, tuning, probe, part="evaluation"),
             source="Python's standard library, modules held out from training",
         )

@@ -18,13 +18,14 @@ from .data_files import DataKind, check_apart, data_files
 from .evaluation_data import evaluation_samples, read_texts
 from .packing import pack, pack_two
 from .sentences import split_lines, split_two
-from .split import Sizes, without_samples_of
+from .split import Sizes, measured_sequences, without_samples_of
 from .text_inputs import what_it_needs
 
-SEQUENCES = (64, 8, 16)
-"""Sequences for calibration, probes and evaluation of a language model: each is some hundred tokens."""
-SINGLE_SAMPLES = (256, 128, 512)
-"""The same for models whose sample is one unit of loss: a few would say nothing of the mean."""
+SEQUENCES = (64, 512)
+"""Sequences for calibration and tuning of a language model: each is some hundred tokens."""
+SINGLE_SAMPLES = (256, 1024, 128, 512)
+"""Samples for these, for probes and evaluation of models whose sample is one unit of loss: a few would say nothing of
+the mean."""
 SMALLEST_POOL = 3
 """One sample for each part."""
 
@@ -38,13 +39,18 @@ class FileSampler(AbstractSampler):
         samples: Calibration samples, fewer if the data have fewer; 0 for 64 sequences of a language model, 256 samples
             of any other.
         sequence_length: Tokens of a sequence, at most what the model takes.
-        probe_samples: Samples on which the forecast is calibrated; 0 for 8 sequences, or 128 samples.
-        evaluation_samples: Text samples on which the loss is measured; 0 for 16 sequences, or 512 samples. Of arrays
-            the whole tenth that is held back is taken, or all of the evaluation file, up to 2000.
+        tuning_samples: Samples for tuning and correction, those for calibration among them, as far as the data go;
+            0 for 512 sequences, or 1024 samples.
+        probe_samples: Samples on which the forecast is calibrated; 0 for 8 sequences (24 of a small model), or 128
+            samples.
+        evaluation_samples: Text samples on which the loss is measured; 0 for 16 sequences (64 of a small model),
+            or 512 samples. Of arrays the whole tenth that is held back is taken, or all of the evaluation file, up to
+            2000.
     """
 
     samples: int = 0
     sequence_length: int = 512
+    tuning_samples: int = 0
     probe_samples: int = 0
     evaluation_samples: int = 0
 
@@ -54,23 +60,28 @@ class FileSampler(AbstractSampler):
         """Draw without replacement; text for language models is packed, for others padded and masked."""
         if not data:
             raise CalibrationError(f"no data given. {what_it_needs(model)}")
-        usual = SEQUENCES if model.objective is Objective.LANGUAGE_MODEL else SINGLE_SAMPLES
+        packed = model.objective is Objective.LANGUAGE_MODEL
+        usual = (*SEQUENCES, *measured_sequences(model)) if packed else SINGLE_SAMPLES
         sizes = Sizes(
             samples=self.samples or usual[0],
-            probe=self.probe_samples or usual[1],
-            evaluation=self.evaluation_samples or usual[2],
+            tuning=self.tuning_samples or usual[1],
+            probe=self.probe_samples or usual[2],
+            evaluation=self.evaluation_samples or usual[3],
             sequence_length=self.sequence_length,
         )
         files, kind = data_files(data)
         check_apart(files, data_files(evaluation_data)[0] if evaluation_data else ())
         progress.start("sample", 1)
         draw = _from_arrays if kind is DataKind.ARRAYS else _from_text
-        calibration, probe, evaluation = draw(model, files, evaluation_data, sizes, seed=seed, progress=progress)
+        calibration, tuning, probe, evaluation = draw(
+            model, files, evaluation_data, sizes, seed=seed, progress=progress
+        )
         progress.advance()
         return CalibrationSet(
             calibration=calibration,
-            probe=without_samples_of(probe, calibration, part="probe"),
-            evaluation=without_samples_of(evaluation, calibration, probe, part="evaluation"),
+            tuning=tuning,
+            probe=without_samples_of(probe, tuning, part="probe"),
+            evaluation=without_samples_of(evaluation, tuning, probe, part="evaluation"),
             source=", ".join(path.name for path in data),
         )
 

@@ -24,7 +24,7 @@ from guidedq.stages import AbstractSampler
 
 from .evaluation_data import evaluation_samples
 from .packing import first_token
-from .split import Sizes, without_samples_of
+from .split import SMALL_PARAMETERS, Sizes, measured_sequences, without_samples_of
 from .text_inputs import from_tokens, longest_sequence, token_spec, what_it_needs
 
 SEQUENCES_AT_ONCE = 16
@@ -40,14 +40,17 @@ class GeneratedSampler(AbstractSampler):
         samples: Calibration sequences.
         sequence_length: Tokens of a sequence, at most what the model takes. Writing a token costs as much as a forward
             pass over it at low efficiency, so the default is half that of the other samplers.
-        probe_samples: Sequences on which the forecast is calibrated.
-        evaluation_samples: Sequences on which the loss is measured.
+        tuning_samples: Sequences for tuning and correction, those for calibration among them; a model of more than four
+            million parameters writes none beyond those.
+        probe_samples: Sequences on which the forecast is calibrated; 0 for 8, or 24 of a small model.
+        evaluation_samples: Sequences on which the loss is measured; 0 for 16, or 64 of a small model.
     """
 
     samples: int = 64
     sequence_length: int = 256
-    probe_samples: int = 8
-    evaluation_samples: int = 16
+    tuning_samples: int = 256
+    probe_samples: int = 0
+    evaluation_samples: int = 0
 
     def sample(
         self, model: Model, data: Sequence[Path], evaluation_data: Sequence[Path], *, seed: int, progress: Progress
@@ -57,26 +60,29 @@ class GeneratedSampler(AbstractSampler):
             raise CalibrationError(f"text that the model writes itself needs no data, found {data[0]}.")
         if model.objective is not Objective.LANGUAGE_MODEL or token_spec(model) is None:
             raise CalibrationError(f"only a language model can write its own calibration data. {what_it_needs(model)}")
+        probes, evaluated = measured_sequences(model)
         sizes = Sizes(
             samples=self.samples,
-            probe=self.probe_samples,
-            evaluation=self.evaluation_samples,
+            tuning=self.tuning_samples if model.parameters <= SMALL_PARAMETERS else 1,
+            probe=self.probe_samples or probes,
+            evaluation=self.evaluation_samples or evaluated,
             sequence_length=self.sequence_length,
         )
         length = longest_sequence(model, sizes.sequence_length)
         held = 0 if evaluation_data else sizes.evaluation
-        text = write(model, sizes.samples + sizes.probe + held, length, seed=seed, progress=progress)
-        calibration = from_tokens(model, text[: sizes.samples])
-        probe = from_tokens(model, text[sizes.samples : sizes.samples + sizes.probe])
+        first = max(sizes.samples, sizes.tuning) + sizes.probe
+        text = write(model, first + held, length, seed=seed, progress=progress)
+        calibration, tuning, probe = (from_tokens(model, text[part]) for part in sizes.shared_out(first))
         if evaluation_data:
             nothing: frozenset[str] = frozenset()
             rest = evaluation_samples(model, evaluation_data, sizes, known=nothing, seed=seed, progress=progress)
         else:
-            rest = from_tokens(model, text[sizes.samples + sizes.probe :])
+            rest = from_tokens(model, text[first:])
         return CalibrationSet(
             calibration=calibration,
-            probe=without_samples_of(probe, calibration, part="probe"),
-            evaluation=without_samples_of(rest, calibration, probe, part="evaluation"),
+            tuning=tuning,
+            probe=without_samples_of(probe, tuning, part="probe"),
+            evaluation=without_samples_of(rest, tuning, probe, part="evaluation"),
             source="written by the model itself",
         )
 

@@ -23,7 +23,7 @@ DOCUMENTS_AT_ONCE = 256
 
 
 def pack(model: Model, documents: Sequence[str], sizes: Sizes, *, seed: int, progress: Progress) -> list[SampleSet]:
-    """Calibration, probe and evaluation sequences from one text, of which one sequence in ten is held back.
+    """Calibration, tuning, probe and evaluation sequences from one text, of which one sequence in ten is held back.
 
     These are spread evenly over the text. Its last tenth would be of another kind more often than not, and what is
     measured on it would not be what was forecast.
@@ -37,11 +37,11 @@ def pack(model: Model, documents: Sequence[str], sizes: Sizes, *, seed: int, pro
     held = _spread(len(text), generator)
     rest = torch.ones(len(text), dtype=torch.bool).index_fill_(0, held, value=False).nonzero()[:, 0]
     evaluation = _drawn(held, generator)[: sizes.evaluation]
-    return [*_two_parts(model, text[_drawn(rest, generator)], sizes), from_tokens(model, text[evaluation])]
+    return [*_parts(model, text[_drawn(rest, generator)], sizes), from_tokens(model, text[evaluation])]
 
 
 def pack_two(model: Model, documents: Sequence[str], sizes: Sizes, *, seed: int, progress: Progress) -> list[SampleSet]:
-    """Calibration and probe sequences, where the evaluation text is another.
+    """Calibration, tuning and probe sequences, where the evaluation text is another.
 
     Raises:
         CalibrationError: the text is shorter than one sequence, or two sequences of 16 tokens do not fit.
@@ -49,7 +49,7 @@ def pack_two(model: Model, documents: Sequence[str], sizes: Sizes, *, seed: int,
     tokens = tokenize(model, documents)
     generator = torch.Generator().manual_seed(seed)
     text = _sequences(model, tokens, _payload(model, len(tokens), 2, sizes, progress), generator)
-    return _two_parts(model, text[_drawn(torch.arange(len(text)), generator)], sizes)
+    return _parts(model, text[_drawn(torch.arange(len(text)), generator)], sizes)
 
 
 def pack_evaluation(
@@ -120,10 +120,8 @@ def _drawn(indices: Int64[Tensor, "n"], generator: torch.Generator) -> Int64[Ten
     return indices[torch.randperm(len(indices), generator=generator)]
 
 
-def _two_parts(model: Model, sequences: Int64[Tensor, "sequence token"], sizes: Sizes) -> list[SampleSet]:
-    calibration, probe = sizes.shared_out(len(sequences))
-    parts = sequences[:calibration], sequences[calibration : calibration + probe]
-    return [from_tokens(model, part) for part in parts]
+def _parts(model: Model, sequences: Int64[Tensor, "sequence token"], sizes: Sizes) -> list[SampleSet]:
+    return [from_tokens(model, sequences[part]) for part in sizes.shared_out(len(sequences))]
 
 
 def _sequences(

@@ -15,7 +15,7 @@ from .text_inputs import from_tokens, longest_sequence, token_spec
 
 
 def split_lines(model: Model, lines: Sequence[str], sizes: Sizes, *, seed: int) -> list[SampleSet]:
-    """Calibration, probe and evaluation samples; a tenth of the lines is held back for the last.
+    """Calibration, tuning, probe and evaluation samples; a tenth of the lines is held back for the last.
 
     Raises:
         CalibrationError: there are fewer than three lines.
@@ -29,16 +29,15 @@ def split_lines(model: Model, lines: Sequence[str], sizes: Sizes, *, seed: int) 
 
 
 def split_two(model: Model, lines: Sequence[str], sizes: Sizes, *, seed: int) -> list[SampleSet]:
-    """Calibration and probe samples.
+    """Calibration, tuning and probe samples.
 
     Raises:
         CalibrationError: there are fewer than two lines.
     """
     _need(lines, 2)
     order = shuffled(len(lines), seed)
-    calibration, probe = sizes.shared_out(len(lines))
-    chosen = [lines[index] for index in order[: calibration + probe]]
-    return [encode(model, chosen[:calibration], sizes), encode(model, chosen[calibration:], sizes)]
+    parts = sizes.shared_out(len(lines))
+    return [encode(model, [lines[order[index]] for index in part], sizes) for part in parts]
 
 
 def pick_lines(model: Model, lines: Sequence[str], sizes: Sizes, *, seed: int) -> SampleSet:

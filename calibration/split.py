@@ -1,4 +1,4 @@
-"""Three disjoint parts of one pool: how many samples each gets, and that no two parts share a sample."""
+"""The parts of one pool: which samples each gets, and that none which must be apart share a sample."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from torch import Tensor
 
 from guidedq.artifacts.samples import SampleSet
 from guidedq.errors import CalibrationError
+from guidedq.ir.model import Model
 
 HELD_BACK = 10
 """One part in ten is held back for evaluation."""
+SMALL_PARAMETERS = 4_000_000
+"""Up to so many a sequence takes a fraction of a second, and more can be had of them."""
+
+
+def measured_sequences(model: Model) -> tuple[int, int]:
+    """Sequences of a language model for probes and for evaluation, each some hundred tokens."""
+    return (24, 64) if model.parameters <= SMALL_PARAMETERS else (8, 16)
 
 
 @final
@@ -23,27 +31,36 @@ class Sizes:
 
     Attributes:
         samples: Calibration samples.
+        tuning: Samples for what learns from many, the calibration's among them: what the pool has, up to so many.
         probe: Samples on which the forecast is calibrated.
         evaluation: Samples on which the loss is measured.
         sequence_length: Tokens of a sequence, the leading one included.
     """
 
     samples: int
+    tuning: int
     probe: int
     evaluation: int
     sequence_length: int
 
     def __post_init__(self) -> None:
-        for name in ("samples", "probe", "evaluation", "sequence_length"):
+        for name in ("samples", "tuning", "probe", "evaluation", "sequence_length"):
             if getattr(self, name) < 1:
                 raise CalibrationError(f"{name.replace('_', ' ')}: expected at least 1, found {getattr(self, name)}.")
 
-    def shared_out(self, available: int) -> tuple[int, int]:
-        """Calibration and probe samples out of `available` (at least 2): as asked, else in the same proportion."""
+    def shared_out(self, available: int) -> tuple[list[int], list[int], list[int]]:
+        """Which of `available` shuffled samples (at least 2) are for calibration, for tuning, and for probes.
+
+        As many as asked, else in the same proportion; nothing is left for further tuning samples then.
+        """
         if available >= self.samples + self.probe:
-            return self.samples, self.probe
-        probe = max(1, available * self.probe // (self.samples + self.probe))
-        return available - probe, probe
+            calibration, probe = self.samples, self.probe
+        else:
+            probe = max(1, available * self.probe // (self.samples + self.probe))
+            calibration = available - probe
+        further = range(calibration + probe, min(available, max(calibration, self.tuning) + probe))
+        first = range(calibration)
+        return [*first], [*first, *further], [*range(calibration, calibration + probe)]
 
 
 def shuffled(count: int, seed: int) -> list[int]:

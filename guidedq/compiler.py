@@ -23,6 +23,7 @@ from guidedq.decision import Decision, check_reach, counted_size, decide, limit_
 from guidedq.errors import BudgetError, GateError
 from guidedq.evaluation import measure
 from guidedq.evidence import Evidence, gather
+from guidedq.fitting import MARGIN, SLACK, TUNED_SLACK, fitted
 from guidedq.ir.model import check_weights
 from guidedq.job import Job
 from guidedq.memory import give_back
@@ -37,12 +38,6 @@ from guidedq.tuning import Tuning, after_tuning, tuned
 
 CURVE_BITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 """Sizes at which the report draws its rate-distortion curve, as far as they are feasible."""
-MARGIN = 0.0007
-"""Share of the budget that is left free at first where sizes are estimates."""
-SLACK = 0.004
-"""Share of the budget that may be left unused."""
-MOST_ATTEMPTS = 6
-"""The second fits as a rule."""
 
 
 @final
@@ -85,9 +80,9 @@ def compile_model(
         sizes, (decision, *others) = {}, decide(job, evidence, probes, aims[:1])
     unit = job.model.objective.unit
     job.progress.notice(forecast_text(decision.forecast, decision.bytes, job.model.parameters, unit))
-    tuning = tuned(job, evidence, decision) if job.recipe.tune.tunes(job.model) else None
+    tuning = tuned(job, evidence, decision, limit) if job.recipe.tune.tunes(job.model) else None
     if tuning is not None:
-        decision = after_tuning(job, evidence, decision, tuning)
+        decision = after_tuning(job, evidence, tuning)
         job.progress.notice(tuned_text(decision.forecast, unit))
     _gate("forecast", decision.forecast.loss_increase, largest_loss_increase, unit)
     curve = [plan_point(job, text, other) for text, other in zip(sizes, others, strict=True)]
@@ -135,31 +130,19 @@ def _emit_within(
 ) -> tuple[Decision, Emission]:
     """Write the file; where its size is known only then, correct the allocation until it fills the limit.
 
-    The sizes asked for close in on the limit from both sides; the largest file that fits is kept in the end.
-
     Raises:
         BudgetError: the file does not come to fit; without entropy formats the footprint is wrong then.
     """
-    aim, below, above = decision.allocation.bytes, 0, 2 * limit + decision.allocation.bytes
-    best: tuple[Decision, Emission] | None = None
-    written = decision
-    for _ in range(1 if evidence.exact else MOST_ATTEMPTS):
-        written, emission = decision, _emit(job, evidence, decision, tuning, folder)
-        fits = emission.bytes <= limit
-        if fits and (best is None or emission.bytes > best[1].bytes):
-            best = decision, emission
-        if fits and (evidence.exact or limit - SLACK * limit <= emission.bytes):
-            return decision, emission
-        below, above = (aim, above) if fits else (below, aim)
-        aim -= emission.bytes - int((1 - MARGIN) * limit)
-        aim = aim if below < aim < above else (below + above) // 2
-        (other,) = decide(job, evidence, decision.probes, [aim])
-        if other.allocation.digest == decision.allocation.digest:
-            break
-        decision = other
+    written: list[tuple[Decision, Emission]] = []
+
+    def size_of(attempt: Decision) -> int:
+        written.append((attempt, _emit(job, evidence, attempt, tuning, folder)))
+        return written[-1][1].bytes
+
+    best = fitted(job, evidence, decision, limit, size_of, slack=SLACK if tuning is None else TUNED_SLACK)
     if best is None:
         raise BudgetError(f"no file of at most {limit} bytes was found. Raise the budget a little.")
-    return best if best[0] is written else (best[0], _emit(job, evidence, best[0], tuning, folder))
+    return written[-1] if written[-1][0] is best else (best, _emit(job, evidence, best, tuning, folder))
 
 
 def _emit(job: Job, evidence: Evidence, decision: Decision, tuning: Tuning | None, folder: Path) -> Emission:

@@ -91,7 +91,9 @@ def measure(
     batches = samples.batches(batch_size)
     for batch in tracked(progress, "evaluate", batches, -(-len(samples) // batch_size)):
         quantized = predict_quantized(batch.inputs)  # this first: it needs the more memory meanwhile
+        give_back()
         original = predict_original(batch.inputs)
+        give_back()
         for index in range(len(batch)):
             sums.append(_compared(original[index], quantized[index].float(), batch.part(index, index + 1), objective))
             if not math.isfinite(sums[-1].loss_before):

@@ -20,7 +20,7 @@ from guidedq.artifacts.quantized_weight import RoundedSegment
 from guidedq.artifacts.samples import CalibrationSet
 from guidedq.errors import CalibrationError
 from guidedq.job import Job
-from guidedq.memory import give_back
+from guidedq.memory import LARGE_PARAMETERS, give_back
 from guidedq.progress import tracked
 from guidedq.quant.formats import RoundedFormat
 from guidedq.registry import stage_text
@@ -39,8 +39,6 @@ from guidedq.workspace import (
 READ_BYTES = 1 << 20
 KEPT_CODES_BYTES = 2 << 30
 """Disk that the codes of all formats may take: models up to some 150 million weights are not rounded a second time."""
-TIDY_PARAMETERS = 1 << 24
-"""Weights of a site after which freed memory is given back."""
 
 
 @final
@@ -195,7 +193,7 @@ def _curves(job: Job, footprint: Footprint, guidance: AbstractGuidance, guidance
             keep=partial(keep, number),
         )
         save_curve(entry, number, curve)
-        if site.parameters >= TIDY_PARAMETERS:
+        if site.parameters >= LARGE_PARAMETERS:
             give_back()
     return CurveFiles(folder=entry, names=tuple(site.name for site in sites)), entry.name
 

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
+LARGE_PARAMETERS = 1 << 24
+"""Weights of a site whose tensors are so large that freed memory is given back first."""
+
 
 def peak_memory_bytes() -> int:
     """The most memory that this process has had, resident, in bytes; 0 where the system does not tell (Windows)."""

@@ -19,7 +19,7 @@ from guidedq.job import Job
 from guidedq.quant.entropy import stream_bytes
 from guidedq.registry import stage_text
 from guidedq.rounding import DequantizedOnUse, rounded
-from guidedq.workspace import is_finished, load_probe, save_probe, storing
+from guidedq.workspace import finish, is_finished, load_probe, save_probe, storing
 
 PROBE_BITS = (3, 5)
 """Widths of the uniform formats whose sizes the probes are allocated at: budgets up to 6 bits lie near one."""
@@ -46,6 +46,7 @@ def probed(job: Job, evidence: Evidence) -> tuple[Probe, ...]:
                 for limit, allocation, raw in zip(unfinished, allocations, raws, strict=True):
                     weights = rounded(job, evidence, allocation, "probe")
                     save_probe(entries[limit], probe_of(job, evidence, allocation, raw, weights))
+                    finish(entries[limit])
     return tuple(load_probe(entries[limit]) for limit in limits if is_finished(entries[limit]))
 
 
@@ -72,14 +73,21 @@ def probe_of(
         weights: Rounded to it.
     """
     held = tuple(weights)
-    more = sum(_surplus(evidence.footprint.sites[weight.name], weight) for weight in held)
     return Probe(
         raw_kl_by_sequence=raw,
         raw_kl=sum(raw) / len(raw),
         measured=measured_on_probes(job, evidence, held),
-        bytes=allocation.bytes + more,
+        bytes=stored_bytes(evidence, allocation, held),
         counted_bytes=allocation.bytes,
     )
+
+
+def stored_bytes(evidence: Evidence, allocation: Allocation, weights: Iterable[QuantizedWeight]) -> int:
+    """Bytes of the file with these weights, rounded to this allocation: what is counted, and what streams take beyond.
+
+    The footprint knows the streams' mean sizes alone.
+    """
+    return allocation.bytes + sum(_surplus(evidence.footprint.sites[weight.name], weight) for weight in weights)
 
 
 def measured_on_probes(job: Job, evidence: Evidence, weights: Iterable[QuantizedWeight]) -> Measurement:

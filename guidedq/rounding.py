@@ -13,6 +13,7 @@ from guidedq.artifacts.quantized_weight import QuantizedWeight, Segment, float_s
 from guidedq.evidence import Evidence
 from guidedq.ir.graph import Site
 from guidedq.job import Job
+from guidedq.memory import LARGE_PARAMETERS, give_back
 from guidedq.quant.formats import FloatFormat, Format, RoundedFormat
 
 
@@ -26,6 +27,8 @@ class DequantizedOnUse(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         site, weight = self._weights[name]
+        if site.parameters >= LARGE_PARAMETERS:
+            give_back()
         return site.stored(weight.dequantize())
 
     def __iter__(self) -> Iterator[str]:
@@ -46,7 +49,7 @@ def rounded(job: Job, evidence: Evidence, allocation: Allocation, stage: str) ->
         job.progress.advance()
         return weight
 
-    yield from job.recipe.correct.rounded(job.model, evidence.calibration.calibration, round_site)
+    yield from job.recipe.correct.rounded(job.model, evidence.calibration.tuning, round_site)
 
 
 def _round_site(

@@ -2,109 +2,144 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
-from jaxtyping import UInt8
-from safetensors.torch import load_file
+from jaxtyping import Int64
 from torch import Tensor
 
-from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.forecast import Probe
-from guidedq.artifacts.quantized_weight import FloatSegment, QuantizedWeight, Segment
-from guidedq.decision import Decision, forecast_of
+from guidedq.artifacts.quantized_weight import (
+    AffineSegment,
+    EntropySegment,
+    FloatSegment,
+    QuantizedWeight,
+    RoundedSegment,
+    Segment,
+)
+from guidedq.decision import Decision, decide, forecast_of
+from guidedq.errors import FormatError
 from guidedq.evidence import Evidence
-from guidedq.files import write_tensors, write_text
+from guidedq.files import write_text
+from guidedq.fitting import fitted
 from guidedq.job import Job
-from guidedq.probing import measured_on_probes
+from guidedq.probing import measured_on_probes, probe_of, stored_bytes
 from guidedq.registry import stage_text
 from guidedq.rounding import rounded
-from guidedq.workspace import finish, is_finished, storing
+from guidedq.workspace import finish, is_finished, load_codes, load_probe, save_codes, save_probe, storing
 
-CODES = "codes"
-GAIN = "gain"
+FACTS = "tuned.json"
+GROWTH = 0.0025
+"""Share of the limit that is left free: tuned codes take a little more, a thousandth or two."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """Tuned codes of a whole model.
+    """Tuned segments of a whole model.
 
     Attributes:
-        folder: Holds them, site by site.
-        allocation: Which they were tuned for.
+        folder: Holds them, site by site and format by format.
+        decision: What was tuned.
         gain: Divergence after tuning over that before, on the probe samples.
+        probe: The tuned model on these samples.
     """
 
     folder: Path
-    allocation: Allocation
+    decision: Decision
     gain: float
+    probe: Probe
 
     def applied(self, weight: QuantizedWeight) -> QuantizedWeight:
-        """The weight with tuned codes, but for rows of another format than they were tuned in."""
-        number = list(self.allocation.sites).index(weight.name)
-        codes = load_file(_file(self.folder, number))[CODES]
-        before = self.allocation.sites[weight.name]
+        """The weight with its rows as they were tuned, but for those of another format than then."""
+        sites = self.decision.allocation.sites
+        number, before = list(sites).index(weight.name), sites[weight.name]
 
         def retuned(segment: Segment) -> Segment:
-            if isinstance(segment, FloatSegment) or segment.format not in before.formats:
+            if isinstance(segment, FloatSegment) or segment.format not in before.used:
                 return segment
-            same = before.choice[segment.rows] == before.formats.index(segment.format)
-            return segment.with_codes(torch.where(same[:, None], codes[segment.rows], segment.codes))
+            rows = (before.choice == before.formats.index(segment.format)).nonzero()[:, 0]
+            stored = torch.isin(rows, segment.rows).nonzero()[:, 0]
+            kept = load_codes(self.folder, number, segment.format, stored)
+            places = torch.isin(segment.rows, rows).nonzero()[:, 0]
+            return segment if kept is None else _with_rows(segment, places, kept)
 
         return replace(weight, segments=tuple(map(retuned, weight.segments)))
 
 
-def tuned(job: Job, evidence: Evidence, decision: Decision) -> Tuning | None:
+def tuned(job: Job, evidence: Evidence, decision: Decision, limit: int) -> Tuning | None:
     """Tune the model of a decision, or read what an earlier run tuned; `None` if it is no better for it.
+
+    Where sizes are known only once codes are, the decision is corrected before: a row that gets another format later
+    loses what it has learned, and so do those that learned to make up for it.
+
+    Args:
+        job: What is compiled.
+        evidence: Holds the samples.
+        decision: What to tune.
+        limit: Of the file, in bytes.
 
     Raises:
         OutputError: the workspace cannot be written.
     """
     rules = tuple(stage_text(getattr(job.recipe, kind), kind) for kind in ("correct", "tune"))
     calibration = evidence.calibration
-    key = (evidence.key, *rules, decision.allocation.digest, calibration.calibration.digest, calibration.probe.digest)
-    entry = job.workspace.entry("tuned", *key, repr(job.activations()), str(job.seed))
+    digests = (decision.allocation.digest, calibration.tuning.digest, calibration.probe.digest)
+    entry = job.workspace.entry(
+        "tuned", evidence.key, *rules, *digests, repr(job.activations()), str(limit), str(job.seed)
+    )
     if not is_finished(entry):
-        with job.stopwatch.time("tune"):
-            before = tuple(rounded(job, evidence, decision.allocation, "round"))
-            weights = job.recipe.tune.tune(
-                job.model, calibration.calibration, before, seed=job.seed, progress=job.progress
-            )
-        with storing(job.workspace.root), job.stopwatch.time("probes"):
-            if weights is not before:
-                _keep_better(job, evidence, before, weights, entry)
+        with storing(job.workspace.root):
+            _tune(job, evidence, decision, limit, entry)
             finish(entry)
-    if not (entry / GAIN).exists():
+    if not (entry / FACTS).exists():
         return None
-    return Tuning(folder=entry, allocation=decision.allocation, gain=float((entry / GAIN).read_text()))
+    facts: dict[str, Any] = json.loads((entry / FACTS).read_text())
+    chosen = decision if facts["digest"] == decision.allocation.digest else None
+    if chosen is None:
+        (chosen,) = decide(job, evidence, decision.probes, [facts["bytes"]])
+    return Tuning(folder=entry, decision=chosen, gain=facts["gain"], probe=load_probe(entry))
 
 
-def _keep_better(
-    job: Job,
-    evidence: Evidence,
-    before: tuple[QuantizedWeight, ...],
-    weights: tuple[QuantizedWeight, ...],
-    entry: Path,
-) -> None:
-    """Keep the tuned weights, unless the probe samples say that they are no better."""
-    kl_before, kl = (measured_on_probes(job, evidence, model).kl for model in (before, weights))
-    if not kl < kl_before:
+def _tune(job: Job, evidence: Evidence, decision: Decision, limit: int, entry: Path) -> None:
+    """Leave the tuned weights in the entry, unless the probe samples say that they are no better."""
+    with job.stopwatch.time("tune"):
+        attempts: dict[str, tuple[QuantizedWeight, ...]] = {}
+
+        def size_of(attempt: Decision) -> int:
+            attempts.clear()
+            weights = attempts[attempt.allocation.digest] = tuple(rounded(job, evidence, attempt.allocation, "round"))
+            return stored_bytes(evidence, attempt.allocation, weights)
+
+        chosen = fitted(job, evidence, decision, int((1 - GROWTH) * limit), size_of) or decision
+        before = attempts.get(chosen.allocation.digest) or tuple(rounded(job, evidence, chosen.allocation, "round"))
+        attempts.clear()
+        samples = evidence.calibration.tuning
+        weights = job.recipe.tune.tune(job.model, samples, before, seed=job.seed, progress=job.progress)
+    if weights is before:
         return
-    for number, weight in enumerate(weights):
-        write_tensors(_file(entry, number), {CODES: _codes(weight)})
-    write_text(entry / GAIN, repr(kl / kl_before))
+    with job.stopwatch.time("probes"):
+        probe = probe_of(job, evidence, chosen.allocation, chosen.raw, weights)
+        gain = probe.measured.kl / measured_on_probes(job, evidence, before).kl
+    if gain < 1.0:
+        for number, weight in enumerate(weights):
+            for segment in weight.segments:
+                if not isinstance(segment, FloatSegment):
+                    save_codes(entry, number, segment)
+        save_probe(entry, probe)
+        facts = {"digest": chosen.allocation.digest, "bytes": chosen.allocation.bytes, "gain": gain}
+        write_text(entry / FACTS, json.dumps(facts))
 
 
-def after_tuning(job: Job, evidence: Evidence, decision: Decision, tuning: Tuning) -> Decision:
-    """The decision with what tuning gained: the probes as they would be, were they tuned likewise.
-
-    Those of several sizes say more of the level than the one tuned model, and what its samples have in common with the
-    same samples before tuning cancels.
-    """
-    probes = tuple(_scaled(probe, tuning.gain) for probe in decision.probes)
+def after_tuning(job: Job, evidence: Evidence, tuning: Tuning) -> Decision:
+    """What was tuned, with a forecast by the probes as they would be, were they tuned likewise, and by itself."""
+    decision = tuning.decision
+    probes = (*(_scaled(probe, tuning.gain) for probe in decision.probes), tuning.probe)
+    probes = tuple(sorted(probes, key=lambda probe: probe.bytes))
     return replace(decision, forecast=forecast_of(job, evidence, decision.raw, probes), probes=probes)
 
 
@@ -122,13 +157,11 @@ def _scaled(probe: Probe, gain: float) -> Probe:
     )
 
 
-def _codes(weight: QuantizedWeight) -> UInt8[Tensor, "out in"]:
-    codes = torch.zeros(weight.shape, dtype=torch.uint8)
-    for segment in weight.segments:
-        if not isinstance(segment, FloatSegment):
-            codes[segment.rows] = segment.codes
-    return codes
-
-
-def _file(folder: Path, number: int) -> Path:
-    return folder / f"{number:05d}.safetensors"
+def _with_rows(segment: RoundedSegment, places: Int64[Tensor, "m"], other: RoundedSegment) -> RoundedSegment:
+    """As the segment's own method; the segment as it is where correction has led to other scales of the columns."""
+    if isinstance(segment, AffineSegment) and isinstance(other, AffineSegment):
+        return segment.with_rows(places, other)
+    if isinstance(segment, EntropySegment) and isinstance(other, EntropySegment):
+        with suppress(FormatError):
+            return segment.with_rows(places, other)
+    return segment

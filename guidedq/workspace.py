@@ -30,10 +30,12 @@ from guidedq.files import write_tensors, write_text
 from guidedq.quant.formats import EntropyFormat, RoundedFormat, parse_format
 from guidedq.quant.grid import Grid
 
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 """Part of every key: raise it when what is stored changes its meaning, and old entries are simply not found."""
 UNWRITABLE = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)}
 """What the system says of a disk that takes no more."""
+PARTS = ("calibration", "tuning", "probe", "evaluation")
+"""Of a calibration set."""
 KEY_LENGTH = 20
 """Hex digits of a key: 80 bits, no two entries of one workspace will ever meet."""
 
@@ -91,7 +93,7 @@ def finish(folder: Path) -> None:
 
 def save_calibration_set(folder: Path, calibration: CalibrationSet) -> None:
     """Keep a calibration set."""
-    for name in ("calibration", "probe", "evaluation"):
+    for name in PARTS:
         part: SampleSet = getattr(calibration, name)
         tensors = {f"input.{key}": values.contiguous() for key, values in part.inputs.items()}
         optional = {"mask": part.mask, "labels": part.labels}
@@ -104,7 +106,7 @@ def save_calibration_set(folder: Path, calibration: CalibrationSet) -> None:
 def load_calibration_set(folder: Path) -> CalibrationSet:
     """Read what `save_calibration_set` kept."""
     parts: dict[str, SampleSet] = {}
-    for name in ("calibration", "probe", "evaluation"):
+    for name in PARTS:
         tensors = load_file(folder / f"{name}.safetensors")
         inputs = {key.removeprefix("input."): values for key, values in tensors.items() if key.startswith("input.")}
         parts[name] = SampleSet(inputs=inputs, mask=tensors.get("mask"), labels=tensors.get("labels"))
@@ -182,7 +184,6 @@ def load_codes(folder: Path, number: int, format: RoundedFormat, rows: Tensor) -
 def save_probe(folder: Path, probe: Probe) -> None:
     """Keep a probe."""
     write_text(folder / "probe.json", json.dumps(asdict(probe)))
-    finish(folder)
 
 
 def load_probe(folder: Path) -> Probe:

@@ -72,6 +72,19 @@ class AffineSegment:
             outlier_values=self.outlier_values[index],
         )
 
+    def with_rows(self, places: Int64[Tensor, "m"], other: AffineSegment) -> AffineSegment:
+        """The same rows, those at some places with the codes and grids that `other` has for them, `[m, in]`."""
+        return replace(
+            self,
+            codes=self.codes.index_copy(0, places, other.codes),
+            grid=Grid(
+                scales=self.grid.scales.index_copy(0, places, other.grid.scales),
+                zero_points=self.grid.zero_points.index_copy(0, places, other.grid.zero_points),
+            ),
+            outlier_columns=self.outlier_columns.index_copy(0, places, other.outlier_columns),
+            outlier_values=self.outlier_values.index_copy(0, places, other.outlier_values),
+        )
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +149,20 @@ class EntropySegment:
             codes=self.codes[index],
             row_exponents=self.row_exponents[index],
             column_exponents=self.column_exponents,
+        )
+
+    def with_rows(self, places: Int64[Tensor, "m"], other: EntropySegment) -> EntropySegment:
+        """The same rows, those at some places with the codes and scales that `other` has for them, `[m, in]`.
+
+        Raises:
+            FormatError: its columns are scaled otherwise.
+        """
+        if not torch.equal(self.column_exponents, other.column_exponents):
+            raise FormatError("rows of one weight whose columns are scaled differently.")
+        return replace(
+            self,
+            codes=self.codes.index_copy(0, places, other.codes),
+            row_exponents=self.row_exponents.index_copy(0, places, other.row_exponents),
         )
 
 

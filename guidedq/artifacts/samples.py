@@ -1,4 +1,4 @@
-"""Inputs: a set of samples, and the calibration set made of three disjoint ones."""
+"""Inputs: a set of samples, and the calibration set made of several."""
 
 from __future__ import annotations
 
@@ -73,22 +73,24 @@ class SampleSet:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationSet:
-    """Three disjoint sample sets.
+    """Three disjoint sample sets, and one that goes beyond the first.
 
     Attributes:
         calibration: Guidance is collected here.
+        tuning: These and further ones, for what learns from many: what fits few samples does worse on others.
         probe: Held out from the guidance: the forecast is calibrated here.
         evaluation: Held out from everything: the loss is measured here.
         source: Where they came from, for the report.
     """
 
     calibration: SampleSet
+    tuning: SampleSet
     probe: SampleSet
     evaluation: SampleSet
     source: str
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the three parts, hex."""
-        parts = (self.calibration, self.probe, self.evaluation)
+        """SHA-256 of the parts, hex."""
+        parts = (self.calibration, self.tuning, self.probe, self.evaluation)
         return hashlib.sha256(" ".join(part.digest for part in parts).encode()).hexdigest()
