@@ -49,12 +49,12 @@ class CodeTuner(AbstractTuner):
         start: How far from the middle of its cell towards the original weight a number starts.
     """
 
-    steps: int = 128
+    steps: int = 256
     tokens: int = 512
     samples: int = 16
     rate: float = 0.005
     largest: int = 4_000_000
-    start: float = 0.9
+    start: float = 0.8
 
     def tunes(self, model: Model) -> bool:
         """Where gradients can be had and tell enough."""

@@ -16,7 +16,7 @@ from guidedq.stages import AbstractSampler
 
 from .evaluation_data import evaluation_samples
 from .packing import pack, pack_two
-from .split import Sizes, measured_sequences, without_samples_of
+from .split import Sizes, kept_apart, measured_sequences
 from .text_inputs import reads_text, what_it_needs
 
 
@@ -35,7 +35,7 @@ class DemoSampler(AbstractSampler):
 
     samples: int = 64
     sequence_length: int = 512
-    tuning_samples: int = 512
+    tuning_samples: int = 2048
     probe_samples: int = 0
     evaluation_samples: int = 0
 
@@ -64,10 +64,6 @@ class DemoSampler(AbstractSampler):
         else:
             calibration, tuning, probe, held = pack(model, texts, sizes, seed=seed, progress=progress)
         progress.advance()
-        return CalibrationSet(
-            calibration=calibration,
-            tuning=tuning,
-            probe=without_samples_of(probe, tuning, part="probe"),
-            evaluation=without_samples_of(held, tuning, probe, part="evaluation"),
-            source="Python's standard library, modules held out from training",
+        return kept_apart(
+            calibration, tuning, probe, held, source="Python's standard library, modules held out from training"
         )

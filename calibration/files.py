@@ -18,10 +18,10 @@ from .data_files import DataKind, check_apart, data_files
 from .evaluation_data import evaluation_samples, read_texts
 from .packing import pack, pack_two
 from .sentences import split_lines, split_two
-from .split import Sizes, measured_sequences, without_samples_of
+from .split import Sizes, kept_apart, measured_sequences
 from .text_inputs import what_it_needs
 
-SEQUENCES = (64, 512)
+SEQUENCES = (64, 2048)
 """Sequences for calibration and tuning of a language model: each is some hundred tokens."""
 SINGLE_SAMPLES = (256, 1024, 128, 512)
 """Samples for these, for probes and evaluation of models whose sample is one unit of loss: a few would say nothing of
@@ -40,7 +40,7 @@ class FileSampler(AbstractSampler):
             of any other.
         sequence_length: Tokens of a sequence, at most what the model takes.
         tuning_samples: Samples for tuning and correction, those for calibration among them, as far as the data go;
-            0 for 512 sequences, or 1024 samples.
+            0 for 2048 sequences, or 1024 samples.
         probe_samples: Samples on which the forecast is calibrated; 0 for 8 sequences (24 of a small model), or 128
             samples.
         evaluation_samples: Text samples on which the loss is measured; 0 for 16 sequences (64 of a small model),
@@ -77,13 +77,7 @@ class FileSampler(AbstractSampler):
             model, files, evaluation_data, sizes, seed=seed, progress=progress
         )
         progress.advance()
-        return CalibrationSet(
-            calibration=calibration,
-            tuning=tuning,
-            probe=without_samples_of(probe, tuning, part="probe"),
-            evaluation=without_samples_of(evaluation, tuning, probe, part="evaluation"),
-            source=", ".join(path.name for path in data),
-        )
+        return kept_apart(calibration, tuning, probe, evaluation, source=", ".join(path.name for path in data))
 
 
 def _from_arrays(

@@ -24,7 +24,7 @@ from guidedq.stages import AbstractSampler
 
 from .evaluation_data import evaluation_samples
 from .packing import first_token
-from .split import SMALL_PARAMETERS, Sizes, measured_sequences, without_samples_of
+from .split import SMALL_PARAMETERS, Sizes, kept_apart, measured_sequences
 from .text_inputs import from_tokens, longest_sequence, token_spec, what_it_needs
 
 SEQUENCES_AT_ONCE = 16
@@ -78,13 +78,7 @@ class GeneratedSampler(AbstractSampler):
             rest = evaluation_samples(model, evaluation_data, sizes, known=nothing, seed=seed, progress=progress)
         else:
             rest = from_tokens(model, text[first:])
-        return CalibrationSet(
-            calibration=calibration,
-            tuning=tuning,
-            probe=without_samples_of(probe, tuning, part="probe"),
-            evaluation=without_samples_of(rest, tuning, probe, part="evaluation"),
-            source="written by the model itself",
-        )
+        return kept_apart(calibration, tuning, probe, rest, source="written by the model itself")
 
 
 def write(model: Model, count: int, length: int, *, seed: int, progress: Progress) -> Int64[Tensor, "sequence token"]:

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from guidedq.artifacts.samples import SampleSet
+from guidedq.artifacts.samples import CalibrationSet, SampleSet
 from guidedq.errors import CalibrationError
 from guidedq.ir.model import Model
 
@@ -66,6 +66,25 @@ class Sizes:
 def shuffled(count: int, seed: int) -> list[int]:
     """The numbers below `count` in an order given by the seed."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def kept_apart(
+    calibration: SampleSet, tuning: SampleSet, probe: SampleSet, evaluation: SampleSet, *, source: str
+) -> CalibrationSet:
+    """The set of these parts, without what two of them share, but that calibration samples are for tuning too.
+
+    Raises:
+        CalibrationError: nothing is left of the probe or evaluation samples.
+    """
+    probe = without_samples_of(probe, calibration, part="probe")
+    evaluation = without_samples_of(evaluation, calibration, probe, part="evaluation")
+    return CalibrationSet(
+        calibration=calibration,
+        tuning=without_samples_of(tuning, probe, evaluation, part="tuning"),
+        probe=probe,
+        evaluation=evaluation,
+        source=source,
+    )
 
 
 def without_samples_of(chosen: SampleSet, *others: SampleSet, part: str) -> SampleSet:

@@ -1,21 +1,30 @@
-"""Tuned codes go to the rows that keep the format they were tuned in."""
+"""What was tuned goes to the rows that keep the format they were tuned in."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from guidedq.artifacts.allocation import Allocation, SiteAllocation
+from guidedq.artifacts.forecast import Forecast, Measurement, Probe
 from guidedq.artifacts.guidance import identity_guidance
-from guidedq.artifacts.quantized_weight import FloatSegment, QuantizedWeight
-from guidedq.files import write_tensors
+from guidedq.artifacts.quantized_weight import EntropySegment, FloatSegment, QuantizedWeight, Segment
+from guidedq.decision import Decision
 from guidedq.passes.round.nearest import NearestRounder
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
-from guidedq.tuning import CODES, Tuning
+from guidedq.quant.grid import Grid
+from guidedq.tuning import Tuning
+from guidedq.workspace import save_codes
 
 FORMATS = (EntropyFormat(bits=2.0), AffineFormat(bits=4, group_size=0), FloatFormat(dtype="fp16"))
 ROWS, COLUMNS = 6, 10
+MEASURED = Measurement(
+    kl=0.1, loss_before=1.0, loss_after=1.1, agreement=0.9, accuracy_before=None, accuracy_after=None, units=4,
+    kl_by_sample=(0.1,), loss_increase_by_sample=(0.1,),
+)  # fmt: skip
+PROBE = Probe(raw_kl_by_sequence=(0.1,), raw_kl=0.1, measured=MEASURED, bytes=2, counted_bytes=2)
 
 
 def weight_of(choice: list[int]) -> QuantizedWeight:
@@ -32,23 +41,52 @@ def weight_of(choice: list[int]) -> QuantizedWeight:
     return QuantizedWeight(name="second", shape=(ROWS, COLUMNS), segments=tuple(segments))
 
 
-def test_rows_of_another_format_are_as_they_were_rounded(tmp_path: Path) -> None:
-    tuned_for, now = [0, 0, 1, 1, 2, 0], [0, 1, 1, 0, 2, 2]
-    codes = torch.arange(ROWS * COLUMNS, dtype=torch.uint8).view(ROWS, COLUMNS) % 16
-    write_tensors(tmp_path / "00001.safetensors", {CODES: codes})
+def decision_of(choice: list[int]) -> Decision:
     sites = {
-        name: SiteAllocation(formats=FORMATS, choice=torch.tensor(tuned_for), bytes=1, distortion=0.0)
+        name: SiteAllocation(formats=FORMATS, choice=torch.tensor(choice), bytes=1, distortion=0.0)
         for name in ("first", "second")
     }
+    forecast = Forecast(
+        kl=0.1, kl_low=0.1, kl_high=0.1, loss_increase=0.1, loss_increase_low=0.1, loss_increase_high=0.1, raw_kl=0.1
+    )
     allocation = Allocation(sites=sites, base_bytes=0)
+    return Decision(allocation=allocation, bytes=2, raw=(0.1,), forecast=forecast, probes=(PROBE,))
+
+
+def changed(segment: Segment) -> Segment:
+    """The segment with other codes and other scales of its rows."""
+    if isinstance(segment, FloatSegment):
+        return segment
+    generator = torch.Generator().manual_seed(7)
+    other = segment.with_codes(torch.randint(16, segment.codes.shape, generator=generator).to(torch.uint8))
+    if isinstance(other, EntropySegment):
+        return replace(other, row_exponents=other.row_exponents + 3)
+    return replace(other, grid=Grid(scales=other.grid.scales * 2, zero_points=other.grid.zero_points))
+
+
+def test_rows_of_another_format_are_as_they_were_rounded(tmp_path: Path) -> None:
+    tuned_for, now = [0, 0, 1, 1, 2, 0], [0, 1, 1, 0, 2, 2]
+    rounded = weight_of(tuned_for)
+    tuned = replace(rounded, segments=tuple(map(changed, rounded.segments)))
+    for segment in tuned.segments:
+        if not isinstance(segment, FloatSegment):
+            save_codes(tmp_path, 1, segment)
     weight = weight_of(now)
-    applied = Tuning(folder=tmp_path, allocation=allocation, gain=0.5).applied(weight)
+    tuning = Tuning(folder=tmp_path, decision=decision_of(tuned_for), gain=0.5, probe=PROBE)
+    applied = tuning.applied(weight)
     assert (applied.name, applied.shape) == (weight.name, weight.shape)
-    for before, after in zip(weight.segments, applied.segments, strict=True):
-        assert torch.equal(before.rows, after.rows)
-        if isinstance(before, FloatSegment) or isinstance(after, FloatSegment):
-            assert torch.equal(before.dequantize(), after.dequantize())
-            continue
-        for place, row in enumerate(before.rows.tolist()):
-            same = tuned_for[row] == now[row]
-            assert torch.equal(after.codes[place], codes[row] if same else before.codes[place])
+    assert [segment.rows.tolist() for segment in applied.segments] == [s.rows.tolist() for s in weight.segments]
+    values, as_tuned, as_rounded = applied.dequantize(), tuned.dequantize(), weight.dequantize()
+    for row in range(ROWS):
+        expected = as_tuned if tuned_for[row] == now[row] else as_rounded
+        assert torch.equal(values[row], expected[row]), row
+
+
+def test_rows_whose_columns_are_scaled_otherwise_are_as_they_were_rounded(tmp_path: Path) -> None:
+    choice = [0] * ROWS
+    segment = changed(weight_of(choice).segments[0])
+    assert isinstance(segment, EntropySegment)
+    save_codes(tmp_path, 1, replace(segment, column_exponents=segment.column_exponents + 1))
+    weight = weight_of(choice)
+    tuning = Tuning(folder=tmp_path, decision=decision_of(choice), gain=0.5, probe=PROBE)
+    assert torch.equal(tuning.applied(weight).dequantize(), weight.dequantize())

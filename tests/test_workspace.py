@@ -88,6 +88,7 @@ def test_an_entry_is_finished_only_when_told(tmp_path: Path) -> None:
 def test_a_calibration_set_reads_back(masked: bool, tmp_path: Path) -> None:
     drawn = CalibrationSet(
         calibration=samples(5, masked=masked),
+        tuning=samples(9, masked=masked),
         probe=samples(2, masked=masked),
         evaluation=samples(3, masked=masked),
         source='a "text" naïve',

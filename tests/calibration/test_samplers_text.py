@@ -17,6 +17,7 @@ from guidedq.calibration.demo import DemoSampler
 from guidedq.calibration.files import FileSampler
 from guidedq.calibration.generated import GeneratedSampler
 from guidedq.calibration.packing import _spread
+from guidedq.calibration.split import Sizes
 from guidedq.errors import CalibrationError
 from guidedq.ir.model import InputSpec, Objective
 from guidedq.progress import SilentProgress
@@ -219,7 +220,7 @@ def test_no_data_an_unknown_kind_and_a_missing_file_are_told(tmp_path):
 
 
 def test_model_writes_its_own_text_the_same_for_the_same_seed():
-    sampler = GeneratedSampler(samples=5, sequence_length=9, probe_samples=2, evaluation_samples=3)
+    sampler = GeneratedSampler(samples=5, sequence_length=9, tuning_samples=5, probe_samples=2, evaluation_samples=3)
     model = dataclasses.replace(tiny_language_model(), context_length=64)
     made = [sampler.sample(model, [], [], seed=seed, progress=SilentProgress()) for seed in (4, 4, 5)]
     assert made[0].digest == made[1].digest != made[2].digest
@@ -277,3 +278,34 @@ def test_what_is_held_back_is_spread_over_the_text(count, held):
         assert int(found.max()) < count
         if held > 1:
             assert int(found.diff().min()) >= count // held
+
+
+@pytest.mark.parametrize("kind", ["packed", "lines", "generated"])
+def test_tuning_samples_go_beyond_the_calibration_and_stay_apart_from_the_rest(kind, tmp_path):
+    sizes = {"samples": 4, "sequence_length": 20, "probe_samples": 2, "evaluation_samples": 3, "tuning_samples": 11}
+    if kind == "generated":
+        made = GeneratedSampler(**sizes).sample(tiny_language_model(), [], [], seed=0, progress=SilentProgress())
+    else:
+        text = tmp_path / "text.txt"
+        text.write_text(words(0, 2000) if kind == "packed" else "\n".join(words(i, i + 9) for i in range(0, 900, 9)))
+        model = language_model() if kind == "packed" else encoder(tokenizer=word_tokenizer())
+        made = FileSampler(**sizes).sample(model, [text], [], seed=0, progress=SilentProgress())
+    assert [len(part) for part in (made.calibration, made.tuning, made.probe)] == [4, 11, 2]
+    seen = {
+        name: {tuple(token for token in row if token != 2) for row in rows(getattr(made, name))}
+        for name in ("calibration", "tuning", "probe", "evaluation")
+    }
+    assert seen["calibration"] < seen["tuning"]
+    assert not seen["tuning"] & seen["probe"]
+    assert not seen["tuning"] & seen["evaluation"]
+
+
+def test_a_short_text_leaves_nothing_for_further_tuning_samples():
+    for available in range(2, 40):
+        calibration, tuning, probe = Sizes(samples=12, tuning=20, probe=4, evaluation=1, sequence_length=16).shared_out(
+            available
+        )
+        assert calibration == tuning[: len(calibration)]
+        assert len(tuning) == (len(calibration) if available <= 16 else min(20, available - 4))
+        assert sorted([*tuning, *probe]) == list(range(len(tuning) + len(probe)))
+        assert calibration and probe
