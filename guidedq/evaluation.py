@@ -22,7 +22,7 @@ from guidedq.errors import CalibrationError
 from guidedq.ir.model import Objective
 from guidedq.ir.program import Batch
 from guidedq.memory import give_back
-from guidedq.progress import Progress, tracked
+from guidedq.progress import Progress
 
 CHUNK_ELEMENTS = 1 << 20
 """Logits that are turned into probabilities at once: 4 MB a copy, so that copies are small beside the logits."""
@@ -50,6 +50,7 @@ class _Sums:
 
 USUAL_BATCH = 32
 USUAL_TOKENS = 2048
+USUAL_LOGITS = 1 << 22
 """Samples, and tokens, run at once where the outputs are small."""
 
 
@@ -76,8 +77,8 @@ def measure(
         objective: What the output means.
         predict_original: Runs the original: named inputs to an output in float32.
         predict_quantized: Runs the quantized model: named inputs to an output of the same shape.
-        batch_size: Samples run at once; each is compared alone. By default one sequence of a language model, whose
-            logits are large, and 32 samples or 2048 tokens of any other.
+        batch_size: Samples run at once; each is compared alone. By default 32 samples or 2048 tokens, and of a language
+            model no more than four million logits.
         progress: Told about samples done.
 
     Raises:
@@ -87,9 +88,11 @@ def measure(
         raise CalibrationError("there is no evaluation sample to measure on.")
     sums: list[_Sums] = []
     usual = min(USUAL_BATCH, max(1, USUAL_TOKENS // samples.tokens_per_sample))
-    batch_size = batch_size or (1 if objective is Objective.LANGUAGE_MODEL else usual)
-    batches = samples.batches(batch_size)
-    for batch in tracked(progress, "evaluate", batches, -(-len(samples) // batch_size)):
+    grows = batch_size is None and objective is Objective.LANGUAGE_MODEL
+    size = batch_size or (1 if grows else usual)
+    progress.start("evaluate", len(samples))
+    while len(sums) < len(samples):
+        batch = samples.part(len(sums), len(sums) + size)
         quantized = predict_quantized(batch.inputs)  # this first: it needs the more memory meanwhile
         give_back()
         original = predict_original(batch.inputs)
@@ -100,6 +103,9 @@ def measure(
                 raise CalibrationError(
                     f"the original model's output on evaluation sample {len(sums) - 1} is not finite."
                 )
+        if grows:
+            size = max(1, min(usual, USUAL_LOGITS * len(batch) // original.numel()))
+        progress.advance(len(batch))
         del original, quantized
         give_back()
     return _summary(sums)
