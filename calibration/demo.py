@@ -16,7 +16,7 @@ from guidedq.stages import AbstractSampler
 
 from .evaluation_data import evaluation_samples
 from .packing import pack, pack_two
-from .split import Sizes, kept_apart, measured_sequences
+from .split import Sizes, kept_apart, measured_samples
 from .text_inputs import reads_text, what_it_needs
 
 
@@ -47,7 +47,7 @@ class DemoSampler(AbstractSampler):
             raise CalibrationError(f"the demo's sampler reads no files, found {data[0]}. Use the sampler 'files'.")
         if not (reads_text(model) and model.objective is Objective.LANGUAGE_MODEL):
             raise CalibrationError(f"the demo's text is for a language model with a tokenizer. {what_it_needs(model)}")
-        probes, evaluated = measured_sequences(model)
+        probes, evaluated = measured_samples(model)
         sizes = Sizes(
             samples=self.samples,
             tuning=self.tuning_samples,

@@ -18,14 +18,13 @@ from .data_files import DataKind, check_apart, data_files
 from .evaluation_data import evaluation_samples, read_texts
 from .packing import pack, pack_two
 from .sentences import split_lines, split_two
-from .split import Sizes, kept_apart, measured_sequences
+from .split import Sizes, kept_apart, measured_samples
 from .text_inputs import what_it_needs
 
 SEQUENCES = (64, 2048)
 """Sequences for calibration and tuning of a language model: each is some hundred tokens."""
-SINGLE_SAMPLES = (256, 1024, 128, 512)
-"""Samples for these, for probes and evaluation of models whose sample is one unit of loss: a few would say nothing of
-the mean."""
+SINGLE_SAMPLES = (256, 1024)
+"""The same for models whose sample is one unit of loss."""
 SMALLEST_POOL = 3
 """One sample for each part."""
 
@@ -42,7 +41,7 @@ class FileSampler(AbstractSampler):
         tuning_samples: Samples for tuning and correction, those for calibration among them, as far as the data go;
             0 for 2048 sequences, or 1024 samples.
         probe_samples: Samples on which the forecast is calibrated; 0 for 8 sequences (24 of a small model), or 128
-            samples.
+            samples (256).
         evaluation_samples: Text samples on which the loss is measured; 0 for 16 sequences (64 of a small model),
             or 512 samples. Of arrays the whole tenth that is held back is taken, or all of the evaluation file, up to
             2000.
@@ -61,7 +60,7 @@ class FileSampler(AbstractSampler):
         if not data:
             raise CalibrationError(f"no data given. {what_it_needs(model)}")
         packed = model.objective is Objective.LANGUAGE_MODEL
-        usual = (*SEQUENCES, *measured_sequences(model)) if packed else SINGLE_SAMPLES
+        usual = (*(SEQUENCES if packed else SINGLE_SAMPLES), *measured_samples(model))
         sizes = Sizes(
             samples=self.samples or usual[0],
             tuning=self.tuning_samples or usual[1],

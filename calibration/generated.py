@@ -24,7 +24,7 @@ from guidedq.stages import AbstractSampler
 
 from .evaluation_data import evaluation_samples
 from .packing import first_token
-from .split import SMALL_PARAMETERS, Sizes, kept_apart, measured_sequences
+from .split import SMALL_PARAMETERS, Sizes, kept_apart, measured_samples
 from .text_inputs import from_tokens, longest_sequence, token_spec, what_it_needs
 
 SEQUENCES_AT_ONCE = 16
@@ -60,7 +60,7 @@ class GeneratedSampler(AbstractSampler):
             raise CalibrationError(f"text that the model writes itself needs no data, found {data[0]}.")
         if model.objective is not Objective.LANGUAGE_MODEL or token_spec(model) is None:
             raise CalibrationError(f"only a language model can write its own calibration data. {what_it_needs(model)}")
-        probes, evaluated = measured_sequences(model)
+        probes, evaluated = measured_samples(model)
         sizes = Sizes(
             samples=self.samples,
             tuning=self.tuning_samples if model.parameters <= SMALL_PARAMETERS else 1,

@@ -11,17 +11,20 @@ from torch import Tensor
 
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
 from guidedq.errors import CalibrationError
-from guidedq.ir.model import Model
+from guidedq.ir.model import Model, Objective
 
 HELD_BACK = 10
 """One part in ten is held back for evaluation."""
 SMALL_PARAMETERS = 4_000_000
-"""Up to so many a sequence takes a fraction of a second, and more can be had of them."""
+"""Up to so many a sample takes a fraction of a second, and more can be had of them."""
 
 
-def measured_sequences(model: Model) -> tuple[int, int]:
-    """Sequences of a language model for probes and for evaluation, each some hundred tokens."""
-    return (24, 64) if model.parameters <= SMALL_PARAMETERS else (8, 16)
+def measured_samples(model: Model) -> tuple[int, int]:
+    """Samples for probes and for evaluation: a sequence is some hundred units of loss, any other sample is one."""
+    small = model.parameters <= SMALL_PARAMETERS
+    if model.objective is Objective.LANGUAGE_MODEL:
+        return (24, 64) if small else (8, 16)
+    return (256, 512) if small else (128, 512)
 
 
 @final
@@ -51,12 +54,13 @@ class Sizes:
     def shared_out(self, available: int) -> tuple[list[int], list[int], list[int]]:
         """Which of `available` shuffled samples (at least 2) are for calibration, for tuning, and for probes.
 
-        As many as asked, else in the same proportion; nothing is left for further tuning samples then.
+        As many as asked; else a third at most is for probes, and nothing is left for further tuning samples.
         """
         if available >= self.samples + self.probe:
             calibration, probe = self.samples, self.probe
         else:
-            probe = max(1, available * self.probe // (self.samples + self.probe))
+            share = min(self.probe, max(1, self.samples // 2))
+            probe = max(1, available * share // (self.samples + share))
             calibration = available - probe
         further = range(calibration + probe, min(available, max(calibration, self.tuning) + probe))
         first = range(calibration)

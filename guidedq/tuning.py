@@ -124,15 +124,16 @@ def _tune(job: Job, evidence: Evidence, decision: Decision, limit: int, entry: P
         return
     with job.stopwatch.time("probes"):
         probe = probe_of(job, evidence, chosen.allocation, chosen.raw, weights)
-        gain = probe.measured.kl / measured_on_probes(job, evidence, before).kl
-    if gain < 1.0:
-        for number, weight in enumerate(weights):
-            for segment in weight.segments:
-                if not isinstance(segment, FloatSegment):
-                    save_codes(entry, number, segment)
-        save_probe(entry, probe)
-        facts = {"digest": chosen.allocation.digest, "bytes": chosen.allocation.bytes, "gain": gain}
-        write_text(entry / FACTS, json.dumps(facts))
+        kl_before = measured_on_probes(job, evidence, before).kl
+    if not probe.measured.kl < kl_before:
+        return
+    for number, weight in enumerate(weights):
+        for segment in weight.segments:
+            if not isinstance(segment, FloatSegment):
+                save_codes(entry, number, segment)
+    save_probe(entry, probe)
+    allocation, gain = chosen.allocation, probe.measured.kl / kl_before
+    write_text(entry / FACTS, json.dumps({"digest": allocation.digest, "bytes": allocation.bytes, "gain": gain}))
 
 
 def after_tuning(job: Job, evidence: Evidence, tuning: Tuning) -> Decision:
