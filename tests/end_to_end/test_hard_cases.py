@@ -94,7 +94,7 @@ def test_both_ends_of_what_is_feasible(tmp_path: Path) -> None:
     data, evaluation = sequences(tmp_path / "a.npz", 8), sequences(tmp_path / "b.npz", 4, seed=1)
     low, high = feasible(folder, tmp_path, data, evaluation)
     with pytest.raises(BudgetError, match="smallest file takes") as raised:  # told once codes have been measured
-        compiled(folder, tmp_path, f"{low:.2f}bits", data=data, evaluation=evaluation, samples=6)
+        compiled(folder, tmp_path, f"{low + 0.01:.2f}bits", data=data, evaluation=evaluation, samples=6)
     advised = float(re.findall(r"Raise the budget to ([\d.]+)bits", str(raised.value))[0])
     loss = []
     for bits in (advised, int(high * 100) / 100):
