@@ -26,8 +26,8 @@ NARROW_BITS = 4
 FULL_RANGE_BITS = 6
 """Grids of up to 4 bits are searched together, and those from 6 bits on, of which only the full range is tried."""
 
-STACK_WEIGHTS = 24_000_000
-"""Weights, all formats counted, that are worked on at once: about 100 MB of float32."""
+STACK_WEIGHTS = 12_000_000
+"""Weights, all formats counted, that are worked on at once: about 50 MB of float32, and some copies."""
 
 
 @final
