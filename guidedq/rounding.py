@@ -16,6 +16,9 @@ from guidedq.job import Job
 from guidedq.memory import LARGE_PARAMETERS, give_back
 from guidedq.quant.formats import FloatFormat, Format, RoundedFormat
 
+TIDY_WEIGHTS = 32
+"""Weights after which freed memory is given back: what is kept lies between what is freed."""
+
 
 @final
 class DequantizedOnUse(Mapping[str, Tensor]):
@@ -24,11 +27,13 @@ class DequantizedOnUse(Mapping[str, Tensor]):
     def __init__(self, weights: Mapping[str, tuple[Site, QuantizedWeight]]) -> None:
         """Hold the weights of these sites, by name."""
         self._weights = weights
+        self._made = 0
 
     def __getitem__(self, name: str) -> Tensor:
         site, weight = self._weights[name]
-        if site.parameters >= LARGE_PARAMETERS:
+        if site.parameters >= LARGE_PARAMETERS or self._made % TIDY_WEIGHTS == 0:
             give_back()
+        self._made += 1
         return site.stored(weight.dequantize())
 
     def __iter__(self) -> Iterator[str]:
@@ -46,6 +51,8 @@ def rounded(job: Job, evidence: Evidence, allocation: Allocation, stage: str) ->
 
     def round_site(site: Site, matrix: Tensor) -> QuantizedWeight:
         weight = _round_site(job, evidence, allocation, site, matrix, job.seed + numbers[site.name])
+        if numbers[site.name] % TIDY_WEIGHTS == 0:
+            give_back()
         job.progress.advance()
         return weight
 
