@@ -20,7 +20,7 @@ from guidedq.artifacts.quantized_weight import RoundedSegment
 from guidedq.artifacts.samples import CalibrationSet
 from guidedq.errors import CalibrationError
 from guidedq.job import Job
-from guidedq.memory import LARGE_PARAMETERS, give_back
+from guidedq.memory import LARGE_PARAMETERS, TIDY_SITES, give_back
 from guidedq.progress import tracked
 from guidedq.quant.formats import RoundedFormat
 from guidedq.registry import stage_text
@@ -193,7 +193,7 @@ def _curves(job: Job, footprint: Footprint, guidance: AbstractGuidance, guidance
             keep=partial(keep, number),
         )
         save_curve(entry, number, curve)
-        if site.parameters >= LARGE_PARAMETERS:
+        if site.parameters >= LARGE_PARAMETERS or number % TIDY_SITES == 0:
             give_back()
     return CurveFiles(folder=entry, names=tuple(site.name for site in sites)), entry.name
 

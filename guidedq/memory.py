@@ -9,6 +9,8 @@ from functools import cache
 
 LARGE_PARAMETERS = 1 << 24
 """Weights of a site whose tensors are so large that freed memory is given back first."""
+TIDY_SITES = 32
+"""Sites after which freed memory is given back: what is kept lies between what is freed."""
 
 
 def peak_memory_bytes() -> int:

@@ -13,11 +13,8 @@ from guidedq.artifacts.quantized_weight import QuantizedWeight, Segment, float_s
 from guidedq.evidence import Evidence
 from guidedq.ir.graph import Site
 from guidedq.job import Job
-from guidedq.memory import LARGE_PARAMETERS, give_back
+from guidedq.memory import LARGE_PARAMETERS, TIDY_SITES, give_back
 from guidedq.quant.formats import FloatFormat, Format, RoundedFormat
-
-TIDY_WEIGHTS = 32
-"""Weights after which freed memory is given back: what is kept lies between what is freed."""
 
 
 @final
@@ -31,7 +28,7 @@ class DequantizedOnUse(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         site, weight = self._weights[name]
-        if site.parameters >= LARGE_PARAMETERS or self._made % TIDY_WEIGHTS == 0:
+        if site.parameters >= LARGE_PARAMETERS or self._made % TIDY_SITES == 0:
             give_back()
         self._made += 1
         return site.stored(weight.dequantize())
@@ -51,7 +48,7 @@ def rounded(job: Job, evidence: Evidence, allocation: Allocation, stage: str) ->
 
     def round_site(site: Site, matrix: Tensor) -> QuantizedWeight:
         weight = _round_site(job, evidence, allocation, site, matrix, job.seed + numbers[site.name])
-        if numbers[site.name] % TIDY_WEIGHTS == 0:
+        if numbers[site.name] % TIDY_SITES == 0:
             give_back()
         job.progress.advance()
         return weight
