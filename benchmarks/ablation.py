@@ -9,12 +9,10 @@ Runs what `compile_models.py` runs, each variant in a process of its own. What i
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
 from pathlib import Path
-from typing import Any
 
-from compile_models import machine, run
+from compile_models import run
+from records import Record, Row, options, pairs, write_page
 
 VARIANTS = {
     "standard effort": "standard:effort=standard",
@@ -34,37 +32,31 @@ VARIANTS = {
 def main() -> None:
     """Run what is missing, write the record and the page after each."""
     arguments = parse_arguments()
-    record: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
-    record |= {"machine": machine(), "seed": arguments.seed}
-    data = dict(item.split("=", 1) for item in arguments.data)
-    evaluation = dict(item.split("=", 1) for item in arguments.eval_data)
-    for model in arguments.model:
-        name, _, path = model.partition("=")
+    record = Record(arguments.out, seed=arguments.seed)
+    for name, path in pairs(arguments.model).items():
         for variant in VARIANTS.values():
             for budget in arguments.budgets.split(","):
                 label = variant.partition(":")[0]
-                if any((row["model"], row["variant"], row["asked"]) == (name, label, budget) for row in record["rows"]):
+                if record.has(model=name, variant=label, asked=budget):
                     continue
-                row = run(name, path, variant, budget, data.get(name), evaluation.get(name), arguments)
-                record["rows"].append(row)
+                record.add(row := run(name, path, variant, budget, arguments))
                 print(name, label, budget, row.get("error") or row["report"]["measured"]["kl"], flush=True)
-                arguments.out.parent.mkdir(parents=True, exist_ok=True)
-                arguments.out.write_text(json.dumps(record, indent=1) + "\n")
-                arguments.page.parent.mkdir(parents=True, exist_ok=True)
-                arguments.page.write_text(page(record), encoding="utf-8")
+                write_page(arguments.page, page(record))
+    write_page(arguments.page, page(record))
 
 
-def page(record: dict[str, Any]) -> str:
+def page(record: Record) -> str:
     """The table: a row a variant, a column a model and budget; KL measured, and its ratio to the standard effort's."""
-    rows = {(row["model"], row["variant"], row["asked"]): row for row in record["rows"]}
-    columns = list(dict.fromkeys((row["model"], row["asked"]) for row in record["rows"]))
+    rows = {(row["model"], row["variant"], row["asked"]): row for row in record.rows}
+    columns = list(dict.fromkeys((row["model"], row["asked"]) for row in record.rows))
     head = ["", *(f"{model}, {budget} bits" for model, budget in columns)]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for words, variant in VARIANTS.items():
         label = variant.partition(":")[0]
         cells = [cell(rows.get((m, label, b)), rows.get((m, "standard", b))) for m, b in columns]
         lines.append(f"| {' | '.join([words, *cells])} |")
-    facts = f"{record['machine']['cores']} cores, {record['machine']['system']}, seed {record['seed']}"
+    machine = record.content["machine"]
+    facts = f"{machine['cores']} cores, {machine['system']}, seed {record.content['seed']}"
     return (
         "# What each technique is worth\n\n"
         "KL from the original on held-out data, at budgets that count every byte of the file; in brackets the ratio\n"
@@ -72,7 +64,7 @@ def page(record: dict[str, Any]) -> str:
     )
 
 
-def cell(row: dict[str, Any] | None, standard: dict[str, Any] | None) -> str:
+def cell(row: Row | None, standard: Row | None) -> str:
     """One measurement."""
     if row is None or "error" in row:
         return "" if row is None else "not feasible"
@@ -83,15 +75,8 @@ def cell(row: dict[str, Any] | None, standard: dict[str, Any] | None) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", required=True, help="NAME=PATH")
-    parser.add_argument("--data", action="append", default=[], help="NAME=FILE")
-    parser.add_argument("--eval-data", action="append", default=[], help="NAME=FILE")
-    parser.add_argument("--budgets", default="3,3.5")
+    parser = options(__doc__, budgets="3,3.5", out="ablation.json")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workspace", type=Path, default=Path(tempfile.gettempdir()) / "guidedq-benchmark")
-    parser.add_argument("--more", default="", help="further options of guidedq compile")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/ablation.json"))
     parser.add_argument("--page", type=Path, default=Path("docs/ablation.md"))
     return parser.parse_args()
 

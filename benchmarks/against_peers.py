@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from compile_models import machine, timed
+from records import Record, pairs, timed
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -34,30 +34,22 @@ from guidedq.ir.model import Model
 from guidedq.progress import SilentProgress
 
 HERE = Path(__file__).parent
-COLUMNS = ("model", "tool", "settings", "bits", "KL", "loss before", "loss increase", "seconds", "peak MB")
+COLUMNS = ("model", "tool", "settings", "bits", "KL", "loss before", "loss increase", "CPU seconds", "peak MB")
 
 
 def main() -> None:
     """Run what is missing, print, write after each run."""
     arguments = parse_arguments()
-    record: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
-    record |= {"machine": machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    record = Record(arguments.out, threads=torch.get_num_threads(), torch=torch.__version__)
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
-    texts = {
-        kind: dict(item.split("=", 1) for item in getattr(arguments, kind)) for kind in ("calibration", "evaluation")
-    }
-    for item in arguments.model:
-        name, _, folder = item.partition("=")
+    calibration, evaluation = pairs(arguments.calibration), pairs(arguments.evaluation)
+    for name, folder in pairs(arguments.model).items():
         with tempfile.TemporaryDirectory() as scratch:
-            bench = Bench(name, folder, texts["calibration"][name], texts["evaluation"][name], Path(scratch), arguments)
+            bench = Bench(name, folder, calibration[name], evaluation[name], Path(scratch), arguments)
             for key, run in bench.runs():
-                row = next((row for row in record["rows"] if row["key"] == key), None)
-                if row is None:
-                    row = {"key": key, "model": name, **run()}
-                    record["rows"].append(row)
-                    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-                    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
-                print(line(row), flush=True)
+                if not record.has(key=key):
+                    record.add({"key": key, "model": name, **run()})
+                print(line(next(row for row in record.rows if row["key"] == key)), flush=True)
 
 
 class Bench:
@@ -104,17 +96,18 @@ class Bench:
             *("--eval-data", str(self.evaluation), "--out", str(out), "--seed", str(self.arguments.seed)),
             *("--workspace", str(self.arguments.workspace or self.scratch / f"workspace-{effort}")),
         ]  # fmt: skip
-        done, seconds = timed(command)
-        if done.returncode:
-            return {"tool": "guidedq", "settings": effort, "error": done.stderr.strip()[-300:]}
-        report = json.loads(done.stdout)
+        ran = timed(command)
+        if ran.done.returncode:
+            return {"tool": "guidedq", "settings": effort, "error": ran.done.stderr.strip()[-300:]}
+        report = json.loads(ran.done.stdout)
         return {
             "tool": "guidedq",
             "version": guidedq.__version__,
             "settings": effort,
             "asked": budget,
             "bits": report["size"]["linear_bits_per_weight"],
-            "seconds": seconds,
+            "seconds": ran.seconds,
+            "cpu_seconds": ran.cpu_seconds,
             "peak_memory_bytes": report["peak_memory_bytes"],
             "kl_forecast": report["forecast"]["kl"],
             **{name: report["measured"][name] for name in ("kl", "loss_before", "loss_after")},
@@ -161,7 +154,7 @@ def line(row: dict[str, Any]) -> str:
         f"{row['kl']:.4g}",
         f"{row['loss_before']:.4f}",
         f"{row['loss_after'] - row['loss_before']:+.4f}",
-        f"{row['seconds']:.0f}",
+        f"{row.get('cpu_seconds', row['seconds']):.0f}",
         f"{row['peak_memory_bytes'] / 1e6:.0f}",
     )
     return "| " + " | ".join(cells) + " |"

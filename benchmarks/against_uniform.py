@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
 
-from compile_models import machine
+from records import Record, Row, options, pairs, timed, write_page
 
 PLAIN, EQUAL = ("nearest", "gptq"), "guided-equal"
 
@@ -26,43 +23,35 @@ PLAIN, EQUAL = ("nearest", "gptq"), "guided-equal"
 def main() -> None:
     """Run what is missing; write the record and the page after each."""
     arguments = parse_arguments()
-    record: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
-    record |= {"machine": machine()}
-    data = dict(item.split("=", 1) for item in arguments.data)
-    evaluation = dict(item.split("=", 1) for item in arguments.eval_data)
-    for model in arguments.model:
-        name, _, path = model.partition("=")
+    record = Record(arguments.out)
+    for name, path in pairs(arguments.model).items():
         for seed in map(int, arguments.seeds.split(",")):
             for budget in arguments.budgets.split(","):
-                if any((row["model"], row["seed"], row["budget"]) == (name, seed, budget) for row in record["rows"]):
+                key = {"model": name, "seed": seed, "budget": budget}
+                if record.has(**key):
                     continue
-                row = {"model": name, "seed": seed, "budget": budget}
-                row |= compared(path, budget, seed, data.get(name), evaluation.get(name), arguments)
-                record["rows"].append(row)
-                print(line(row), flush=True)
-                arguments.out.parent.mkdir(parents=True, exist_ok=True)
-                arguments.out.write_text(json.dumps(record, indent=1) + "\n")
-                arguments.page.parent.mkdir(parents=True, exist_ok=True)
-                arguments.page.write_text(page(record), encoding="utf-8")
+                record.add(key | compared(name, path, budget, seed, arguments))
+                print(line(record.rows[-1]), flush=True)
+                write_page(arguments.page, page(record))
+    write_page(arguments.page, page(record))
 
 
-def compared(
-    path: str, budget: str, seed: int, data: str | None, evaluation: str | None, arguments: argparse.Namespace
-) -> dict[str, Any]:
+def compared(name: str, path: str, budget: str, seed: int, arguments: argparse.Namespace) -> Row:
     """Size and KL of every variant, or what went wrong."""
+    data, evaluation = pairs(arguments.data).get(name), pairs(arguments.eval_data).get(name)
     command = [
         *(sys.executable, "-m", "guidedq", "compare", path, "--budget", f"{budget}bits", "--json", "--effort", "quick"),
         *("--seed", str(seed), "--workspace", str(arguments.workspace), *arguments.more.split()),
         *(("--data", data) if data else ()), *(("--eval-data", evaluation) if evaluation else ()),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = timed(command).done
     if done.returncode:
         return {"error": " ".join(done.stderr.strip().splitlines()[-1:])}
     variants = json.loads(done.stdout)["variants"]
     return {"variants": {one["name"]: {"bytes": one["file_bytes"], "kl": one["measured"]["kl"]} for one in variants}}
 
 
-def ratio(row: dict[str, Any]) -> float | None:
+def ratio(row: Row) -> float | None:
     """KL of the guided model over that of the best plain uniform one, in no more bytes."""
     variants = row.get("variants", {})
     if EQUAL not in variants:
@@ -70,7 +59,7 @@ def ratio(row: dict[str, Any]) -> float | None:
     return variants[EQUAL]["kl"] / min(variants[name]["kl"] for name in PLAIN)
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: Row) -> str:
     """One row of the table."""
     if row.get("error"):
         return f"| {row['model']} | {row['budget']} | {row['seed']} | {row['error']} | | | |"
@@ -80,11 +69,11 @@ def line(row: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def page(record: dict[str, Any]) -> str:
+def page(record: Record) -> str:
     """The table, and the worst case."""
-    rows = sorted(record["rows"], key=lambda row: (row["model"], float(row["budget"]), row["seed"]))
+    rows = sorted(record.rows, key=lambda row: (row["model"], float(row["budget"]), row["seed"]))
     ratios = [value for row in rows if (value := ratio(row)) is not None]
-    facts = record["machine"]
+    facts = record.content["machine"]
     head = f"""# Guided against uniform, over draws of the calibration data
 
 KL from the original on held-out data. Uniform: plain rounding and GPTQ, each in the best single format that fits the
@@ -102,15 +91,8 @@ Worst of {len(ratios)} cases: **{max(ratios, default=float("nan")):.2f}** times 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", required=True, help="NAME=PATH")
-    parser.add_argument("--data", action="append", default=[], help="NAME=FILE")
-    parser.add_argument("--eval-data", action="append", default=[], help="NAME=FILE")
-    parser.add_argument("--budgets", default="2.5,3.5")
+    parser = options(__doc__, budgets="2.5,3.5", out="against_uniform.json")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--workspace", type=Path, default=Path(tempfile.gettempdir()) / "guidedq-benchmark")
-    parser.add_argument("--more", default="", help="further options of guidedq compare")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/against_uniform.json"))
     parser.add_argument("--page", type=Path, default=Path("docs/uniform.md"))
     return parser.parse_args()
 

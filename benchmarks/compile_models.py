@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
+
+from records import Record, Row, options, pairs, timed
 
 COLUMNS = ("model", "variant", "asked", "bits", "linear bits", "KL forecast", "KL measured", "loss before",
            "loss after", "accuracy", "seconds", "peak MB")  # fmt: skip
@@ -27,32 +24,19 @@ COLUMNS = ("model", "variant", "asked", "bits", "linear bits", "KL forecast", "K
 def main() -> None:
     """Compile, print, write."""
     arguments = parse_arguments()
-    data = dict(item.split("=", 1) for item in arguments.data)
-    evaluation = dict(item.split("=", 1) for item in arguments.eval_data)
-    rows: list[dict[str, Any]] = []
+    arguments.out.unlink(missing_ok=True)
+    record = Record(arguments.out, seed=arguments.seed, arguments=sys.argv[1:])
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
-    for model in arguments.model:
-        name, _, path = model.partition("=")
+    for name, path in pairs(arguments.model).items():
         for variant in arguments.variant:
             for budget in arguments.budgets.split(","):
-                row = run(name, path, variant, budget, data.get(name), evaluation.get(name), arguments)
-                rows.append(row)
-                print(line(row), flush=True)
-    record = {"machine": machine(), "seed": arguments.seed, "arguments": sys.argv[1:], "rows": rows}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+                record.add(run(name, path, variant, budget, arguments))
+                print(line(record.rows[-1]), flush=True)
 
 
-def run(
-    name: str,
-    path: str,
-    variant: str,
-    budget: str,
-    data: str | None,
-    evaluation: str | None,
-    arguments: argparse.Namespace,
-) -> dict[str, Any]:
+def run(name: str, path: str, variant: str, budget: str, arguments: argparse.Namespace) -> Row:
     """One compile in a process of its own, so that its peak memory is its own."""
+    data, evaluation = pairs(arguments.data).get(name), pairs(arguments.eval_data).get(name)
     label, _, settings = variant.partition(":")
     recipe = [] if settings else ["--recipe", label]
     changes = [setting for setting in settings.split(",") if setting]
@@ -67,10 +51,11 @@ def run(
             *recipe, *efforts, *words, *arguments.more.split(),
             *(("--data", data) if data else ()), *(("--eval-data", evaluation) if evaluation else ()),
         ]  # fmt: skip
-        done, seconds = timed(command)
-        if done.returncode:
-            return {"model": name, "variant": label, "asked": budget, "error": done.stderr.strip().splitlines()[-1:]}
-        report = json.loads(done.stdout)
+        ran = timed(command)
+        if ran.done.returncode:
+            wrong = ran.done.stderr.strip().splitlines()[-1:]
+            return {"model": name, "variant": label, "asked": budget, "error": wrong}
+        report = json.loads(ran.done.stdout)
         files = [f for f in out.iterdir() if f.name in ("model.safetensors", "model.onnx", "model.onnx.data")]
         size = sum(file.stat().st_size for file in files)
     report.pop("sites")
@@ -80,19 +65,13 @@ def run(
         "asked": budget,
         "bytes": size,
         "bits": 8 * size / report["model"]["parameters"],
-        "wall_seconds": seconds,
+        "wall_seconds": ran.seconds,
+        "cpu_seconds": ran.cpu_seconds,
         "report": report,
     }
 
 
-def timed(command: list[str]) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Run a command to its end, whatever that is; its wall-clock seconds."""
-    start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done, time.perf_counter() - start
-
-
-def line(row: dict[str, Any]) -> str:
+def line(row: Row) -> str:
     """One row of the Markdown table."""
     if "error" in row:
         return f"| {row['model']} | {row['variant']} | {row['asked']} | {' '.join(row['error'])} |"
@@ -115,28 +94,11 @@ def line(row: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def machine() -> dict[str, str | int | None]:
-    """What it ran on."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", required=True, help="NAME=PATH")
-    parser.add_argument("--data", action="append", default=[], help="NAME=FILE")
-    parser.add_argument("--eval-data", action="append", default=[], help="NAME=FILE")
-    parser.add_argument("--budgets", default="3,3.5,4")
+    parser = options(__doc__, budgets="3,3.5,4", out="compile_models.json")
     parser.add_argument("--variant", action="append", default=None, help="recipe, or label:setting,setting")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workspace", type=Path, default=Path(tempfile.gettempdir()) / "guidedq-benchmark")
-    parser.add_argument("--more", default="", help="further options of guidedq compile")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/compile_models.json"))
     parsed = parser.parse_args()
     parsed.variant = parsed.variant or ["default"]
     return parsed

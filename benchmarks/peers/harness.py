@@ -56,9 +56,9 @@ def run(package: str, quantize: Callable[[Task], Result]) -> None:
     tokens = torch.from_numpy(np.load(calibration)["input_ids"])
     names = {name: module.weight.shape for name, module in linears(load(model)).items()}
     task = Task(model=model, tokens=tokens, bits=float(bits), scratch=folder / "stored", options=tuple(options))
-    start = time.perf_counter()
+    start, before = time.perf_counter(), time.process_time()
     result = quantize(task)
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - before
     weights = {name: weight_of(result.model.get_submodule(name), shape[1]) for name, shape in names.items()}
     save_file(weights, str(folder / "weights.safetensors"))
     numbers = sum(shape.numel() for shape in names.values())
@@ -66,6 +66,7 @@ def run(package: str, quantize: Callable[[Task], Result]) -> None:
         "version": version(package),
         "settings": result.settings,
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "threads": torch.get_num_threads(),
         "bytes": result.bytes,
