@@ -32,9 +32,9 @@ def main() -> None:
         "# Against other tools\n",
         "Linear layers only, all bytes counted for them (scales at 16 bits), the same tokens for all, KL and loss on "
         f"other text;\n`benchmarks/against_peers.py` on {machine_text(record)}. Versions stand in\n"
-        f"`{source.as_posix()}`. Seconds are of the processor, all cores together; peak memory is the whole process's.\n"
-        "Only the first of guidedq's runs with one effort collects guidance; its other budgets start from the workspace "
-        "of that one.\n",
+        f"`{source.as_posix()}`. Seconds: of the processor, all cores together; peak memory: of the process.\n"
+        "Only the first of guidedq's runs with one effort collects guidance; its other budgets start from that one's "
+        "workspace.\n",
     ]
     for model in models:
         mine = sorted((row for row in rows if row["model"] == model), key=lambda row: (row["tool"], row["bits"]))
