@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from guidedq.errors import CalibrationError
 from guidedq.ir.graph import Site, Use, UseKind
 from guidedq.ir.model import Model
+from guidedq.ir.program import patched
 from guidedq.memory import give_back
 
 from .events import Event, as_event
@@ -131,15 +132,12 @@ def repeated_blocks(module: nn.Module) -> tuple[str, ...]:
 @contextmanager
 def recomputed(module: nn.Module, blocks: Sequence[str]) -> Generator[None]:
     """Run these submodules under activation checkpointing, and give back what they free as they go."""
-    patched = [module.get_submodule(name) for name in blocks]
-    for number, block in enumerate(patched):
+    forwards: dict[nn.Module, Callable[..., Any]] = {}
+    for number, block in enumerate(module.get_submodule(name) for name in blocks):
         run = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-        block.__dict__["forward"] = _tidy(run) if number % TIDY_BLOCKS == 0 else run
-    try:
+        forwards[block] = _tidy(run) if number % TIDY_BLOCKS == 0 else run
+    with patched(forwards):
         yield
-    finally:
-        for block in patched:
-            del block.__dict__["forward"]
 
 
 def _tidy(run: Callable[..., Any]) -> Callable[..., Any]:

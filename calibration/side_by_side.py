@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, final
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from guidedq.artifacts.samples import SampleSet
 from guidedq.ir.graph import Site, Use
 from guidedq.ir.model import Model
-from guidedq.ir.program import TorchProgram, swapped
+from guidedq.ir.program import TorchProgram, patched, swapped
 
 TOLERANCE = 1e-3
 """By so much, of the largest value, the same sample may differ at two places of a batch."""
@@ -37,7 +37,7 @@ def run_side_by_side(model: Model, batch: SampleSet, visit: Visit) -> None:
     sites = separable_sites(model, batch.part(0, 1))
     if not sites:
         return
-    with _patched(model.program, sites, _Halves(sites, visit)), torch.no_grad(), suppress(_Finished):
+    with patched(_forwards(model.program, sites, _Halves(sites, visit))), torch.no_grad(), suppress(_Finished):
         model.program.module(**_twice(batch))
 
 
@@ -49,7 +49,7 @@ def separable_sites(model: Model, batch: SampleSet) -> tuple[Site, ...]:
     assert isinstance(model.program, TorchProgram)
     checks = _Checks()
     try:
-        with _patched(model.program, model.graph.quantizable, checks), torch.no_grad():
+        with patched(_forwards(model.program, model.graph.quantizable, checks)), torch.no_grad():
             model.program.module(**_twice(batch))
     except (RuntimeError, ValueError):  # whatever a baked-in batch size leads to
         return ()
@@ -90,29 +90,25 @@ class _Halves:
         return torch.cat((run(original, None), run(quantized, weight)))
 
 
-@contextmanager
-def _patched(program: TorchProgram, sites: Sequence[Site], caller: _Checks | _Halves) -> Generator[None]:
-    """Let `caller` run the operators that read these sites."""
-    patched: list[nn.Module] = []
+def _forwards(
+    program: TorchProgram, sites: Sequence[Site], caller: _Checks | _Halves
+) -> Mapping[nn.Module, Callable[..., Any]]:
+    """What lets `caller` run the operators that read these sites."""
+    forwards: dict[nn.Module, Callable[..., Any]] = {}
     for site in sites:
         own = program.parameter(site.name)
         for use in site.uses:
             module = program.operator(use.operator)
             leaf = next(name for name, held in _tensors(module) if held is own)
-            module.__dict__["forward"] = _forward(module, leaf, site, use, caller)
-            patched.append(module)
-    try:
-        yield
-    finally:
-        for module in patched:
-            del module.__dict__["forward"]
+            forwards[module] = _forward(module, leaf, site, use, caller)
+    return forwards
 
 
 def _forward(module: nn.Module, leaf: str, site: Site, use: Use, caller: _Checks | _Halves) -> Any:
     forward = module.forward
     table = module.__dict__["_parameters" if leaf in module.__dict__["_parameters"] else "_buffers"]
 
-    def patched(values: Tensor, *arguments: Any, **named: Any) -> Tensor:
+    def instead(values: Tensor, *arguments: Any, **named: Any) -> Tensor:
         def run(part: Tensor, weight: Tensor | None) -> Tensor:
             with swapped(table, {} if weight is None else {leaf: weight}):
                 return forward(part, *arguments, **named)
@@ -121,9 +117,9 @@ def _forward(module: nn.Module, leaf: str, site: Site, use: Use, caller: _Checks
         try:
             return caller.call(site, use, run, values)
         finally:
-            module.__dict__["forward"] = patched
+            module.__dict__["forward"] = instead
 
-    return patched
+    return instead
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -133,17 +133,13 @@ class TorchProgram(AbstractProgram):
         Gradients flow to the weights where there are any.
         """
         named = {id(self.parameter(name)): name for name in weights}
-        patched: list[nn.Module] = []
+        forwards: dict[nn.Module, Any] = {}
         for module in self.module.modules():
             held = {leaf: named[id(p)] for leaf, p in module.named_parameters(recurse=False) if id(p) in named}
             if held:
-                module.__dict__["forward"] = _forward_with(module, held, weights)
-                patched.append(module)
-        try:
+                forwards[module] = _forward_with(module, held, weights)
+        with patched(forwards):
             yield
-        finally:
-            for module in patched:
-                del module.__dict__["forward"]
 
     def observe(
         self, batch: Batch, operators: Mapping[str, None], *, weights: Mapping[str, Tensor] | None = None
@@ -171,6 +167,18 @@ def round_activations(values: Tensor, block_size: int) -> Tensor:
     # multiplied by the reciprocal, as the runtime does: a quotient would differ in the last bit, and so in some codes
     codes = torch.round(padded * (127.0 / torch.where(largest > 0, largest, 1.0))).clamp_(-127, 127)
     return (codes * (largest / 127.0)).flatten(-2)[..., :columns]
+
+
+@contextmanager
+def patched(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Generator[None]:
+    """Let modules run these functions in place of their own `forward` meanwhile."""
+    for module, forward in forwards.items():
+        module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        for module in forwards:
+            del module.__dict__["forward"]
 
 
 @contextmanager
