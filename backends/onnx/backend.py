@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
+from onnx import ModelProto
 from torch import Tensor
 
 from guidedq.artifacts.footprint import Footprint
@@ -20,6 +21,7 @@ from guidedq.stages import AbstractBackend, Emission
 
 from .accounting import count_footprint, stored_bytes
 from .candidates import offered_formats
+from .compaction import compacted
 from .emission import write_model
 from .export import export_model
 from .runtime import check_model, notices_of, open_function, open_session
@@ -32,7 +34,8 @@ REPRESENTATIVE_BLOCK = 64
 """The block whose rounding of activations is forecast, before the formats are known: half and twice of it differ by
 less than a tenth in the error that they make."""
 CODED_PARAMETERS = 4_000_000
-"""Up to this size weights are stored by their entropy unasked: a model is then loaded in a second or two."""
+"""Up to this size weights are stored by their entropy unasked: a model is then loaded in a second or two. And its graph
+is made compact: an exporter's names and unfolded constants can take a fifth of the file."""
 
 
 @final
@@ -43,12 +46,15 @@ class OnnxBackend(AbstractBackend):
     Attributes:
         accuracy_level: How MatMulNBits computes: 4 rounds activations to int8 and is the fast one, 0 to 3 use floats.
         opset: Version of the standard operators for models that are exported; an ONNX file keeps its own.
+        names: `keep` leaves the graph of an ONNX file as it is; `short` folds its constants, renames all but inputs and
+            outputs and drops the names of nodes; `auto` does so where it tells, in models of up to 4 million weights.
         fused: Give the sites that read one tensor (query, key, value; gate, up) one format.
         external_bytes: Models that could be larger than this keep their tensors in `model.onnx.data`.
     """
 
     accuracy_level: int = INTEGER_LEVEL
     opset: int = 21
+    names: Literal["auto", "keep", "short"] = "auto"
     fused: bool = False
     external_bytes: int = 1_500_000_000
 
@@ -60,8 +66,7 @@ class OnnxBackend(AbstractBackend):
 
     def entropy_code(self, model: Model, *, asked: bool) -> EntropyCode | None:
         """Rice codes, unpacked to float while the model loads, some 3 million weights a second: for small models."""
-        parameters = sum(site.parameters for site in model.graph.quantizable)
-        return "rice" if asked or parameters <= CODED_PARAMETERS else None
+        return "rice" if asked or _parameters(model) <= CODED_PARAMETERS else None
 
     def footprint(self, model: Model, formats: Sequence[RoundedFormat]) -> Footprint:
         """The exact bytes of every site, from the model's own graph; see `AbstractBackend.footprint`."""
@@ -107,12 +112,18 @@ class OnnxBackend(AbstractBackend):
         """An `onnxruntime.InferenceSession` with default options."""
         return open_session(folder)
 
+    def _source(self, model: Model) -> tuple[ModelProto, Mapping[str, str]]:
+        """The user's own graph, and what each site's weight is called in it."""
+        proto, names = read_source(model.path), [site.name for site in model.graph.quantizable]
+        if self.names == "short" or (self.names == "auto" and _parameters(model) <= CODED_PARAMETERS):
+            return compacted(proto, names)
+        return proto, {name: name for name in names}
+
     def _prepare(self, model: Model) -> tuple[Skeleton, Settings]:
         """The graph without its weights, and how it will be written."""
         sites = model.graph.quantizable
         if model.source == "onnx":
-            proto = read_source(model.path)
-            names = {site.name: site.name for site in sites}
+            proto, names = self._source(model)
         else:
             proto, names = export_model(model, self.opset)
         skeleton = build_skeleton(proto, sites, names)
@@ -124,3 +135,7 @@ class OnnxBackend(AbstractBackend):
             external=largest > self.external_bytes,
         )
         return skeleton, settings
+
+
+def _parameters(model: Model) -> int:
+    return sum(site.parameters for site in model.graph.quantizable)

@@ -1,4 +1,4 @@
-"""Making an exported graph small: constants folded, names short, traces of the exporting machine gone."""
+"""Making a graph small: constants folded, names short, traces of the exporting machine gone."""
 
 from __future__ import annotations
 
@@ -20,8 +20,58 @@ FOLDING_ROUNDS = 2
 """Rounds of constant folding; each can uncover work for the next, and a third changes nothing on usual models."""
 KEPT_APART = ("TransposeOptimizer", "MatMulAddFusion")
 """Rewrites that move the transposes of weights, or merge a product with what follows it."""
+SPECIAL_OPERATORS = ("CastLike", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+"""Signs of graphs of several precisions: the runtime moves casts in these as it needs them itself."""
 ONLY_ERRORS = 3
 """The runtime's least talkative level but one."""
+
+
+def compacted(proto: ModelProto, weights: Sequence[str]) -> tuple[ModelProto, Mapping[str, str]]:
+    """The user's own graph with constants folded and short names, and the weights' new names by the old.
+
+    Inputs, outputs, metadata and the stated shapes of what lies between are kept. A graph is left as it is where
+    folding could change more than constants: control flow, functions, operators beyond the standard, quantized or half
+    precision parts, initializers that a caller may override.
+    """
+    if not _is_plain(proto):
+        return proto, {name: name for name in weights}
+    metadata = [type(entry).FromString(entry.SerializeToString()) for entry in proto.metadata_props]
+    shapes = [type(entry).FromString(entry.SerializeToString()) for entry in proto.graph.value_info]
+    inputs, outputs = ([entry.name for entry in entries] for entries in (proto.graph.input, proto.graph.output))
+    _store_constants(proto.graph, frozenset(weights))
+    proto = fold_constants(proto, frozenset(weights))
+    strip(proto)
+    proto.metadata_props.extend(metadata)
+    made = {name for node in proto.graph.node for name in node.output}
+    proto.graph.value_info.extend(entry for entry in shapes if entry.name in made)
+    renamed = shorten_names(proto, inputs, outputs)
+    return proto, {name: renamed[name] for name in weights}
+
+
+def _is_plain(proto: ModelProto) -> bool:
+    graph = proto.graph
+    stored = {tensor.name for tensor in graph.initializer}
+    halves = any(tensor.data_type in HALF_TYPES for tensor in graph.initializer)
+    special = halves or graph.sparse_initializer or any(entry.name in stored for entry in graph.input)
+    return not (special or proto.functions or any(map(_is_special, graph.node)))
+
+
+def _is_special(node: onnx.NodeProto) -> bool:
+    inner = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+    halves = node.op_type == "Cast" and any(attribute.i in HALF_TYPES for attribute in node.attribute)
+    return inner or halves or node.domain not in ("", "ai.onnx") or node.op_type in SPECIAL_OPERATORS
+
+
+def _store_constants(graph: GraphProto, weights: frozenset[str]) -> None:
+    """Weights that stand in Constant nodes become initializers."""
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        if node.op_type == "Constant" and node.output[0] in weights:
+            values = next(item.t for item in node.attribute if item.name == "value")
+            graph.initializer.add().CopyFrom(values)
+            graph.initializer[-1].name = node.output[0]
+            del graph.node[index]
 
 
 def fold_constants(proto: ModelProto, weights: frozenset[str]) -> ModelProto:
@@ -106,17 +156,17 @@ def _value(attribute: onnx.AttributeProto) -> Any:
     return helper.get_attribute_value(attribute) if attribute.type else None
 
 
-def shorten_names(proto: ModelProto, inputs: Sequence[str], output: str) -> Mapping[str, str]:
-    """Give every value a short name, except the model's inputs and output; gives the new names by the old."""
+def shorten_names(proto: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> Mapping[str, str]:
+    """Give the model's inputs and outputs these names and every other value a short one; the new names by the old."""
     graph = proto.graph
     renamed: dict[str, str] = {"": ""}
     renamed.update({entry.name: name for entry, name in zip(graph.input, inputs, strict=True)})
-    renamed[graph.output[0].name] = output
-    fresh = _short_names({*inputs, output})
+    renamed.update({entry.name: name for entry, name in zip(graph.output, outputs, strict=True)})
+    fresh = _short_names({*inputs, *outputs})
     for name in _in_order(graph):
         if name not in renamed:
             renamed[name] = next(fresh)
-    for entry in (*graph.input, *graph.output, *graph.initializer):
+    for entry in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
         entry.name = renamed[entry.name]
     for node in graph.node:
         for names in (node.input, node.output):

@@ -40,7 +40,7 @@ def export_model(model: Model, opset: int) -> tuple[ModelProto, Mapping[str, str
     proto = fold_constants(proto, frozenset(found.values()))
     strip(proto)
     output = "output" if model.objective is Objective.VALUES else "logits"
-    renamed = shorten_names(proto, [spec.name for spec in model.inputs], output)
+    renamed = shorten_names(proto, [spec.name for spec in model.inputs], [output])
     names = {site: renamed[name] for site, name in found.items()}
     store_small(proto.graph, frozenset(names.values()))
     return proto, names
