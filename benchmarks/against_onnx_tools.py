@@ -235,7 +235,8 @@ def page(record: Record) -> str:
 Weights of linear layers and convolutions only; bits are all that a file holds for them, per weight. KL from the
 original on held-out data (for embeddings half the relative squared error), agreement of the answers (for embeddings
 their cosine), accuracy or Spearman's correlation, and latency at one thread over the original's in the same run. ONNX
-Runtime {record.content["onnxruntime"]}. By `benchmarks/against_onnx_tools.py` ({facts["cores"]} cores, {facts["system"]}).
+Runtime {record.content["onnxruntime"]}. By `benchmarks/against_onnx_tools.py`
+({facts["cores"]} cores, {facts["system"]}).
 
 | {" | ".join(COLUMNS)} |
 {"|---" * len(COLUMNS)}|
