@@ -40,6 +40,8 @@ def compile(
     workspace: PathLike | None = None,
     max_memory: int | None = None,
     max_loss_increase: float | None = None,
+    strict: bool = False,
+    training_tokens: float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -61,6 +63,8 @@ def compile(
         workspace: Where measured things are kept; the user's cache folder by default.
         max_memory: Bound in bytes on the statistics held at once.
         max_loss_increase: A gate, in the objective's unit.
+        strict: A gate too: no diagnostic may warn.
+        training_tokens: What the model was trained on, if known, for a diagnostic.
         overwrite: Replace `out` if it exists.
         progress: Told about the work.
 
@@ -87,7 +91,15 @@ def compile(
         progress=progress,
     )
     target = Path(out) if out is not None else Path(f"{job.model.name}-{asked.text.strip().replace(' ', '')}")
-    return compile_model(job, asked, target, overwrite=overwrite, largest_loss_increase=max_loss_increase)
+    return compile_model(
+        job,
+        asked,
+        target,
+        overwrite=overwrite,
+        largest_loss_increase=max_loss_increase,
+        strict=strict,
+        training_tokens=training_tokens,
+    )
 
 
 def plan(model: Model | PathLike, *, budgets: Sequence[str], **options: Any) -> tuple[PlanPoint, ...]:

@@ -99,6 +99,7 @@ def joined(parts: Sequence[Measurement]) -> Measurement:
         units=units,
         kl_by_sample=tuple(loss for part in parts for loss in part.kl_by_sample),
         loss_increase_by_sample=tuple(loss for part in parts for loss in part.loss_increase_by_sample),
+        entropy=mean_of_known([part.entropy for part in parts]),
     )
 
 

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, final
 
+from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.forecast import Forecast
 from guidedq.errors import ArtifactError
 from guidedq.strict_json import json_text, read_json
@@ -132,6 +133,7 @@ class Report:
     versions: Mapping[str, str]
     seed: int
     notices: tuple[str, ...]
+    diagnostics: tuple[Diagnostic, ...] = ()
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -158,6 +160,7 @@ class Report:
                 "measured": MeasuredFacts(**content.pop("measured")),
                 "probes": tuple(ProbePoint(**probe) for probe in content.pop("probes")),
                 "notices": tuple(content.pop("notices")),
+                "diagnostics": tuple(Diagnostic(**check) for check in content.pop("diagnostics", ())),
             }
             return Report(**parts, **content, curve=points, sites=sites)
         except (OSError, KeyError, TypeError, ValueError) as error:

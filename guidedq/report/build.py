@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 
 from guidedq.artifacts.allocation import SiteAllocation
+from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.forecast import Measurement
 from guidedq.artifacts.report import (
     BudgetFacts,
@@ -39,6 +40,7 @@ def build_report(
     emission: Emission,
     measured: Measurement,
     curve: Sequence[PlanPoint],
+    diagnostics: tuple[Diagnostic, ...],
 ) -> Report:
     """Everything that was promised, done and measured."""
     model, graph = job.model, job.model.graph
@@ -90,6 +92,7 @@ def build_report(
         | {"python": platform.python_version()},
         seed=job.seed,
         notices=(*model.notices, *emission.notices),
+        diagnostics=diagnostics,
     )
 
 
