@@ -54,9 +54,9 @@ def _checked(
     return Diagnostic(
         name=name,
         meaning=meaning,
-        number=float(number),
+        number=number,
         bound=bound,
-        threshold=float(threshold),
+        threshold=threshold,
         verdict="fine" if holds else "warning",
         advice=advice,
     )

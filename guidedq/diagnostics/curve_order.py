@@ -17,8 +17,8 @@ def curve_order(curves: Mapping[str, SiteCurve]) -> Diagnostic:
     names = [name for name, curve in curves.items() if _disordered(curve)]
     return at_most(
         "curve-order",
-        len(names),
-        0,
+        float(len(names)),
+        0.0,
         meaning="sites where more bits measured worse" + (f" (the first is {names[0]})" if names else ""),
         advice="Check the weights of these sites, or leave them alone (--keep); more samples may mend it.",
     )
