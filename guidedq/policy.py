@@ -67,8 +67,8 @@ def _accuracy_drop(report: Report) -> float | None:
 
 
 def _forecast_error(report: Report) -> float:
-    error = abs(report.forecast.kl - report.measured.kl)
-    return error / report.measured.kl if report.measured.kl > 0.0 else (0.0 if error == 0.0 else math.inf)
+    error, measured = abs(report.forecast.kl - report.measured.kl), report.measured.kl
+    return 0.0 if error == 0.0 else math.inf if measured == 0.0 else error / measured
 
 
 METRICS: Mapping[str, Callable[[Report], float | None]] = {
