@@ -11,8 +11,9 @@ from guidedq.artifacts.diagnostic import Diagnostic, at_most
 from guidedq.artifacts.guidance import AbstractGuidance
 from guidedq.ir.graph import Site, UseKind
 
-LARGEST_RATIO = 64.0
-"""int8 has 127 steps to a side: beyond, a usual input is rounded to nothing or one or two steps beside the largest."""
+LARGEST_RATIO = 254.0
+"""int8 has 127 steps to a side: beyond, a usual input is less than half a step and is rounded to nothing beside the
+largest. all-MiniLM-L6-v2 has 89."""
 
 
 def activation_outliers(

@@ -145,9 +145,9 @@ LINEAR = Site(name="up", shape=(2, 5), uses=(Use(operator="up", kind=UseKind.LIN
 
 
 def test_an_outlier_is_warned_of_where_the_runtime_rounds_inputs() -> None:
-    outlier, calm = Guidance(1.0, 1.1, 100.0, 0.9, 1.0), Guidance(1.0, 1.1, 5.0, 0.9, 1.0)
+    outlier, calm = Guidance(1.0, 1.1, 300.0, 0.9, 1.0), Guidance(1.0, 1.1, 100.0, 0.9, 1.0)
     found = activation_outliers(outlier, [LINEAR], {"up"})
-    assert found is not None and found.verdict == "warning" and found.number == pytest.approx(100.0)
+    assert found is not None and found.verdict == "warning" and found.number == pytest.approx(300.0)
     assert "accuracy-level=1" in found.advice
     quiet = activation_outliers(calm, [LINEAR], {"up"})
     assert quiet is not None and quiet.verdict == "fine"
@@ -156,7 +156,7 @@ def test_an_outlier_is_warned_of_where_the_runtime_rounds_inputs() -> None:
 
 def test_an_embedding_reads_no_activations() -> None:
     site = Site(name="embed", shape=(2, 5), uses=(Use(operator="embed", kind=UseKind.EMBEDDING),))
-    assert activation_outliers(Guidance(1.0, 1.0, 100.0, 1.0, 1.0), [site], {"embed"}) is None
+    assert activation_outliers(Guidance(1.0, 1.0, 300.0, 1.0, 1.0), [site], {"embed"}) is None
 
 
 def test_inputs_that_are_never_seen_are_no_outliers() -> None:
