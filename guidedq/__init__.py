@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from guidedq.api import Artifact, compile, load, load_quantized, plan
+    from guidedq.api import Artifact, check, compile, load, load_quantized, plan, verify
     from guidedq.errors import GuidedQError
 
-__all__ = ["Artifact", "GuidedQError", "__version__", "compile", "load", "load_quantized", "plan"]
+__all__ = ["Artifact", "GuidedQError", "__version__", "check", "compile", "load", "load_quantized", "plan", "verify"]
 __version__ = "0.1.0"
 
 

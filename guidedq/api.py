@@ -1,4 +1,4 @@
-"""The face for Python: `compile`, `plan`, `load`, `load_quantized`. The command line calls the same functions."""
+"""The face for Python: `compile`, `plan`, `check`, `verify`, `load`, `load_quantized`. The command line uses it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from guidedq.artifacts.report import PlanPoint
+from guidedq.artifacts.report import PlanPoint, Report, read_report
 from guidedq.budget import parse_budget
 from guidedq.compiler import Artifact, compile_model, plan_model
 from guidedq.errors import ArtifactError, CalibrationError, OutputError
 from guidedq.frontend import load
 from guidedq.ir.model import Model, Objective, check_sites
 from guidedq.job import Job
+from guidedq.policy import Policy, PolicyResult, check_policy, read_policy
 from guidedq.progress import Progress, SilentProgress
 from guidedq.recipe import Recipe, effort_settings, load_recipe
 from guidedq.registry import available, parse_stage, stage_text
 from guidedq.stages import AbstractBackend, AbstractRewrite, AbstractSampler
+from guidedq.verification import Verification, verify_artifact
 from guidedq.workspace import Workspace, default_workspace
 
 PathLike = str | Path
@@ -40,6 +42,8 @@ def compile(
     workspace: PathLike | None = None,
     max_memory: int | None = None,
     max_loss_increase: float | None = None,
+    strict: bool = False,
+    training_tokens: float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -61,6 +65,8 @@ def compile(
         workspace: Where measured things are kept; the user's cache folder by default.
         max_memory: Bound in bytes on the statistics held at once.
         max_loss_increase: A gate, in the objective's unit.
+        strict: A gate too: no diagnostic may warn.
+        training_tokens: What the model was trained on, if known, for a diagnostic.
         overwrite: Replace `out` if it exists.
         progress: Told about the work.
 
@@ -87,7 +93,15 @@ def compile(
         progress=progress,
     )
     target = Path(out) if out is not None else Path(f"{job.model.name}-{asked.text.strip().replace(' ', '')}")
-    return compile_model(job, asked, target, overwrite=overwrite, largest_loss_increase=max_loss_increase)
+    return compile_model(
+        job,
+        asked,
+        target,
+        overwrite=overwrite,
+        largest_loss_increase=max_loss_increase,
+        strict=strict,
+        training_tokens=training_tokens,
+    )
 
 
 def plan(model: Model | PathLike, *, budgets: Sequence[str], **options: Any) -> tuple[PlanPoint, ...]:
@@ -121,6 +135,57 @@ def load_quantized(folder: PathLike) -> Any:
         )
     backend: AbstractBackend = parse_stage(kind, "backend")
     return backend.load(path)
+
+
+def check(report: Report | PathLike, policy: Policy | PathLike) -> PolicyResult:
+    """Hold a report against a policy; the result says whether it is `met`.
+
+    Args:
+        report: A report, a `report.json`, or an artifact's folder.
+        policy: A policy, or a TOML file.
+
+    Raises:
+        ArtifactError: the report cannot be read.
+        PolicyError: the policy cannot be read, or asks for what there is not.
+    """
+    read = report if isinstance(report, Report) else read_report(Path(report))
+    return check_policy(read, policy if isinstance(policy, Policy) else read_policy(Path(policy)))
+
+
+def verify(
+    folder: PathLike,
+    *,
+    model: PathLike | None = None,
+    data: PathLike | Sequence[PathLike] = (),
+    eval_data: PathLike | Sequence[PathLike] = (),
+    workspace: PathLike | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Check every file of an artifact by its digest, and measure it again on the samples of its report.
+
+    Args:
+        folder: What `compile` wrote.
+        model: The original, if it is not where the report says.
+        data: What `compile` was given, if it is not where the report says.
+        eval_data: The same of its evaluation data.
+        workspace: Where samples are kept; the user's cache folder by default.
+        progress: Told about the work.
+
+    Returns:
+        The numbers of the report and those measured, and whether they agree.
+
+    Raises:
+        ArtifactError: a file is missing, truncated, altered, or from a newer version.
+        GuidedQError: the model or the data are not those of the report.
+    """
+    return verify_artifact(
+        Path(folder),
+        model,
+        _paths(data),
+        _paths(eval_data),
+        workspace=Path(workspace) if workspace is not None else default_workspace(),
+        progress=progress or SilentProgress(),
+    )
 
 
 def make_job(
@@ -215,4 +280,4 @@ def _paths(paths: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
     return (Path(paths),) if isinstance(paths, str | Path) else tuple(map(Path, paths))
 
 
-__all__ = ["Artifact", "compile", "load", "load_quantized", "make_job", "plan", "stage_text"]
+__all__ = ["Artifact", "check", "compile", "load", "load_quantized", "make_job", "plan", "stage_text", "verify"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from guidedq.artifacts.forecast import Measurement
-from guidedq.artifacts.report import Report
+from guidedq.artifacts.report import Report, read_report
 from guidedq.artifacts.samples import SampleSet
 from guidedq.errors import ArtifactError, CalibrationError
 from guidedq.evaluation import measure
@@ -44,20 +44,12 @@ def evaluate_artifact(
         CalibrationError: the data do not fit the model.
         ModelError: the original cannot be loaded.
     """
-    if not (folder / "report.json").is_file():
-        raise ArtifactError(f"{folder} has no report.json. Expected a folder that guidedq compile wrote.")
     if missing := [path for path in data if not path.exists()]:
         raise CalibrationError(f"no such data: {', '.join(map(str, missing))}.")
-    report = Report.read(folder / "report.json")
-    name = _original(report, original)
-    if not data and name != DEMO:
+    report = read_report(folder)
+    if not data and original_name(report, original) != DEMO:
         raise CalibrationError("nothing to measure on: pass --data with text or with a file of the model's inputs.")
-    model = load(name)
-    if model.digest != report.model.digest:
-        raise ArtifactError(
-            f"{folder} was made from another model than {name}: digest {report.model.digest[:12]} in its report, "
-            f"{model.digest[:12]} found. Name the original with --model."
-        )
+    model = original_of(report, original)
     backend: AbstractBackend = parse_stage(report.backend, "backend")
     predict = backend.open(model, folder)
     options = {"samples": samples, "sequence-length": sequence_length}
@@ -99,13 +91,43 @@ def joined(parts: Sequence[Measurement]) -> Measurement:
         units=units,
         kl_by_sample=tuple(loss for part in parts for loss in part.kl_by_sample),
         loss_increase_by_sample=tuple(loss for part in parts for loss in part.loss_increase_by_sample),
+        entropy=mean_of_known([part.entropy for part in parts]),
     )
 
 
-def _original(report: Report, named: str | Path | None) -> str | Path:
+def original_of(report: Report, named: str | Path | None) -> Model:
+    """Load the model that an artifact was made from.
+
+    Args:
+        report: The artifact's.
+        named: Where the model is; `None` to go by the report.
+
+    Raises:
+        ArtifactError: it is not where the report says, or is another model.
+        ModelError: it cannot be loaded.
+    """
+    name = original_name(report, named)
+    model = load(name)
+    if model.digest != report.model.digest:
+        raise ArtifactError(
+            f"the artifact was made from another model than {name}: digest {report.model.digest[:12]} in its report, "
+            f"{model.digest[:12]} found. Name the original with --model."
+        )
+    return model
+
+
+def original_name(report: Report, named: str | Path | None) -> str | Path:
+    """What `load` takes for the model that an artifact was made from.
+
+    Raises:
+        ArtifactError: it is not named, and not where the report says.
+    """
     if named is not None:
         return named
     name = report.model.name
-    if name == DEMO or Path(name).exists():
+    if name == DEMO:
         return name
-    raise ArtifactError(f"where is {name}, the original? It is not in this folder: name it with --model.")
+    for place in (name, report.model.path):
+        if place and Path(place).exists():
+            return place
+    raise ArtifactError(f"where is {name}, the original? It is not where it was: name it with --model.")

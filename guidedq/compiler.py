@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
+from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Probe
 from guidedq.artifacts.report import PlanPoint, Report
 from guidedq.budget import Budget, parse_budget
 from guidedq.decision import Decision, check_reach, counted_size, decide, limit_of
+from guidedq.diagnostics.diagnosis import diagnosed
 from guidedq.errors import BudgetError, GateError
 from guidedq.evaluation import measure
 from guidedq.evidence import Evidence, gather
@@ -30,7 +32,7 @@ from guidedq.memory import give_back
 from guidedq.output import check_output, new_folder
 from guidedq.probing import probed
 from guidedq.report.build import build_report, plan_point
-from guidedq.report.wording import forecast_text, tuned_text
+from guidedq.report.wording import forecast_text, tuned_text, warning_text
 from guidedq.report.write import write_report
 from guidedq.rounding import rounded
 from guidedq.stages import Emission
@@ -56,12 +58,15 @@ def compile_model(
     *,
     overwrite: bool = False,
     largest_loss_increase: float | None = None,
+    strict: bool = False,
+    training_tokens: float | None = None,
     curve_bits: Sequence[float] = CURVE_BITS,
 ) -> Artifact:
     """Compile within a budget; the forecast is told before anything is written.
 
     Raises:
-        GateError: forecast or measured loss increase exceed `largest_loss_increase`; nothing is left in `out`.
+        GateError: forecast or measured loss increase exceed `largest_loss_increase`, or a diagnostic warns and the
+            compile is `strict`; nothing is left in `out`.
         GuidedQError: the budget, the data, the model or the output folder will not do.
     """
     check_output(out, overwrite=overwrite)
@@ -97,7 +102,11 @@ def compile_model(
                 progress=job.progress,
             )
         _gate("measured", measured.loss_increase, largest_loss_increase, unit)
-        report = build_report(job, budget, limit, evidence, replace(decision, probes=probes), emission, measured, curve)
+        diagnostics = diagnosed(job, evidence, decision, probes, measured, training_tokens)
+        if strict:
+            _no_warnings(diagnostics)
+        decision = replace(decision, probes=probes)
+        report = build_report(job, budget, limit, evidence, decision, emission, measured, curve, diagnostics)
         write_report(report, folder)
     return Artifact(folder=out, report=report)
 
@@ -171,3 +180,8 @@ def _gate(what: str, loss_increase: float, largest: float | None, unit: str) -> 
         raise GateError(
             f"{what} loss increase {loss_increase:.4f} {unit} exceeds the gate of {largest:g}. Nothing was written."
         )
+
+
+def _no_warnings(diagnostics: Sequence[Diagnostic]) -> None:
+    if warnings := [f"{check.name}: {warning_text(check)}" for check in diagnostics if check.warns]:
+        raise GateError("\n".join(("diagnostics warn, and the compile is strict. Nothing was written.", *warnings)))

@@ -44,5 +44,9 @@ class RecipeError(GuidedQError):
     """A recipe, a stage's text or an option is malformed or unknown."""
 
 
+class PolicyError(GuidedQError):
+    """A policy cannot be read, or asks for what there is not."""
+
+
 class GateError(GuidedQError):
     """A gate that the user set was missed: the forecast or the measurement exceeds it."""

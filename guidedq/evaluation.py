@@ -40,6 +40,7 @@ class _Sums:
     kl: float
     units: int
     agreeing: float
+    entropy: float | None = None
     loss_before: float = 0.0
     loss_after: float = 0.0
     losses: int = 0
@@ -115,6 +116,7 @@ def _summary(sums: list[_Sums]) -> Measurement:
     units, losses, labels = (sum(getattr(part, name) for part in sums) for name in ("units", "losses", "labels"))
     if units == 0:
         raise CalibrationError("every position of every evaluation sample is masked.")
+    entropies = [part.entropy for part in sums if part.entropy is not None]
     return Measurement(
         kl=math.fsum(part.kl for part in sums) / units,
         loss_before=math.fsum(part.loss_before for part in sums) / max(losses, 1),
@@ -125,6 +127,7 @@ def _summary(sums: list[_Sums]) -> Measurement:
         units=units,
         kl_by_sample=tuple(part.kl / max(part.units, 1) for part in sums),
         loss_increase_by_sample=tuple((part.loss_after - part.loss_before) / max(part.losses, 1) for part in sums),
+        entropy=math.fsum(entropies) / units if entropies else None,
     )
 
 
@@ -176,7 +179,7 @@ def _compare_distributions(
     own_labels: bool,
 ) -> _Sums:
     """Compare chunk by chunk; `own_labels` takes the original's distribution for the labels that are unknown."""
-    kl = agreeing = before = after = 0.0
+    kl = agreeing = before = after = total_entropy = 0.0
     right_before = right_after = 0
     known = (labels >= 0) & real
     for part in _chunks(len(original), original.shape[1]):
@@ -195,6 +198,7 @@ def _compare_distributions(
         if own_labels and not labelled.any():
             before, after = before + entropy, after + entropy + difference
         kl += difference
+        total_entropy += entropy
         if not math.isfinite(entropy):
             before = math.nan
     units, labelled_units = int(real.sum()), int(known.sum())
@@ -202,6 +206,7 @@ def _compare_distributions(
         kl=_or_infinite(max(kl, 0.0)),
         units=units,
         agreeing=agreeing,
+        entropy=total_entropy,
         loss_before=before,
         loss_after=_or_infinite(after),
         losses=labelled_units if labelled_units or not own_labels else units,

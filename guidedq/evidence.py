@@ -111,7 +111,7 @@ def gather(job: Job, footprint: Footprint) -> Evidence:
     """
     with storing(job.workspace.root):
         with job.stopwatch.time("sample"):
-            calibration = _calibration_set(job)
+            calibration = calibration_set(job)
         with job.stopwatch.time("guidance"):
             guidance, guidance_key = _guidance(job, calibration)
         with job.stopwatch.time("curves"):
@@ -139,7 +139,12 @@ def measured_footprint(footprint: Footprint, curves: Mapping[str, SiteCurve]) ->
     return replace(footprint, sites=sites)
 
 
-def _calibration_set(job: Job) -> CalibrationSet:
+def calibration_set(job: Job) -> CalibrationSet:
+    """The samples of a job, drawn now or in an earlier run.
+
+    Raises:
+        CalibrationError: the data do not fit the model, or are too few.
+    """
     files = (*_content(job.data), "|", *_content(job.evaluation_data))
     entry = job.workspace.entry("samples", job.model.digest, stage_text(job.sampler, "sample"), str(job.seed), *files)
     if not is_finished(entry):

@@ -23,7 +23,7 @@ def run(*words: object) -> Any:
 def run_json(*words: object) -> dict[str, Any]:
     """What the command prints with --json; it must succeed and print nothing else."""
     result = run(*words, "--json")
-    assert result.exit_code == 0, result.stderr
+    assert result.exit_code == 0, (result.stderr, result.exception)
     return json.loads(result.stdout)
 
 

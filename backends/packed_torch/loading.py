@@ -29,7 +29,7 @@ def load_folder(folder: Path) -> Any:
     for name in (WEIGHTS_NAME, CONFIG_NAME):
         if name not in manifest.files:
             raise ArtifactError(f"{folder}: the manifest does not list {name}. Write the artifact anew.")
-    check_files(manifest, folder)
+    check_files(manifest.files, folder)
     model = _skeleton(folder, settings=GENERATION_CONFIG_NAME in manifest.files)
     _fill(model, manifest, folder / WEIGHTS_NAME)
     return model.eval().requires_grad_(False)

@@ -41,6 +41,7 @@ class Measurement:
         units: Tokens or samples measured.
         kl_by_sample: `kl` of each sample.
         loss_increase_by_sample: Loss increase of each sample; 0 where a sample has no label.
+        entropy: Mean entropy of the original's output; `None` where it is no distribution.
     """
 
     kl: float
@@ -52,6 +53,7 @@ class Measurement:
     units: int
     kl_by_sample: tuple[float, ...]
     loss_increase_by_sample: tuple[float, ...]
+    entropy: float | None = None
 
     @property
     def loss_increase(self) -> float:

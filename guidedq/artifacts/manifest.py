@@ -131,13 +131,13 @@ def read_manifest(folder: Path, container: str) -> Manifest:
     return manifest
 
 
-def check_files(manifest: Manifest, folder: Path) -> None:
+def check_files(files: Mapping[str, FileEntry], folder: Path) -> None:
     """Compare every file with its size and digest.
 
     Raises:
         ArtifactError: a file is missing, truncated or altered.
     """
-    for name, expected in manifest.files.items():
+    for name, expected in files.items():
         path = folder / name
         if not path.is_file():
             raise ArtifactError(f"{path} is missing. Copy or write the whole folder anew.")
@@ -145,7 +145,7 @@ def check_files(manifest: Manifest, folder: Path) -> None:
         if size != expected.bytes:
             raise ArtifactError(f"{path} has {size} bytes, expected {expected.bytes}. Copy or write it anew.")
         if file_entry(path) != expected:
-            raise ArtifactError(f"{path} was altered: its SHA-256 is not the manifest's. Copy or write it anew.")
+            raise ArtifactError(f"{path} was altered: its SHA-256 is not the recorded one. Copy or write it anew.")
 
 
 @final

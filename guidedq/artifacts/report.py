@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, final
 
+from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.forecast import Forecast
+from guidedq.artifacts.manifest import FileEntry
 from guidedq.errors import ArtifactError
 from guidedq.strict_json import json_text, read_json
+
+REPORT_NAME = "report.json"
+REPORT_VERSION = 2
+"""Of the names in `report.json`: raised when one changes or goes. Reports without a version are older."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """Which model it was; `unit` is the unit of all losses."""
+    """Which model it was, and where; `unit` is the unit of all losses."""
 
     name: str
     digest: str
@@ -25,6 +32,7 @@ class ModelFacts:
     unit: str
     parameters: int
     sites: int
+    path: str = ""
 
 
 @final
@@ -111,8 +119,26 @@ class ProbePoint:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingFacts:
+    """How the samples were drawn, so that they can be drawn again: the sampler's text, and files or folders."""
+
+    sampler: str
+    files: tuple[str, ...]
+    evaluation_files: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One compile. `report.json` is this, field by field."""
+    """One compile. `report.json` is this, field by field.
+
+    Reports of older versions have neither `sampling` nor `files` nor `diagnostics`.
+
+    Attributes:
+        digests: SHA-256, hex: of the `model`, of the samples (`data`, and of these `calibration` and `evaluation`), of
+            the `recipe`, of the `allocation`, and of the `artifact`, that is of all its files.
+        files: Size and SHA-256 of every file of the artifact but the report's own.
+    """
 
     model: ModelFacts
     budget: BudgetFacts
@@ -132,6 +158,10 @@ class Report:
     versions: Mapping[str, str]
     seed: int
     notices: tuple[str, ...]
+    diagnostics: tuple[Diagnostic, ...] = ()
+    sampling: SamplingFacts | None = None
+    version: int = REPORT_VERSION
+    files: Mapping[str, FileEntry] = field(default_factory=dict[str, FileEntry])
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -142,10 +172,14 @@ class Report:
         """Read a `report.json`.
 
         Raises:
-            ArtifactError: it is not one.
+            ArtifactError: it is not one, is truncated, or was written by a newer version.
         """
         try:
             content: dict[str, Any] = read_json(path.read_text())
+            if (version := content.setdefault("version", 1)) > REPORT_VERSION:
+                raise ArtifactError(
+                    f"{path} has version {version}; this guidedq reads up to {REPORT_VERSION}. Install a newer one."
+                )
             points = tuple(
                 PlanPoint(forecast=Forecast(**point.pop("forecast")), **point) for point in content.pop("curve")
             )
@@ -158,7 +192,47 @@ class Report:
                 "measured": MeasuredFacts(**content.pop("measured")),
                 "probes": tuple(ProbePoint(**probe) for probe in content.pop("probes")),
                 "notices": tuple(content.pop("notices")),
+                "sampling": _sampling(content.pop("sampling", None)),
+                "files": {name: FileEntry(**entry) for name, entry in content.pop("files", {}).items()},
+                "diagnostics": tuple(Diagnostic(**check) for check in content.pop("diagnostics", ())),
             }
             return Report(**parts, **content, curve=points, sites=sites)
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ArtifactError(f"{path} is no report of guidedq ({error}).") from error
+
+
+def _sampling(content: dict[str, Any] | None) -> SamplingFacts | None:
+    if content is None:
+        return None
+    return SamplingFacts(
+        sampler=content["sampler"],
+        files=tuple(content["files"]),
+        evaluation_files=tuple(content["evaluation_files"]),
+    )
+
+
+def read_report(place: Path) -> Report:
+    """The report at a path: an artifact's folder, or a `report.json`.
+
+    Raises:
+        ArtifactError: there is none, or it cannot be read.
+    """
+    path = place / REPORT_NAME if place.is_dir() else place
+    if not path.is_file():
+        raise ArtifactError(
+            f"{place} has no {REPORT_NAME}. Expected a folder that guidedq compile wrote."
+            if place.is_dir()
+            else f"no such report: {path}."
+        )
+    return Report.read(path)
+
+
+def files_digest(files: Mapping[str, FileEntry]) -> str:
+    """SHA-256 over the files' names and digests, hex: of a whole artifact."""
+    listed = "".join(f"{files[name].sha256}  {name}\n" for name in sorted(files))
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def recipe_digest(recipe: Mapping[str, Any]) -> str:
+    """SHA-256 of a recipe's plain values, hex."""
+    return hashlib.sha256(json_text(recipe).encode()).hexdigest()

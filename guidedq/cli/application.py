@@ -9,12 +9,14 @@ import typer
 from typer.core import TyperGroup
 
 from guidedq import __version__
+from guidedq.cli.check import check
 from guidedq.cli.compare import compare
 from guidedq.cli.compile import compile_command
 from guidedq.cli.evaluate import evaluate
 from guidedq.cli.inspect import inspect_command
 from guidedq.cli.plan import plan
 from guidedq.cli.stages import stages
+from guidedq.cli.verify import verify
 from guidedq.errors import GateError, GuidedQError
 
 EXIT_ERROR = 1
@@ -83,6 +85,8 @@ application.command("compile")(compile_command)
 application.command("plan")(plan)
 application.command("compare")(compare)
 application.command("eval")(evaluate)
+application.command("check")(check)
+application.command("verify")(verify)
 application.command("inspect")(inspect_command)
 application.command("stages")(stages)
 

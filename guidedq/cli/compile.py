@@ -31,6 +31,7 @@ from guidedq.report.wording import (
     signed_text,
     time_text,
     verdict,
+    warning_text,
 )
 
 GateOption = Annotated[
@@ -41,6 +42,14 @@ GateOption = Annotated[
         help="A gate for pipelines: exit 3, and leave nothing, if forecast or measured loss increase exceed X.",
     ),
 ]
+StrictOption = Annotated[
+    bool,
+    typer.Option("--strict", help="Exit 3, and leave nothing, if a diagnostic warns (the report has all of them)."),
+]
+TokensOption = Annotated[
+    float | None,
+    typer.Option("--training-tokens", metavar="N", min=1, help="What MODEL was trained on, 2e12: warns of many."),
+]
 
 
 @with_job_options
@@ -50,6 +59,8 @@ def compile_command(
     out: OutOption = None,
     overwrite: OverwriteOption = False,
     max_loss_increase: GateOption = None,
+    strict: StrictOption = False,
+    training_tokens: TokensOption = None,
     json: JsonOption = False,
     *,
     options: JobOptions,
@@ -70,6 +81,8 @@ def compile_command(
             out=out,
             overwrite=overwrite,
             max_loss_increase=max_loss_increase,
+            strict=strict,
+            training_tokens=training_tokens,
             progress=progress,
             **options.arguments(),
         )
@@ -79,7 +92,8 @@ def compile_command(
     notices = [("notice", notice) for notice in artifact.report.notices if notice not in progress.told]
     folder = str(artifact.folder)
     places = [("files", f"{folder} (report.html tells all)"), ("load", f'guidedq.load_quantized("{folder}")')]
-    print_facts([*summary(artifact.report), *notices, *places])
+    warnings = [("warning", f"{c.name}: {warning_text(c)}") for c in artifact.report.diagnostics if c.warns]
+    print_facts([*summary(artifact.report), *warnings, *notices, *places])
 
 
 def summary(report: Report) -> list[tuple[str, str]]:

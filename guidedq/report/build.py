@@ -7,7 +7,9 @@ import platform
 from collections.abc import Mapping, Sequence
 
 from guidedq.artifacts.allocation import SiteAllocation
+from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.forecast import Measurement
+from guidedq.artifacts.manifest import file_entry
 from guidedq.artifacts.report import (
     BudgetFacts,
     MeasuredFacts,
@@ -15,8 +17,11 @@ from guidedq.artifacts.report import (
     PlanPoint,
     ProbePoint,
     Report,
+    SamplingFacts,
     SiteFacts,
     SizeFacts,
+    files_digest,
+    recipe_digest,
 )
 from guidedq.budget import Budget
 from guidedq.decision import Decision
@@ -39,9 +44,12 @@ def build_report(
     emission: Emission,
     measured: Measurement,
     curve: Sequence[PlanPoint],
+    diagnostics: tuple[Diagnostic, ...],
 ) -> Report:
     """Everything that was promised, done and measured."""
     model, graph = job.model, job.model.graph
+    folder = emission.weights_file.parent
+    files = {path.name: file_entry(path) for path in sorted(folder.iterdir())}
     base = evidence.footprint.base_bytes if job.recipe.scope == "linear" else 0
     return Report(
         model=ModelFacts(
@@ -52,6 +60,7 @@ def build_report(
             unit=model.objective.unit,
             parameters=model.parameters,
             sites=len(graph.quantizable),
+            path=str(model.path),
         ),
         budget=BudgetFacts(asked=budget.text, bytes=limit_bytes - base, scope=job.recipe.scope),
         size=SizeFacts(
@@ -83,13 +92,24 @@ def build_report(
         digests={
             "model": model.digest,
             "data": evidence.calibration.digest,
+            "calibration": evidence.calibration.calibration.digest,
+            "evaluation": evidence.calibration.evaluation.digest,
+            "recipe": recipe_digest(job.recipe.text()),
             "allocation": decision.allocation.digest,
+            "artifact": files_digest(files),
         },
         guidance=dict(evidence.guidance.facts),
         versions={name: importlib.metadata.version(name) for name in VERSIONS_OF}
         | {"python": platform.python_version()},
         seed=job.seed,
         notices=(*model.notices, *emission.notices),
+        diagnostics=diagnostics,
+        sampling=SamplingFacts(
+            sampler=stage_text(job.sampler, "sample"),
+            files=tuple(map(str, job.data)),
+            evaluation_files=tuple(map(str, job.evaluation_data)),
+        ),
+        files=files,
     )
 
 

@@ -17,6 +17,7 @@ from guidedq.report.plots import curve_figure, promise_figure
 from guidedq.report.wording import (
     agreement_name,
     bytes_text,
+    checked_text,
     increase_text,
     interval_text,
     loss_text,
@@ -59,6 +60,7 @@ def page(report: Report) -> str:
         verdict=verdict(report),
         plots=_plots(report),
         sites=[_row(site, report) for site in report.sites],
+        checks=[(check, checked_text(check)) for check in report.diagnostics],
         stages=_stages(report.seconds),
         time=time_text(report),
         facts=_facts(report),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.forecast import Forecast
 from guidedq.artifacts.report import Report
 from guidedq.quant.formats import EntropyFormat, FloatFormat, parse_format
@@ -12,6 +13,8 @@ from guidedq.quant.formats import EntropyFormat, FloatFormat, parse_format
 BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 SMALLEST_PLAIN = 1e-3
 """Losses below this are spelled with a power of ten."""
+LEAST_COUNT = 1000
+"""A diagnostic's numbers from here on are spelled out."""
 LIBRARY_BYTES = 400_000_000
 """What Python and its libraries take in memory before any model is loaded."""
 LARGEST_EXPONENT = 700.0
@@ -142,3 +145,16 @@ def verdict(report: Report) -> str:
         return "The measured KL lies inside the forecast's 90% interval."
     side = "below" if measured < low else "above"
     return f"The measured KL lies {side} the forecast's 90% interval."
+
+
+def checked_text(check: Diagnostic) -> str:
+    """A diagnostic's number beside its threshold: `0.93, at least 0.7`."""
+    number, threshold = (
+        f"{value:,.0f}" if abs(value) >= LEAST_COUNT else f"{value:.3g}" for value in (check.number, check.threshold)
+    )
+    return f"{number}, {check.bound} {threshold}"
+
+
+def warning_text(check: Diagnostic) -> str:
+    """What a diagnostic found and what to do: `tokens per parameter: 14800, at most 1000. Expect ...`."""
+    return f"{check.meaning}: {checked_text(check)}. {check.advice}"

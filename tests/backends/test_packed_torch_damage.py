@@ -175,4 +175,4 @@ def test_a_configuration_that_is_no_json_is_refused(folder, name):
 
 def test_files_beside_the_listed_ones_do_not_matter(folder):
     (folder / "report.json").write_text("{}")
-    check_files(read_manifest(folder, "packed_torch"), folder)
+    check_files(read_manifest(folder, "packed_torch").files, folder)

@@ -138,6 +138,29 @@ def test_a_missed_gate_exits_with_3_and_leaves_nothing(compiled: Compiled, tmp_p
     assert run(*words, "--max-loss-increase", "1000").exit_code == 0
 
 
+def test_a_strict_compile_exits_with_3_and_leaves_nothing_if_a_diagnostic_warns(
+    compiled: Compiled, tmp_path: Path
+) -> None:
+    words = ("compile", compiled.model, "--budget", BUDGET, "--out", tmp_path / "out", *compiled.options)
+    result = run(*words, "--strict", "--training-tokens", "1e9")
+    assert result.exit_code == 3
+    assert result.stdout == ""
+    said = {line.partition(": ")[0]: line for line in result.stderr.splitlines()}
+    assert "at least 16" in said["calibration-samples"] and "at most 1,000" in said["over-training"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_warning_is_told_with_what_to_do(compiled: Compiled, tmp_path: Path) -> None:
+    diagnostics = {check["name"]: check for check in compiled.content["diagnostics"]}
+    assert {"guidance-agreement", "shrinkage", "curve-order", "overlap", "text-fit"} <= set(diagnostics)
+    assert diagnostics["calibration-samples"]["verdict"] == "warning"
+    words = ("compile", compiled.model, "--budget", BUDGET, "--out", tmp_path / "out", *compiled.options)
+    lines = [line for line in run(*words).stdout.splitlines() if line.startswith("warning")]
+    warnings = [check for check in diagnostics.values() if check["verdict"] == "warning"]
+    assert len(lines) == len(warnings)
+    assert all(check["name"] in line and check["advice"] in line for check, line in zip(warnings, lines, strict=True))
+
+
 def test_overwriting_needs_to_be_told(compiled: Compiled, tmp_path: Path) -> None:
     shutil.copytree(compiled.folder, tmp_path / "out")
     words = ("compile", compiled.model, "--budget", "4.6", "--out", tmp_path / "out", *compiled.options)
@@ -243,7 +266,12 @@ def test_eval_of_an_artifact_agrees_with_a_measurement_by_hand(compiled: Compile
 
 def test_eval_needs_the_original_and_refuses_another_model(compiled: Compiled, tmp_path: Path) -> None:
     data = save_tokens(tmp_path / "other.npz", seed=5)
-    assert "--model" in run("eval", compiled.folder, "--data", data).stderr
+    assert run("eval", compiled.folder, "--data", data).exit_code == 0  # it is where the report says
+    moved = Path(shutil.copytree(compiled.folder, tmp_path / "moved"))
+    content = {**compiled.content, "model": {**compiled.content["model"], "path": "nowhere"}}
+    content.pop("folder")
+    (moved / "report.json").write_text(json.dumps(content))
+    assert "--model" in run("eval", moved, "--data", data).stderr
     result = run("eval", compiled.folder, "--data", data, "--model", "demo")
     assert result.exit_code == 1
     assert "another model" in result.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sample_reports import sample_report
 
+from guidedq.artifacts.diagnostic import at_most
 from guidedq.artifacts.report import MeasuredFacts, Report
 from guidedq.errors import ArtifactError
 from guidedq.report.page import page
@@ -91,6 +92,15 @@ def test_neutral_colours_are_the_pages_variables_so_that_dark_mode_works(text: s
     drawings = "".join(re.findall(r"<svg role.*?</svg>", text, flags=re.DOTALL))
     assert "var(--ink)" in drawings
     assert not re.search(r"#000000|#ffffff|: ?(black|white)\b", drawings)
+
+
+def test_the_page_says_every_diagnostic_and_what_to_do_about_warnings() -> None:
+    quiet = at_most("overlap", 0.1, 0.2, meaning="shared runs", advice="Give other data.")
+    loud = at_most("over-training", 14800.0, 1000.0, meaning="tokens per parameter", advice="Expect more loss.")
+    words = " ".join(Reader(page(sample_report(diagnostics=(quiet, loud)))).text)
+    assert "overlap: fine" in words and "shared runs: 0.1, at most 0.2" in words
+    assert "over-training: warning" in words and "tokens per parameter: 14,800, at most 1,000" in words
+    assert "Expect more loss." in words and "Give other data." not in words
 
 
 def test_names_are_escaped() -> None:
