@@ -13,6 +13,7 @@ from guidedq.cli.compare import compare
 from guidedq.cli.compile import compile_command
 from guidedq.cli.evaluate import evaluate
 from guidedq.cli.inspect import inspect_command
+from guidedq.cli.law import law_command
 from guidedq.cli.plan import plan
 from guidedq.cli.stages import stages
 from guidedq.errors import GateError, GuidedQError
@@ -84,6 +85,7 @@ application.command("plan")(plan)
 application.command("compare")(compare)
 application.command("eval")(evaluate)
 application.command("inspect")(inspect_command)
+application.command("law")(law_command)
 application.command("stages")(stages)
 
 
