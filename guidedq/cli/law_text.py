@@ -55,7 +55,7 @@ def print_answer(law: Law, allocation: str, asked: Prediction, others: Sequence[
         ("increase", f"{_increase(asked)} {law.unit}, by the {asked.form} law"),
     ]
     if asked.loss is not None:
-        facts.append(("loss", f"{loss_text(asked.loss)} {law.unit}{by}"))
+        facts.append(("loss", f"{loss_text(asked.loss)} {law.unit}"))
     if asked.effective_share is not None:
         facts.append(("N_eff", f"{asked.effective_share * asked.parameters:,.0f} = {asked.effective_share:.1%} of N"))
     if asked.equivalent is not None:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 from scipy.optimize import least_squares
+from scipy.stats import gmean
 from scipy.stats import t as student
 
 from guidedq.errors import LawError
@@ -55,13 +56,15 @@ class TrainingLaw:
     floor: float
     source: str
 
-    def loss(self, parameters: ndarray, tokens: ndarray) -> ndarray:
+    def loss(self, parameters: ndarray | float, tokens: ndarray | float) -> ndarray:
         """L(N, D)."""
-        return self.floor + self.a * parameters**-self.alpha + self.b * tokens**-self.beta
+        size, training = self.a * np.power(parameters, -self.alpha), self.b * np.power(tokens, -self.beta)
+        return np.asarray(self.floor + size + training)
 
-    def equivalent(self, parameters: ndarray, increase: ndarray) -> ndarray:
+    def equivalent(self, parameters: ndarray | float, increase: ndarray | float) -> ndarray:
         """The size that loses so much more than `parameters`; of an increase below zero, `parameters` itself."""
-        return (parameters**-self.alpha + np.maximum(increase, 0.0) / self.a) ** (-1 / self.alpha)
+        raised = np.power(parameters, -self.alpha) + np.maximum(increase, 0.0) / self.a
+        return np.asarray(np.power(raised, -1 / self.alpha))
 
 
 PUBLISHED_LAW = TrainingLaw(a=406.4, alpha=0.34, b=410.7, beta=0.28, floor=1.69, source=PUBLISHED)
@@ -83,7 +86,7 @@ def fit_training_law(
             f"found {sizes}, {counts} and {len(loss)}."
         )
     # relative to a model in the middle, the constants are shares of its loss
-    size, count, middle = np.exp(np.log(parameters).mean()), np.exp(np.log(tokens).mean()), float(np.median(loss))
+    size, count, middle = float(gmean(parameters)), float(gmean(tokens)), float(np.median(loss))
 
     def residuals(at: ndarray) -> ndarray:
         a, alpha, b, beta, floor = at
@@ -119,7 +122,7 @@ class EffectiveWidth:
 
     def share(self, bits: ndarray | float) -> ndarray:
         """N_eff / N at so many bits."""
-        return -np.expm1(-np.asarray(bits, dtype=float) / self.g)
+        return np.asarray(-np.expm1(-np.asarray(bits) / self.g))
 
 
 def fit_effective_width(law: TrainingLaw, measured: Measured) -> EffectiveWidth:

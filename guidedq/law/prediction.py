@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 
 from guidedq.errors import LawError
+from guidedq.law.effective import FITTED
 from guidedq.law.forms import Cells, regressors
 from guidedq.law.record import FormResult, Law, SweptModel
 from guidedq.law.regression import Fit, predicted
@@ -32,7 +34,8 @@ class Prediction:
         increase: Of the loss.
         low: End of the 90% interval of the curve.
         high: The other end.
-        loss: Of the quantized model, by the training law; `None` without it or without tokens.
+        loss: Of the quantized model: over the training law's, where that was fitted, else over the original's, where
+            this very model was measured; `None` without either.
         effective_share: N_eff / N.
         equivalent: Parameters of the unquantized model that loses as much.
         extrapolated: Whether the width lies outside of what was measured.
@@ -86,7 +89,7 @@ def foretell(law: Law, allocation: str, parameters: float | None, tokens: float 
         increase=increase,
         low=low,
         high=high,
-        loss=None if training is None or count is None else float(training.loss(size, count)) + increase,
+        loss=None if (base := _base_loss(law, size, count)) is None else base + increase,
         effective_share=None if effective is None else float(effective.share(bits)),
         equivalent=None if training is None else float(training.equivalent(size, increase)),
         extrapolated=not min(swept) <= bits <= max(swept),
@@ -96,20 +99,17 @@ def foretell(law: Law, allocation: str, parameters: float | None, tokens: float 
 def trades(law: Law, allocation: str, asked: Prediction) -> tuple[Prediction, ...]:
     """Models of the same bytes as the one that was asked for, with fewer bits and more parameters and the reverse.
 
-    Trained on the same tokens. Empty where the law knows nothing of other sizes, or there is no training law.
+    Trained on the same tokens. Empty where the laws know nothing of other sizes.
     """
-    if asked.loss is None:
+    if law.training is None or law.training.source != FITTED or asked.loss is None:
         return ()
     found: list[Prediction] = []
     for step in TRADED_BITS:
         bits = asked.bits + step
         if bits <= 0:
             continue
-        try:
+        with suppress(LawError):
             found.append(foretell(law, allocation, asked.parameters * asked.bits / bits, asked.tokens, bits))
-        except LawError:
-            if step == 0:
-                raise
     return tuple(found) if len(found) > 1 else ()
 
 
@@ -122,6 +122,18 @@ def _given(value: float | None, measured: set[float], name: str) -> float:
         listed = ", ".join(f"{one:,.0f}" for one in sorted(measured))
         raise LawError(f"which {name}? The law was fitted to models of {listed}. Pass --{name}.")
     return next(iter(measured))
+
+
+def _base_loss(law: Law, parameters: float, tokens: float | None) -> float | None:
+    """L(N, D): by the fitted training law, so that sizes compare; else as measured of just this model."""
+    if law.training is not None and law.training.source == FITTED and tokens is not None:
+        return float(law.training.loss(parameters, tokens))
+    for model in law.models:
+        if math.isclose(model.parameters, parameters, rel_tol=SAME) and (
+            tokens is None or (model.tokens is not None and math.isclose(model.tokens, tokens, rel_tol=SAME))
+        ):
+            return model.loss
+    return None
 
 
 def _able(law: Law, allocation: str, asked: Cells) -> FormResult:

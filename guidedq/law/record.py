@@ -33,6 +33,7 @@ class Point:
         increase: Of the loss, in the model's unit.
         error: Its standard error over the samples.
         kl: Divergence from the original.
+        loss: Of the quantized model, L_PTQ.
     """
 
     allocation: str
@@ -41,6 +42,7 @@ class Point:
     increase: float
     error: float
     kl: float
+    loss: float
 
 
 @final
@@ -211,8 +213,8 @@ def _allocation(content: Mapping[str, Any], train_bits: float) -> AllocationLaw:
 
 
 def _model(content: dict[str, Any]) -> SweptModel:
-    points = tuple(Point(**point) for point in content.pop("points"))
-    return SweptModel(**{"tokens": None, **content}, points=points)
+    points = tuple(Point(**point) for point in content["points"])
+    return SweptModel(**{"tokens": None, **content, "points": points})
 
 
 def _pairs(content: Mapping[str, Any]) -> list[str]:

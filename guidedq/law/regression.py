@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float
@@ -107,10 +107,11 @@ def fit_form(form: Form, measured: Measured, train_bits: float) -> Fit:
     names = identified(form, measured.cells)
     rows = design(form, measured.cells, names, train_bits)
     clear = measured.clear
-    if len(rows) <= len(names) or np.linalg.matrix_rank(rows[clear]) < len(names):
+    if clear.sum() <= len(names) or np.linalg.matrix_rank(rows[clear]) < len(names):
         raise LawError(
-            f"the {form} law has {len(names)} coefficients ({', '.join(names)}), found {len(rows)} measurements, "
-            f"{clear.sum()} of them above their noise. Sweep more or narrower widths (--widths 6,5,4,3,2)."
+            f"the {form} law has {len(names)} coefficients ({', '.join(names)}) and needs one more measurement above "
+            f"its noise, found {clear.sum()} of {len(rows)}. Sweep more or narrower widths (--widths 6,5,4,3,2), or "
+            "measure on more --eval-data."
         )
     # in an orthonormal basis: as they stand, the constant and the slopes hang together to many digits
     basis, triangle = np.linalg.qr(rows)
@@ -123,7 +124,8 @@ def fit_form(form: Form, measured: Measured, train_bits: float) -> Fit:
     def slopes(turned: ndarray) -> ndarray:
         return basis * (_exp(basis @ turned) / scale)[:, None]
 
-    found = least_squares(residuals, start, jac=slopes, method="lm", xtol=1e-12, ftol=1e-12)
+    analytic: Any = slopes  # scipy's annotation knows only the names of rules
+    found = least_squares(residuals, start, jac=analytic, method="lm", xtol=1e-12, ftol=1e-12)
     freedom = len(rows) - len(names)
     back = np.linalg.inv(triangle)
     spread = back @ np.linalg.pinv(found.jac.T @ found.jac) @ back.T * (2 * found.cost / freedom)
@@ -189,7 +191,7 @@ def growth(measured: Measured) -> tuple[float, float, float] | None:
     ratio = np.log(seen.cells.tokens / seen.cells.parameters)
     if len(ratio) < LEAST_POINTS or np.ptp(ratio) == 0:
         return None
-    line = linregress(ratio, np.log(seen.increase))
+    line: Any = linregress(ratio, np.log(seen.increase))
     width = float(student.ppf(0.5 + CONFIDENCE / 2, len(ratio) - 2)) * line.stderr
     return float(line.slope), float(line.slope - width), float(line.slope + width)
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 
 from guidedq.artifacts.allocation import Allocation
-from guidedq.artifacts.forecast import Measurement
 from guidedq.decision import counted_base, size_range
 from guidedq.errors import BudgetError, LawError
 from guidedq.evidence import Evidence, gather
+from guidedq.files import write_text
 from guidedq.ir.model import check_weights
 from guidedq.job import Job
 from guidedq.law.record import GUIDED, UNIFORM, Point, SweptModel
 from guidedq.probing import measured_on, stored_bytes
 from guidedq.quant.formats import MAXIMUM_BITS
 from guidedq.recipe import LEAST_FIXED_BITS
-from guidedq.registry import build_stage
+from guidedq.registry import build_stage, stage_text
 from guidedq.rounding import rounded
+from guidedq.workspace import finish, is_finished, storing
 
 UNIFORM_SETTINGS = ("coding=fixed", "group-sizes=64", "symmetric=false", "outliers=0", "correct=none", "tune=none")
 """Codes of one width with a scale and a zero point for every 64 weights, the usual choice for language models."""
@@ -59,56 +62,77 @@ def sweep(job: Job, widths: Sequence[int], tokens: float | None) -> SweptModel:
     narrow, wide = min(widths), max(widths)
     recipe = job.recipe.with_settings([*UNIFORM_SETTINGS, f"min-bits={narrow}", f"max-bits={wide}"])
     uniform = replace(job, recipe=recipe)
-    evidence = gather(uniform, uniform.footprint())
-    _, largest = size_range(job.model.graph, evidence.footprint)
-    points: list[Point] = []
-    sizes: dict[int, int] = {}
-    losses: list[float] = []
-    for width in widths:
-        allocator = build_stage("uniform", "allocate", {"bits": str(width)})
-        mine = replace(uniform, recipe=replace(recipe, allocate=allocator))
-        allocation, measured, size = _measured(mine, evidence, largest, f"uniform {width} bits")
-        sizes[width] = allocation.bytes
-        losses.append(measured.loss_before)
-        points.append(_point(job, evidence, UNIFORM, width, size, measured))
-    mixed = gather(job, job.footprint())
-    low, high = size_range(job.model.graph, mixed.footprint)
-    for width, limit in sizes.items():
-        try:
-            _, measured, size = _measured(job, mixed, min(max(limit, low), high), f"guided, as {width} bits")
-        except BudgetError as error:  # an allocator of few formats
-            job.progress.notice(f"no guided model in the bytes of {width} bits: {error}")
-            continue
-        points.append(_point(job, mixed, GUIDED, width, size, measured))
+    evidence, mixed = gather(uniform, uniform.footprint()), gather(job, job.footprint())
+    entry = _entry(job, evidence, mixed, widths)
+    if not is_finished(entry):
+        sizes, points = _uniform_points(uniform, evidence, widths)
+        points += _guided_points(job, mixed, sizes)
+        loss = points[0].loss - points[0].increase
+        with storing(job.workspace.root):
+            write_text(entry / "sweep.json", json.dumps({"loss": loss, "points": list(map(asdict, points))}))
+            finish(entry)
+    kept = json.loads((entry / "sweep.json").read_text())
     model = job.model
     return SweptModel(
         name=model.name,
         digest=model.digest,
         parameters=model.parameters,
         tokens=tokens,
-        loss=losses[0],
-        points=tuple(points),
+        loss=kept["loss"],
+        points=tuple(Point(**point) for point in kept["points"]),
     )
 
 
-def _measured(job: Job, evidence: Evidence, limit: int, name: str) -> tuple[Allocation, Measurement, int]:
-    """The allocation for a limit, its measurement on the evaluation samples, and the bytes of its file."""
+def _entry(job: Job, evidence: Evidence, mixed: Evidence, widths: Sequence[int]) -> Path:
+    """Where the sweep of one model is kept: everything that its measurements depend on is part of the name."""
+    rules = tuple(stage_text(getattr(job.recipe, kind), kind) for kind in ("allocate", "correct"))
+    digests = (evidence.key, mixed.key, evidence.calibration.evaluation.digest, evidence.calibration.tuning.digest)
+    backend = (repr(job.activations()), repr(job.model.graph.fused), job.recipe.scope)
+    return job.workspace.entry("sweep", *digests, *rules, *backend, ",".join(map(str, widths)))
+
+
+def _uniform_points(job: Job, evidence: Evidence, widths: Sequence[int]) -> tuple[dict[int, int], list[Point]]:
+    """The uniform models, and the bytes of each."""
+    points: list[Point] = []
+    sizes: dict[int, int] = {}
+    _, largest = size_range(job.model.graph, evidence.footprint)
+    for width in widths:
+        allocator = build_stage("uniform", "allocate", {"bits": str(width)})
+        mine = replace(job, recipe=replace(job.recipe, allocate=allocator))
+        allocation, point = _measured(mine, evidence, largest, UNIFORM, width)
+        sizes[width] = allocation.bytes
+        points.append(point)
+    return sizes, points
+
+
+def _guided_points(job: Job, evidence: Evidence, sizes: Mapping[int, int]) -> list[Point]:
+    """The recipe's own mixture in the bytes of each uniform model, where it has one."""
+    points: list[Point] = []
+    low, high = size_range(job.model.graph, evidence.footprint)
+    for width, limit in sizes.items():
+        try:
+            points.append(_measured(job, evidence, min(max(limit, low), high), GUIDED, width)[1])
+        except BudgetError as error:  # an allocator of few formats
+            job.progress.notice(f"no guided model in the bytes of {width} bits: {error}")
+    return points
+
+
+def _measured(job: Job, evidence: Evidence, limit: int, name: str, width: int) -> tuple[Allocation, Point]:
+    """The allocation for a limit, and what the model so rounded loses on the evaluation samples."""
     with job.stopwatch.time("sweep"):
         (allocation,) = job.recipe.allocate.allocate(job.model.graph, evidence.distortions, evidence.footprint, [limit])
-        weights = tuple(rounded(job, evidence, allocation, name))
+        weights = tuple(rounded(job, evidence, allocation, f"{name}, {width} bits"))
         measured = measured_on(job, evidence.calibration.evaluation, weights)
-        return allocation, measured, stored_bytes(evidence, allocation, weights)
-
-
-def _point(job: Job, evidence: Evidence, allocation: str, width: int, size: int, measured: Measurement) -> Point:
+        size = stored_bytes(evidence, allocation, weights)
     base, parameters = counted_base(job, evidence.footprint)
     by_sample = np.array(measured.loss_increase_by_sample)
-    error = float(by_sample.std(ddof=1) / math.sqrt(len(by_sample))) if len(by_sample) > 1 else math.nan
-    return Point(
-        allocation=allocation,
+    error = float(by_sample.std(ddof=1) / math.sqrt(len(by_sample))) if len(by_sample) > 1 else math.inf
+    return allocation, Point(
+        allocation=name,
         width=width,
         bits=8 * (size - base) / parameters,
         increase=measured.loss_increase,
         error=max(error, SMALLEST_ERROR),
         kl=measured.kl,
+        loss=measured.loss_after,
     )
