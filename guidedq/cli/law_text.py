@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from guidedq.cli.console import print_facts, print_table
+from guidedq.cli.console import console, print_facts, print_table
 from guidedq.law.figures import shown_model
 from guidedq.law.forms import Form
 from guidedq.law.prediction import Prediction
@@ -36,7 +36,8 @@ def print_law(law: Law, out: Path | None) -> None:
         if one.forms:
             facts.append(("better", f"the {one.best.fit.form} law, by its error on widths left out"))
             facts += _training_facts(law, name, one)
-        print_facts([*facts, *(("not told", problem) for problem in one.problems), ("", "")])
+        print_facts([*facts, *(("not told", problem) for problem in one.problems)])
+        console().print()
     if law.training is not None:
         t = law.training
         terms = f"{t.floor:.3g} + {t.a:.3g} / N^{t.alpha:.3g} + {t.b:.3g} / D^{t.beta:.3g}"
@@ -63,7 +64,8 @@ def print_answer(law: Law, allocation: str, asked: Prediction, others: Sequence[
     print_facts(facts)
     if not others:
         return
-    print_facts([("", ""), ("", f"in the same {asked.parameters * asked.bits / 8e6:.3f} MB, after the same training:")])
+    console().print()
+    print_facts([("", f"in the same {asked.parameters * asked.bits / 8e6:.3f} MB, after the same training:")])
     rows = [
         (f"{one.bits:g}" + "*" * one.extrapolated, f"{one.parameters:,.0f}", _increase(one), f"{one.loss or 0:.4f}")
         for one in others
@@ -85,9 +87,9 @@ def _print_models(law: Law, allocation: str) -> None:
         tokens = model.tokens or 0.0
         facts = (model.name, f"{model.parameters:,}", f"{tokens:,.0f}", f"{tokens / model.parameters:.3g}")
         rows.append((*facts, loss_text(model.loss), *(found.get(width, "") for width in widths)))
-    print_facts([("", f"{allocation}: loss increase, {law.unit}")])
+    print_facts([(f"{allocation}:", f"loss increase, {law.unit}")])
     print_table(("model", "N", "D", "D/N", "loss", *(f"{width} bits" for width in widths)), rows)
-    print_facts([("", "")])
+    console().print()
 
 
 def _print_widths(law: Law, allocation: str, model: SweptModel) -> None:
@@ -117,7 +119,7 @@ def _print_widths(law: Law, allocation: str, model: SweptModel) -> None:
         [("", f"{allocation}, {model.name}: {model.parameters:,} parameters, loss {loss_text(model.loss)} {law.unit}")]
     )
     print_table(columns, list(zip(*cells, strict=True)), text_columns=0)
-    print_facts([("", "")])
+    console().print()
 
 
 def _training_facts(law: Law, allocation: str, one: AllocationLaw) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from guidedq.law.effective import FITTED
 from guidedq.law.forms import Cells, Form
 from guidedq.law.record import GUIDED, UNIFORM, AllocationLaw, Law, SweptModel, measured_of
 from guidedq.law.regression import predicted
@@ -82,7 +83,10 @@ def effective_figure(law: Law) -> Figure:
         axes.plot(bits, equivalent / model.parameters, "o", color=COLOURS[name], mec=PAPER, ms=7,
                   label=f"{name}: of equal loss")  # fmt: skip
     axes.set_ylim(0, 1.05)
-    label_in_full(axes, "bits per weight, everything counted", "effective parameters, N_eff / N", _title(model))
+    source = "" if law.training is None else f"; {law.training.source} training law"
+    label_in_full(
+        axes, "bits per weight, everything counted", "effective parameters, N_eff / N", _title(model) + source
+    )
     return figure
 
 
@@ -144,7 +148,8 @@ def shown_model(law: Law) -> int:
 def _tells_sizes(law: Law, name: str) -> bool:
     one: AllocationLaw | None = law.allocations.get(name)
     form = None if one is None else one.forms.get(Form.EXPONENTIAL.value)
-    return law.training is not None and form is not None and "gamma_N" in form.fit.names
+    fitted = law.training is not None and law.training.source == FITTED
+    return fitted and form is not None and "gamma_N" in form.fit.names
 
 
 def _cells(model: SweptModel, bits: np.ndarray) -> Cells:

@@ -83,7 +83,7 @@ def identified(form: Form, cells: Cells) -> tuple[str, ...]:
     Raises:
         LawError: what varies does not vary enough to tell the coefficients apart.
     """
-    columns = regressors(form, cells, float(np.max(cells.bits)) + 1.0)
+    columns = regressors(form, cells, float(np.max(cells.bits)) + 1.0)  # any b_train tells whether the bits vary
     constant, *others = columns
     if np.ptp(cells.bits) == 0:
         raise LawError(
@@ -102,7 +102,7 @@ def identified(form: Form, cells: Cells) -> tuple[str, ...]:
 
 
 SMALLEST_SINGULAR_VALUE = 1e-3
-"""Of the matrix with columns of length 1: below, an error of a tenth in the data is one of a hundred in a parameter."""
+"""Of the matrix with centred columns of length 1: below, a coefficient is a thousand times as uncertain as the data."""
 
 
 def design(form: Form, cells: Cells, names: Sequence[str], train_bits: float) -> Float[ndarray, "cell coefficient"]:

@@ -213,8 +213,14 @@ def _allocation(content: Mapping[str, Any], train_bits: float) -> AllocationLaw:
 
 
 def _model(content: dict[str, Any]) -> SweptModel:
-    points = tuple(Point(**point) for point in content["points"])
-    return SweptModel(**{"tokens": None, **content, "points": points})
+    return SweptModel(
+        name=content["name"],
+        digest=content["digest"],
+        parameters=content["parameters"],
+        tokens=content.get("tokens"),
+        loss=content["loss"],
+        points=tuple(Point(**point) for point in content["points"]),
+    )
 
 
 def _pairs(content: Mapping[str, Any]) -> list[str]:
