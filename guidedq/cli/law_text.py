@@ -113,7 +113,7 @@ def _print_widths(law: Law, allocation: str, model: SweptModel) -> None:
         cells.append([f"{share * size:,.0f}" for share in one.effective.share(measured.cells.bits)])
     if law.training is not None:
         columns.append("costs parameters")
-        lost = 1 - law.training.equivalent(size, measured.increase) / size
+        lost = np.maximum(1 - law.training.equivalent(size, measured.increase) / size, 0.0)
         cells.append([f"{share * size:,.0f} = {share:.1%}" for share in lost])
     print_facts(
         [("", f"{allocation}, {model.name}: {model.parameters:,} parameters, loss {loss_text(model.loss)} {law.unit}")]

@@ -68,7 +68,7 @@ def curve_figure(law: Law) -> Figure:
 
 
 def effective_figure(law: Law) -> Figure:
-    """N_eff / N over the bits: the fitted curve, and the loss-equivalent of each measurement of the shown model."""
+    """The sizes that lose as much as the shown model at each width, and N_eff of one g for all models, over N."""
     model = law.models[shown_model(law)]
     figure, axes = new_figure(SIZE)
     for name, one in law.allocations.items():
@@ -76,12 +76,16 @@ def effective_figure(law: Law) -> Figure:
         if one.effective is None or law.training is None or not points:
             continue
         bits = np.array([point.bits for point in points])
-        equivalent = law.training.equivalent(np.array(float(model.parameters)), np.array([p.increase for p in points]))
-        line = np.linspace(min(1.0, bits.min()), bits.max(), STEPS)
-        axes.plot(line, one.effective.share(line), color=COLOURS[name], linewidth=1.7,
-                  label=f"{name}: 1 - exp(-b / {one.effective.g:.2f})")  # fmt: skip
-        axes.plot(bits, equivalent / model.parameters, "o", color=COLOURS[name], mec=PAPER, ms=7,
-                  label=f"{name}: of equal loss")  # fmt: skip
+        line = np.linspace(bits.min(), bits.max(), STEPS)
+        size, colour = float(model.parameters), COLOURS[name]
+        equal = law.training.equivalent(size, np.array([point.increase for point in points])) / size
+        axes.plot(bits, equal, "o", color=colour, mec=PAPER, ms=7, label=f"{name}: of equal loss", zorder=4)
+        if Form.EXPONENTIAL.value in one.forms:
+            increase, _, _ = predicted(one.forms[Form.EXPONENTIAL.value].fit, _cells(model, line))
+            label = f"{name}: by the exponential law"
+            axes.plot(line, law.training.equivalent(size, increase) / size, color=colour, linewidth=1.7, label=label)
+        label = f"{name}: N_eff, 1 - exp(-b / {one.effective.g:.2f})"
+        axes.plot(line, one.effective.share(line), color=colour, linestyle=(0, (4, 3)), linewidth=1.3, label=label)
     axes.set_ylim(0, 1.05)
     source = "" if law.training is None else f"; {law.training.source} training law"
     label_in_full(

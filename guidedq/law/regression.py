@@ -20,8 +20,8 @@ CONFIDENCE = 0.90
 """Of every interval, as of the forecasts'."""
 OWN_ERROR = 0.2
 """Share by which such a law is off anyway: a larger increase is not a more exact one, whatever its noise."""
-NOISE_ERRORS = 2.0
-"""An increase above so many of its standard errors is no noise."""
+NOISE_ERRORS = 3.0
+"""An increase above so many of its standard errors is no noise: with two, one in forty of nothing would pass."""
 
 
 @final
