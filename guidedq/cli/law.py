@@ -128,8 +128,8 @@ def law_command(
         from guidedq.cli.law_text import print_law
 
         print_law(law, out)
-    for one in law.allocations.values():
-        _ = one.best  # nothing could be fitted: the error says why, after everything measured was shown
+    if not any(one.forms for one in law.allocations.values()):  # said after everything that was measured is shown
+        raise LawError(" ".join(dict.fromkeys(text for one in law.allocations.values() for text in one.problems)))
 
 
 def count_of(text: str, option: str) -> float:

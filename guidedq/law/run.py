@@ -43,7 +43,8 @@ def run_law(
         tokens: Training tokens of each, or `None` for a single model.
         widths: Bits of the uniform models.
         train_bits: b_train.
-        finetune: Text to fine-tune each model on before it is swept.
+        finetune: Text to fine-tune each model on before it is swept; where no data are named, these are drawn from it
+            too, and what is held back for the evaluation is not trained on.
         finetune_steps: Optimizer steps of that.
         scratch: An empty folder for fine-tuned models.
         arguments: Of `make_job`.
@@ -54,6 +55,8 @@ def run_law(
     check_widths(widths)
     if finetune is not None and not finetune.is_file():
         raise LawError(f"--finetune {finetune}: no such file. Expected a text.")
+    if finetune is not None and not arguments.get("data"):
+        arguments = {**arguments, "data": finetune}
     kinds = {_checked(model, finetune, arguments) for model in models}
     if len(kinds) > 1:
         raise LawError(f"these models have losses of different kinds: {', '.join(kind.unit for kind in kinds)}.")
