@@ -2,17 +2,21 @@
 
     python benchmarks/train_demo.py --out DIR --minutes 75
     python benchmarks/train_demo.py --out DIR --tokens 20000000 --checkpoints 2000000,5000000
+    python benchmarks/train_demo.py --out DIR --tokens 20000000 --checkpoints 2000000,5000000 --anneal
 
 The model is small and is trained far past its size's optimum, which makes it fragile under
 quantization. The text is the standard library of the running Python (guidedq.demo.demo_text).
 
 DIR/model holds the newest weights as a Hugging Face folder (float16), refreshed at every save and
 final at the end; DIR/tokens-N holds the weights at each token count of --checkpoints, before the
-learning rate's decay; DIR/state.safetensors is what a killed run goes on from: the same command
-continues it. With --tokens, the same seed on the same machine gives the same weights.
+learning rate's decay, and with --anneal DIR/annealed-N what the same run would have ended with, had
+it been asked for N tokens: a copy leaves it where its own decay would begin. DIR/state.safetensors
+is what a killed run goes on from: the same command continues it. With --tokens, the same seed on
+the same machine gives the same weights.
 """
 
 import argparse
+import copy
 import shlex
 import shutil
 import sys
@@ -59,6 +63,7 @@ class Settings:
     minutes: float | None
     tokens: int | None
     checkpoints: tuple[int, ...]
+    anneal: bool
     seed: int
     batch_size: int
     learning_rate: float
@@ -123,13 +128,15 @@ def train(settings: Settings, model: LlamaForCausalLM, stream: Tensor) -> Progre
     while (done := fraction_done(settings, progress)) < 1.0:
         rate = settings.learning_rate * rate_factor(progress.step * tokens_per_step, done)
         windows = sample_windows(stream, settings.batch_size, (settings.seed, progress.step))
-        windows[::2, 0] = DOCUMENT_TOKEN_ID  # half begin as a lone text does, with its mark
         loss = training_step(model, optimizer, windows, rate)
         now = time.monotonic()
         progress = Progress(step=progress.step + 1, seconds=now - begin)
         tokens_seen = progress.step * tokens_per_step
 
         for count in settings.checkpoints:
+            if settings.anneal and 0 <= tokens_seen - (1.0 - DECAY_FRACTION) * count < tokens_per_step:
+                annealed = anneal(settings, model, optimizer, stream, progress.step, count)
+                write_model(annealed, tokenizer_folder, settings.out / f"annealed-{count}")
             if tokens_seen - tokens_per_step < count <= tokens_seen:
                 write_model(model, tokenizer_folder, settings.out / f"tokens-{count}")
         if now - reported > REPORT_EVERY_SECONDS:
@@ -142,6 +149,26 @@ def train(settings: Settings, model: LlamaForCausalLM, stream: Tensor) -> Progre
             saved = now
     save_state(state_file, model, optimizer, progress)
     return progress
+
+
+def anneal(
+    settings: Settings,
+    model: LlamaForCausalLM,
+    optimizer: torch.optim.AdamW,
+    stream: Tensor,
+    step: int,
+    tokens: int,
+) -> LlamaForCausalLM:
+    """Return a copy of `model` trained on from `step` to `tokens`, on the text that the run itself goes on with."""
+    branch = copy.deepcopy(model)
+    mine = make_optimizer(branch, settings.learning_rate)
+    mine.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    tokens_per_step = settings.batch_size * SEQUENCE_LENGTH
+    while (seen := step * tokens_per_step) < tokens:
+        rate = settings.learning_rate * rate_factor(seen, seen / tokens)
+        training_step(branch, mine, sample_windows(stream, settings.batch_size, (settings.seed, step)), rate)
+        step += 1
+    return branch
 
 
 def training_step(model: LlamaForCausalLM, optimizer: torch.optim.AdamW, windows: Tensor, rate: float) -> Tensor:
@@ -180,7 +207,9 @@ def sample_windows(stream: Tensor, batch_size: int, key: tuple[int, int]) -> Ten
     seed, step = key
     generator = torch.Generator().manual_seed((seed << 32) + step)
     starts = torch.randint(len(stream) - SEQUENCE_LENGTH, (batch_size, 1), generator=generator)
-    return stream[(starts + torch.arange(SEQUENCE_LENGTH + 1)).to(stream.device)]
+    windows = stream[(starts + torch.arange(SEQUENCE_LENGTH + 1)).to(stream.device)]
+    windows[::2, 0] = DOCUMENT_TOKEN_ID  # half begin as a lone text does, with its mark
+    return windows
 
 
 def make_optimizer(model: LlamaForCausalLM, learning_rate: float) -> torch.optim.AdamW:
@@ -292,6 +321,7 @@ def parse_settings() -> Settings:
     length.add_argument("--minutes", type=float, help="train for this long")
     length.add_argument("--tokens", type=int, help="train on this many tokens")
     parser.add_argument("--checkpoints", type=token_counts, default=(), metavar="N,N,...")
+    parser.add_argument("--anneal", action="store_true", help="also end a copy of the run at each checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=8, help="sequences in a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="at its peak")

@@ -50,3 +50,7 @@ class PolicyError(GuidedQError):
 
 class GateError(GuidedQError):
     """A gate that the user set was missed: the forecast or the measurement exceeds it."""
+
+
+class LawError(GuidedQError):
+    """Measurements do not tell the law that is asked for, or it is asked where it says nothing."""

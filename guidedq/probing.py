@@ -10,6 +10,7 @@ from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.footprint import Footprint, SiteFootprint
 from guidedq.artifacts.forecast import Measurement, Probe
 from guidedq.artifacts.quantized_weight import EntropySegment, QuantizedWeight
+from guidedq.artifacts.samples import SampleSet
 from guidedq.decision import allocated, counted_base, size_range
 from guidedq.errors import BudgetError
 from guidedq.evaluation import measure
@@ -91,11 +92,16 @@ def stored_bytes(evidence: Evidence, allocation: Allocation, weights: Iterable[Q
 
 
 def measured_on_probes(job: Job, evidence: Evidence, weights: Iterable[QuantizedWeight]) -> Measurement:
-    """The whole quantized model against the original on the probe samples, as the backend's runtime would run it."""
+    """The whole quantized model against the original on the probe samples."""
+    return measured_on(job, evidence.calibration.probe, weights)
+
+
+def measured_on(job: Job, samples: SampleSet, weights: Iterable[QuantizedWeight]) -> Measurement:
+    """The whole quantized model against the original on these samples, as the backend's runtime would run it."""
     program, activations = job.model.program, job.activations()
     stored = DequantizedOnUse({weight.name: (job.model.graph.site(weight.name), weight) for weight in weights})
     return measure(
-        evidence.calibration.probe,
+        samples,
         job.model.objective,
         predict_original=job.original.predict,
         predict_quantized=lambda batch: program.predict(batch, weights=stored, activations=activations),

@@ -14,6 +14,7 @@ from guidedq.cli.compare import compare
 from guidedq.cli.compile import compile_command
 from guidedq.cli.evaluate import evaluate
 from guidedq.cli.inspect import inspect_command
+from guidedq.cli.law import law_command
 from guidedq.cli.plan import plan
 from guidedq.cli.stages import stages
 from guidedq.cli.verify import verify
@@ -88,6 +89,7 @@ application.command("eval")(evaluate)
 application.command("check")(check)
 application.command("verify")(verify)
 application.command("inspect")(inspect_command)
+application.command("law")(law_command)
 application.command("stages")(stages)
 
 

@@ -66,8 +66,8 @@ def promise_figure(report: Report, size: Size = PLOT_SIZE) -> Figure:
     axes.set_yscale("log")
     axes.set_xlabel(f"predicted KL, {report.model.unit}")
     axes.set_ylabel(f"measured KL, {report.model.unit}")
-    _plain_ticks(axes.xaxis)
-    _plain_ticks(axes.yaxis)
+    plain_ticks(axes.xaxis)
+    plain_ticks(axes.yaxis)
     _legend(axes)
     return figure
 
@@ -141,6 +141,26 @@ def new_figure(size: Size, rows: int = 1, **options: Any) -> tuple[Figure, Any]:
     return figure, made
 
 
+def label_in_full(axes: Axes, across: str, up: str, title: str) -> None:
+    """Name both axes and the figure, and show the legend."""
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.set_title(title, loc="left", color=INK, fontsize=11)
+    _legend(axes)
+
+
+def plain_ticks(axis: Any) -> None:
+    """Label 1, 2 and 5 of every decade where there are few decades, else the decades, as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    decades = math.log10(high / low) if low > 0 else 1.0
+    steps = (1.0, 2.0, 5.0) if decades < 2.2 else (1.0, 3.0) if decades < 3.5 else (1.0,)
+    axis.set_major_locator(LogLocator(base=10, subs=steps))
+    axis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _draw_curve(axes: Axes, points: Sequence[PlanPoint]) -> None:
     drawn = sorted((point for point in points if _drawable(point.forecast.kl)), key=lambda point: point.bits_per_weight)
     if not drawn:
@@ -156,20 +176,8 @@ def _label_losses(axes: Axes, unit: str) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("bits per weight, everything in the file counted")
     axes.set_ylabel(f"KL to the original, {unit}")
-    _plain_ticks(axes.yaxis)
+    plain_ticks(axes.yaxis)
     _legend(axes)
-
-
-def _plain_ticks(axis: Any) -> None:
-    """Label 1, 2 and 5 of every decade where there are few decades, else the decades, as plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = sorted(axis.get_view_interval())
-    decades = math.log10(high / low) if low > 0 else 1.0
-    steps = (1.0, 2.0, 5.0) if decades < 2.2 else (1.0, 3.0) if decades < 3.5 else (1.0,)
-    axis.set_major_locator(LogLocator(base=10, subs=steps))
-    axis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(axes: Axes) -> None:
