@@ -47,7 +47,8 @@ def compile(
 
     Args:
         model: A loaded model, or what `load` takes: a folder, an `.onnx` or `.pt2` file, a hub name, `"demo"`.
-        budget: `"3.5bits"` (all bytes of the weights file over all parameters) or `"120MB"`.
+        budget: `"3.5bits"` (all bytes of the weights file over all parameters), `"120MB"`, or for the smallest file
+            that loses no more: `"+0.02nats"`, `"1.02x"` (perplexity), `"-0.5%"` (points of accuracy, with labels).
         data: Calibration data: .txt, .jsonl, .npz, .safetensors, or folders of these.
         backend: `"torch"`, `"onnx"`, with options in braces; by default the one that fits the model's source.
         out: Folder to write; by default `<model>-<budget>` in the working directory.
@@ -68,7 +69,7 @@ def compile(
         The artifact: its folder and its report.
 
     Raises:
-        GuidedQError: whatever is wrong with the input; `GateError` if the gate was missed.
+        GuidedQError: whatever is wrong with the input; `GateError` if the gate, or a budget for loss, was missed.
     """
     asked = parse_budget(budget)
     job = make_job(

@@ -46,6 +46,7 @@ class _Sums:
     right_before: int = 0
     right_after: int = 0
     labels: int = 0
+    regret: float | None = None
 
 
 USUAL_BATCH = 32
@@ -125,6 +126,10 @@ def _summary(sums: list[_Sums]) -> Measurement:
         units=units,
         kl_by_sample=tuple(part.kl / max(part.units, 1) for part in sums),
         loss_increase_by_sample=tuple((part.loss_after - part.loss_before) / max(part.losses, 1) for part in sums),
+        regret_by_sample=tuple(part.regret / max(part.units, 1) for part in sums if part.regret is not None),
+        accuracy_drop_by_sample=tuple(
+            (part.right_before - part.right_after) / max(part.labels, 1) for part in sums if labels
+        ),
     )
 
 
@@ -176,7 +181,7 @@ def _compare_distributions(
     own_labels: bool,
 ) -> _Sums:
     """Compare chunk by chunk; `own_labels` takes the original's distribution for the labels that are unknown."""
-    kl = agreeing = before = after = 0.0
+    kl = agreeing = before = after = regret = 0.0
     right_before = right_after = 0
     known = (labels >= 0) & real
     for part in _chunks(len(original), original.shape[1]):
@@ -190,6 +195,7 @@ def _compare_distributions(
             right_after += int(((top_q == targets[:, 0]) & labelled).sum())
         agreeing += float(((top_p == top_q) & seen).sum())
         share = p.exp()
+        regret += _total((share.gather(1, top_p[:, None]) - share.gather(1, top_q[:, None]))[:, 0], seen)
         entropy = -_total(_weighted(share, p), seen)
         difference = _total(_weighted(share, p.sub_(q)), seen)
         if own_labels and not labelled.any():
@@ -208,6 +214,7 @@ def _compare_distributions(
         right_before=right_before,
         right_after=right_after,
         labels=labelled_units,
+        regret=regret,
     )
 
 

@@ -71,7 +71,7 @@ class Tuning:
         return replace(weight, segments=tuple(map(retuned, weight.segments)))
 
 
-def tuned(job: Job, evidence: Evidence, decision: Decision, limit: int) -> Tuning | None:
+def tuned(job: Job, evidence: Evidence, decision: Decision, limit: int | None) -> Tuning | None:
     """Tune the model of a decision, or read what an earlier run tuned; `None` if it is no better for it.
 
     Where sizes are known only once codes are, the decision is corrected before: a row that gets another format later
@@ -81,7 +81,7 @@ def tuned(job: Job, evidence: Evidence, decision: Decision, limit: int) -> Tunin
         job: What is compiled.
         evidence: Holds the samples.
         decision: What to tune.
-        limit: Of the file, in bytes.
+        limit: Of the file, in bytes, if there is one.
 
     Raises:
         OutputError: the workspace cannot be written.
@@ -105,7 +105,7 @@ def tuned(job: Job, evidence: Evidence, decision: Decision, limit: int) -> Tunin
     return Tuning(folder=entry, decision=chosen, gain=facts["gain"], probe=load_probe(entry))
 
 
-def _tune(job: Job, evidence: Evidence, decision: Decision, limit: int, entry: Path) -> None:
+def _tune(job: Job, evidence: Evidence, decision: Decision, limit: int | None, entry: Path) -> None:
     """Leave the tuned weights in the entry, unless the probe samples say that they are no better."""
     with job.stopwatch.time("tune"):
         attempts: dict[str, tuple[QuantizedWeight, ...]] = {}
@@ -115,7 +115,8 @@ def _tune(job: Job, evidence: Evidence, decision: Decision, limit: int, entry: P
             weights = attempts[attempt.allocation.digest] = tuple(rounded(job, evidence, attempt.allocation, "round"))
             return stored_bytes(evidence, attempt.allocation, weights)
 
-        chosen = fitted(job, evidence, decision, int((1 - GROWTH) * limit), size_of) or decision
+        room = None if limit is None else int((1 - GROWTH) * limit)
+        chosen = fitted(job, evidence, decision, room, size_of) or decision
         before = attempts.get(chosen.allocation.digest) or tuple(rounded(job, evidence, chosen.allocation, "round"))
         attempts.clear()
         samples = evidence.calibration.tuning
@@ -136,10 +137,17 @@ def _tune(job: Job, evidence: Evidence, decision: Decision, limit: int, entry: P
     write_text(entry / FACTS, json.dumps({"digest": allocation.digest, "bytes": allocation.bytes, "gain": gain}))
 
 
-def after_tuning(job: Job, evidence: Evidence, tuning: Tuning) -> Decision:
-    """What was tuned, with a forecast by the probes as they would be, were they tuned likewise, and by itself."""
+def after_tuning(job: Job, evidence: Evidence, tuning: Tuning, known: tuple[Probe, ...] = ()) -> Decision:
+    """What was tuned, with a forecast by the probes as they would be, were they tuned likewise, and by itself.
+
+    Args:
+        job: What is compiled.
+        evidence: What decisions are based on.
+        tuning: What came of it.
+        known: Further models, measured as they were written.
+    """
     decision = tuning.decision
-    probes = (*(_scaled(probe, tuning.gain) for probe in decision.probes), tuning.probe)
+    probes = (*(_scaled(probe, tuning.gain) for probe in decision.probes), tuning.probe, *known)
     probes = tuple(sorted(probes, key=lambda probe: probe.bytes))
     return replace(decision, forecast=forecast_of(job, evidence, decision.raw, probes), probes=probes)
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from guidedq.artifacts.forecast import Forecast, Probe
 
+from .accuracy import accuracy_gain
 from .loss import NEAR, SMALLEST, loss_gain
 
 REPLICATES = 2000
@@ -58,6 +59,10 @@ def calibrated(raw: Sequence[float], probes: Sequence[Probe], evaluation_units: 
     gain = loss_gain(kl, probes)
     expected = gain.ratio * kl
     increases = np.percentile(gain.increases(np.exp(spread), evaluation_units, generator), INTERVAL)
+    accuracy = accuracy_gain(kl, probes)
+    drop = None if accuracy is None else accuracy.ratio * kl
+    drops = None if accuracy is None else accuracy.increases(np.exp(spread), evaluation_units, generator)
+    drop_low, drop_high = (None, None) if drops is None else map(float, np.percentile(drops, INTERVAL))
     return Forecast(
         kl=kl,
         kl_low=low,
@@ -66,6 +71,9 @@ def calibrated(raw: Sequence[float], probes: Sequence[Probe], evaluation_units: 
         loss_increase_low=min(float(increases[0]), expected),
         loss_increase_high=max(float(increases[1]), expected),
         raw_kl=float(target.mean()),
+        accuracy_drop=drop,
+        accuracy_drop_low=drop_low,
+        accuracy_drop_high=drop_high,
     )
 
 
