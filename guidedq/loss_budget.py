@@ -74,8 +74,8 @@ def check_labels(budget: Budget, model: Model, calibration: CalibrationSet) -> N
 def smallest_within(job: Job, evidence: Evidence, probes: Sequence[Probe], budget: Budget) -> Decision:
     """The decision of fewest bytes such that it and all larger ones are forecast to stay within the budget.
 
-    Sizes are tried a dozen at a time, evenly in their logarithm, between the largest that does not and the smallest that
-    does.
+    Sizes are tried a dozen at a time, evenly in their logarithm, between the largest that does not and the smallest
+    that does.
 
     Raises:
         BudgetError: even the largest file does not; the message names the least loss that can be promised.
@@ -139,6 +139,6 @@ def _least(job: Job, decisions: Sequence[Decision], budget: Budget) -> str:
     least = change_text(budget, upper_bound(best.forecast, budget))
     bits = 8 * best.bytes / job.model.parameters
     return (
-        f"{budget.text} cannot be promised: the best file, {bits:.2f} bits ({bytes_text(best.bytes)}), is forecast at up "
-        f"to {least}. Ask for {least} or more, or give more evaluation data: the upper bound counts their noise."
+        f"{budget.text} cannot be promised: the best file, {bits:.2f} bits ({bytes_text(best.bytes)}), is forecast at "
+        f"up to {least}. Ask for {least} or more, or give more evaluation data: the upper bound counts their noise."
     )

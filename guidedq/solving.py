@@ -1,4 +1,4 @@
-"""From a first decision to the one that is written: tuned, and under a budget for loss solved anew for what that gains."""
+"""From a first decision to the one that is written: tuned, and under a budget for loss solved for what that gains."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from guidedq.evidence import Evidence
 from guidedq.job import Job
 from guidedq.loss_budget import is_within, miss_text, smallest_within
 from guidedq.report.wording import forecast_text, tuned_text
-from guidedq.tuning import Tuning, after_tuning, tuned
+from guidedq.tuning import Tuning, after_tuning, scaled, tuned
 
-WORTH = 0.01
+WORTH = 0.02
 """Share of the bytes that must be saved for a model to be tuned a second time."""
 
 
 def settled(
-    job: Job, evidence: Evidence, budget: Budget, limit: int | None, first: Decision, known: tuple[Probe, ...] = ()
+    job: Job,
+    evidence: Evidence,
+    budget: Budget,
+    limit: int | None,
+    first: Decision,
+    *,
+    correction: float = 1.0,
+    known: tuple[Probe, ...] = (),
 ) -> tuple[Decision, Tuning | None]:
     """What is written for a first decision: the same, tuned; under a budget for loss the smaller one that this allows.
 
@@ -32,7 +39,8 @@ def settled(
         budget: What is asked.
         limit: Of the file, in bytes, if there is one.
         first: Its probes are of models before tuning.
-        known: Models measured as they were written.
+        correction: Measured over predicted divergence of a model that was written.
+        known: That model, measured.
     """
     unit = job.model.objective.unit
     job.progress.notice(forecast_text(first.forecast, first.bytes, job.model.parameters, unit))
@@ -41,7 +49,7 @@ def settled(
     tuning = tuned(job, evidence, first, limit)
     if tuning is None:
         return first, None
-    decision = after_tuning(job, evidence, tuning, known)
+    decision = after_tuning(job, evidence, tuning, correction=correction, known=known)
     job.progress.notice(tuned_text(decision.forecast, unit))
     if limit is not None:
         return decision, tuning
@@ -52,7 +60,7 @@ def settled(
     again = tuned(job, evidence, replace(smaller, probes=first.probes), limit)
     if again is None:
         return decision, tuning
-    other = after_tuning(job, evidence, again, known)
+    other = after_tuning(job, evidence, again, correction=correction, known=known)
     job.progress.notice(tuned_text(other.forecast, unit))
     return (other, again) if is_within(other.forecast, budget) else (decision, tuning)
 
@@ -60,7 +68,7 @@ def settled(
 def solved_again(
     job: Job, evidence: Evidence, budget: Budget, probes: tuple[Probe, ...], written: Decision, known: Probe
 ) -> tuple[Decision, Tuning | None]:
-    """Solve a budget for loss that was missed once more, with what was measured as one more probe.
+    """Solve a budget for loss that was missed once more: the probes corrected by what was measured, itself one more.
 
     Args:
         job: What is compiled.
@@ -75,11 +83,17 @@ def solved_again(
     """
     missed = miss_text(budget, known.measured)
     job.progress.notice(f"{missed}: solving again with what was measured")
+    correction = known.measured.kl / written.forecast.kl
     try:
-        larger = smallest_within(job, evidence, (*written.probes, known), budget)
+        larger = smallest_within(job, evidence, (*_corrected(written.probes, correction), known), budget)
     except BudgetError as error:
         raise GateError(f"{missed}, and {error} Nothing was written.") from error
-    return settled(job, evidence, budget, None, replace(larger, probes=probes), (known,))
+    untuned = replace(larger, probes=_corrected(probes, correction))
+    return settled(job, evidence, budget, None, untuned, correction=correction, known=(known,))
+
+
+def _corrected(probes: tuple[Probe, ...], correction: float) -> tuple[Probe, ...]:
+    return tuple(scaled(probe, correction) for probe in probes)
 
 
 def as_probe(decision: Decision, measured: Measurement, size: int) -> Probe:

@@ -137,22 +137,26 @@ def _tune(job: Job, evidence: Evidence, decision: Decision, limit: int | None, e
     write_text(entry / FACTS, json.dumps({"digest": allocation.digest, "bytes": allocation.bytes, "gain": gain}))
 
 
-def after_tuning(job: Job, evidence: Evidence, tuning: Tuning, known: tuple[Probe, ...] = ()) -> Decision:
+def after_tuning(
+    job: Job, evidence: Evidence, tuning: Tuning, *, correction: float = 1.0, known: tuple[Probe, ...] = ()
+) -> Decision:
     """What was tuned, with a forecast by the probes as they would be, were they tuned likewise, and by itself.
 
     Args:
         job: What is compiled.
         evidence: What decisions are based on.
         tuning: What came of it.
+        correction: Measured over predicted divergence of a model that was written.
         known: Further models, measured as they were written.
     """
     decision = tuning.decision
-    probes = (*(_scaled(probe, tuning.gain) for probe in decision.probes), tuning.probe, *known)
+    probes = (*(scaled(probe, tuning.gain) for probe in decision.probes), scaled(tuning.probe, correction), *known)
     probes = tuple(sorted(probes, key=lambda probe: probe.bytes))
     return replace(decision, forecast=forecast_of(job, evidence, decision.raw, probes), probes=probes)
 
 
-def _scaled(probe: Probe, gain: float) -> Probe:
+def scaled(probe: Probe, gain: float) -> Probe:
+    """The probe as it would be, had it lost so many times as much."""
     measured = probe.measured
     return replace(
         probe,

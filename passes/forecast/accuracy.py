@@ -1,4 +1,4 @@
-"""From divergence to accuracy: what changed choices cost if the original is as sure as it is right, and by the labels."""
+"""From divergence to accuracy: what changed choices cost if the original is as sure as it is right, and by labels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from guidedq.artifacts.forecast import Probe
 from .loss import PRIOR_SPREAD, SMALLEST, LossGain, near_mean
 
 FLIP_POWER = 0.25
-"""Choices change in proportion to the error of the logits, the root of the divergence; their chance effect on the share of
-right ones grows as the root of their number."""
+"""Choices change in proportion to the error of the logits, the root of the divergence; their chance effect on the share
+of right ones grows as the root of their number."""
 
 
 def accuracy_gain(kl: float, probes: Sequence[Probe]) -> LossGain | None:
