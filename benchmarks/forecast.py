@@ -3,9 +3,9 @@
     python benchmarks/forecast.py --model NAME=PATH --data NAME=FILE [--eval-data NAME=FILE]
         --budgets 2.25,2.5,3,3.5,4,5,6,8 --allocators uniform,article,lagrangian --seeds 0,1,2 --ranked 30
 
-Everything is as `guidedq compile --effort quick` does it up to the file itself: the same evidence, probes, allocation and
-forecast, and the rounded model measured on the evaluation samples. So the same weights are measured, without packing them.
-Measurements are kept in the record by what was measured: a changed forecast is judged on those already made.
+Everything is as `guidedq compile --effort quick` does it up to the file itself: the same evidence, probes, allocation
+and forecast, and the rounded model measured on the evaluation samples. So the same weights are measured, without packing
+them. Measurements are kept in the record by what was measured: a changed forecast is judged on those already made.
 """
 
 from __future__ import annotations
@@ -239,10 +239,11 @@ def page(record: dict[str, Any], picture: str) -> str:
         if len(found) > 1
     )
     facts = record["machine"]
+    lowest, highest = RANKED_BITS
     return f"""# How right is the forecast?
 
-Predicted against measured KL from the original, at quick effort, sizes of {JUDGED_BITS[0]:g} to {JUDGED_BITS[1]:g} bits a weight (all bytes
-counted). Measured on held-out data that neither guidance nor probes have seen. By `benchmarks/forecast.py`
+Predicted against measured KL from the original, at quick effort, sizes of {JUDGED_BITS[0]:g} to {JUDGED_BITS[1]:g} bits
+a weight (all bytes counted). Measured on held-out data that neither guidance nor probes have seen. By `benchmarks/forecast.py`
 ({facts["cores"]} cores, {facts["system"]}). *Error*: of the predicted KL, relative to the measured one, without sign;
 *bias*: the median with its sign. *Coverage*: how often the 90% interval held the measured value. *Half-width*: of the
 interval for KL at {INTERVAL_BITS[0]:g} to {INTERVAL_BITS[1]:g} bits, relative to the forecast, median and largest.
@@ -255,8 +256,8 @@ interval for KL at {INTERVAL_BITS[0]:g} to {INTERVAL_BITS[1]:g} bits, relative t
 
 ## Ranking
 
-Allocations at random, which no allocator would make: a mean width from {RANKED_BITS[0]:g} to {RANKED_BITS[1]:g} bits, every site within a bit of it. The
-probes are the usual ones. Kendall's tau of predicted against measured KL.
+Allocations at random, which no allocator would make: a mean width from {lowest:g} to {highest:g} bits, every site within a
+bit of it. The probes are the usual ones. Kendall's tau of predicted against measured KL.
 
 | model | allocations | tau | median error |
 |---|---|---|---|

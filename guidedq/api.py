@@ -91,12 +91,12 @@ def compile(
     return compile_model(job, asked, target, overwrite=overwrite, largest_loss_increase=max_loss_increase)
 
 
-def plan(model: Model | PathLike, *, budgets: Sequence[str], **options: Any) -> tuple[PlanPoint, ...]:
+def plan(model: Model | PathLike, *, budgets: Sequence[str] = (), **options: Any) -> tuple[PlanPoint, ...]:
     """The forecast at each budget, smallest file first in the order given; writes nothing but the workspace.
 
     Args:
         model: As for `compile`.
-        budgets: As `budget` of `compile`.
+        budgets: As `budget` of `compile`; without any, the feasible ones of 2.25 to 8 bits.
         **options: As for `compile`, without those that concern the output.
 
     Raises:

@@ -112,12 +112,15 @@ def compile_model(
 def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
     """The forecast at each budget, before any tuning; nothing is written but the workspace.
 
+    Without budgets, at the sizes of a report's curve.
+
     Raises:
         BudgetError: a budget is not feasible.
     """
     with job.stopwatch.time("check"):
         check_weights(job.model, job.model.graph.quantizable)
         footprint = job.footprint()
+        budgets = budgets or [parse_budget(text) for text in _feasible(job, footprint, CURVE_BITS)]
         limits = {budget: _limit(budget, job, footprint) for budget in budgets}
     evidence = gather(job, footprint)
     for budget in budgets:

@@ -30,6 +30,7 @@ from guidedq.job import Job
 from guidedq.probing import measured_on_probes, probe_of, stored_bytes
 from guidedq.registry import stage_text
 from guidedq.rounding import rounded
+from guidedq.uncertainty import as_evaluated, evaluation_uncertainty
 from guidedq.workspace import finish, is_finished, load_codes, load_probe, save_codes, save_probe, storing
 
 FACTS = "tuned.json"
@@ -150,7 +151,8 @@ def after_tuning(
         known: Further models, measured as they were written.
     """
     decision = tuning.decision
-    probes = (*(scaled(probe, tuning.gain) for probe in decision.probes), scaled(tuning.probe, correction), *known)
+    itself = as_evaluated(tuning.probe, evaluation_uncertainty(job, evidence))
+    probes = (*(scaled(probe, tuning.gain) for probe in decision.probes), scaled(itself, correction), *known)
     probes = tuple(sorted(probes, key=lambda probe: probe.bytes))
     return replace(decision, forecast=forecast_of(job, evidence, decision.raw, probes), probes=probes)
 

@@ -190,7 +190,7 @@ def load_probe(folder: Path) -> Probe:
     """Read what `save_probe` kept."""
     content: dict[str, Any] = json.loads((folder / "probe.json").read_text())
     measured = content.pop("measured")
-    for name in ("kl_by_sample", "loss_increase_by_sample", "regret_by_sample", "accuracy_drop_by_sample"):
+    for name in (name for name in measured if name.endswith("_by_sample")):
         measured[name] = tuple(measured[name])
     content["raw_kl_by_sequence"] = tuple(content["raw_kl_by_sequence"])
     return Probe(measured=Measurement(**measured), **content)

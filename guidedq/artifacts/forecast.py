@@ -48,6 +48,8 @@ class Measurement:
         regret_by_sample: What the quantized model's choices would cost of each sample's right predictions, were the
             original as sure as it is right: `p(its own choice) - p(the other's)`. Empty for values.
         accuracy_drop_by_sample: What they do cost, by the labels. Empty where there are none.
+        uncertainty_by_sample: Gini impurity `1 - sum of p^2` of the original's output, mean over a sample's units.
+            Empty for values.
     """
 
     kl: float
@@ -61,6 +63,7 @@ class Measurement:
     loss_increase_by_sample: tuple[float, ...]
     regret_by_sample: tuple[float, ...] = ()
     accuracy_drop_by_sample: tuple[float, ...] = ()
+    uncertainty_by_sample: tuple[float, ...] = ()
 
     @property
     def loss_increase(self) -> float:

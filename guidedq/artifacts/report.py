@@ -95,14 +95,25 @@ class SiteFacts:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanPart:
+    """A part of the model, and what it takes of the file; `bits_per_weight` is 0 where there are no sites."""
+
+    name: str
+    bytes: int
+    bits_per_weight: float
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanPoint:
-    """One size and its forecast."""
+    """One size and its forecast; the parts make up the file, in the order of the data."""
 
     asked: str
     bytes: int
     bits_per_weight: float
     linear_bits_per_weight: float
     forecast: Forecast
+    parts: tuple[PlanPart, ...] = ()
 
 
 @final
@@ -153,9 +164,7 @@ class Report:
         """
         try:
             content: dict[str, Any] = read_json(path.read_text())
-            points = tuple(
-                PlanPoint(forecast=Forecast(**point.pop("forecast")), **point) for point in content.pop("curve")
-            )
+            points = tuple(map(_plan_point, content.pop("curve")))
             sites = tuple(SiteFacts(shape=tuple(site.pop("shape")), **site) for site in content.pop("sites"))
             parts = {
                 "model": ModelFacts(**content.pop("model")),
@@ -169,3 +178,8 @@ class Report:
             return Report(**parts, **content, curve=points, sites=sites)
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is no report of guidedq ({error}).") from error
+
+
+def _plan_point(content: dict[str, Any]) -> PlanPoint:
+    parts = tuple(PlanPart(**part) for part in content.pop("parts", ()))
+    return PlanPoint(forecast=Forecast(**content.pop("forecast")), parts=parts, **content)
