@@ -4,7 +4,7 @@
         --budgets 2.25,2.5,3,3.5,4,5,6,8 --allocators uniform,article,lagrangian --seeds 0,1,2 --ranked 30
 
 Everything is as `guidedq compile --effort quick` does it up to the file itself: the same evidence, probes, allocation
-and forecast, and the rounded model measured on the evaluation samples. So the same weights are measured, without packing
+and forecast, and the rounded model measured on the evaluation samples: the same weights, without packing
 them. Measurements are kept in the record by what was measured: a changed forecast is judged on those already made.
 """
 
@@ -243,7 +243,8 @@ def page(record: dict[str, Any], picture: str) -> str:
     return f"""# How right is the forecast?
 
 Predicted against measured KL from the original, at quick effort, sizes of {JUDGED_BITS[0]:g} to {JUDGED_BITS[1]:g} bits
-a weight (all bytes counted). Measured on held-out data that neither guidance nor probes have seen. By `benchmarks/forecast.py`
+a weight (all bytes counted). Measured on held-out data that neither guidance nor probes have seen. By
+`benchmarks/forecast.py`
 ({facts["cores"]} cores, {facts["system"]}). *Error*: of the predicted KL, relative to the measured one, without sign;
 *bias*: the median with its sign. *Coverage*: how often the 90% interval held the measured value. *Half-width*: of the
 interval for KL at {INTERVAL_BITS[0]:g} to {INTERVAL_BITS[1]:g} bits, relative to the forecast, median and largest.
@@ -256,8 +257,8 @@ interval for KL at {INTERVAL_BITS[0]:g} to {INTERVAL_BITS[1]:g} bits, relative t
 
 ## Ranking
 
-Allocations at random, which no allocator would make: a mean width from {lowest:g} to {highest:g} bits, every site within a
-bit of it. The probes are the usual ones. Kendall's tau of predicted against measured KL.
+Allocations at random, which no allocator would make: a mean width from {lowest:g} to {highest:g} bits, every site
+within a bit of it. The probes are the usual ones. Kendall's tau of predicted against measured KL.
 
 | model | allocations | tau | median error |
 |---|---|---|---|

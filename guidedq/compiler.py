@@ -94,7 +94,9 @@ def compile_model(
     with new_folder(out, overwrite=overwrite) as folder:
         decision, emission = _emit_within(job, evidence, decision, tuning, limit, folder)
         measured = _measured(job, evidence, folder)
+        notices: tuple[str, ...] = ()
         if not is_kept(budget, measured):
+            notices = (f"the first file's {miss_text(budget, measured)}: solved again with what was measured.",)
             known = as_probe(decision, measured, emission.bytes)
             decision, tuning = solved_again(job, evidence, budget, probes, decision, known)
             decision, emission = _emit_within(job, evidence, decision, tuning, limit, folder)
@@ -105,6 +107,7 @@ def compile_model(
         counted = emission.bytes if limit is None else limit
         decision = replace(decision, probes=probes)
         report = build_report(job, budget, counted, evidence, decision, emission, measured, curve)
+        report = replace(report, notices=(*report.notices, *notices))
         write_report(report, folder)
     return Artifact(folder=out, report=report)
 

@@ -158,7 +158,7 @@ def _draw_curve(axes: Axes, points: Sequence[PlanPoint]) -> None:
 
 def _label_losses(axes: Axes, unit: str) -> None:
     axes.set_yscale("log")
-    axes.set_xlabel("bits per weight, everything in the file counted")
+    axes.set_xlabel("bits per weight, all counted")
     axes.set_ylabel(f"KL to the original, {unit}")
     _plain_ticks(axes.yaxis)
     _legend(axes)

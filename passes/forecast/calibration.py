@@ -125,7 +125,7 @@ def _kriging(raw: float, raws: Sequence[float]) -> _Kriging:
     covariance += OWN_SPREAD**2 * np.isclose(size[:, None], size, rtol=0.0, atol=SAME) + TREMBLE**2 * np.eye(
         len(places)
     )
-    weights = np.linalg.solve(covariance[1:, 1:], covariance[1:, 0])
+    weights: Values = np.linalg.solve(covariance[1:, 1:], covariance[1:, 0]).astype(np.float64)
     variance = covariance[0, 0] - weights @ covariance[1:, 0]
     means = GROWTH * growth
     return _Kriging(mean=float(means[0]), means=means[1:], weights=weights, error=float(np.sqrt(max(variance, 0.0))))
