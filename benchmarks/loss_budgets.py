@@ -70,8 +70,8 @@ def page(record: dict[str, Any]) -> str:
     return f"""# Budgets by loss
 
 `guidedq compile MODEL --budget +0.02nats` looks for the smallest file whose forecast stays within the budget with the
-upper end of its 90% interval, and measures it. Asked, forecast (the interval in brackets), measured on held-out data, bytes.
-*Again*: the measurement missed the budget, and it was solved once more with what was measured.
+upper end of its 90% interval, and measures it. Asked, forecast (the interval in brackets), measured on held-out data,
+bytes. *Again*: the measurement missed the budget, and it was solved once more with what was measured.
 By `benchmarks/loss_budgets.py` ({facts["cores"]} cores, {facts["system"]}, seed {record["seed"]}).
 
 | model | effort | asked | forecast | measured | bytes | bits per weight | again |

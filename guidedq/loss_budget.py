@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from guidedq.artifacts.forecast import Forecast, Measurement, Probe
-from guidedq.artifacts.report import MeasuredFacts
 from guidedq.artifacts.samples import CalibrationSet
 from guidedq.budget import Budget
 from guidedq.decision import Decision, decide, size_range
@@ -23,20 +21,6 @@ SIZES_AT_ONCE = 12
 """Sizes of which allocations and forecasts are made together: they share most of the work."""
 SIZE_RESOLUTION = 0.001
 """Share of the size to which the smallest one is found; three rounds of twelve sizes."""
-
-
-class Measured(Protocol):
-    """What was measured, as it was taken or as the report has it."""
-
-    @property
-    def loss_increase(self) -> float:
-        """Loss after minus before."""
-        ...
-
-    @property
-    def accuracy_drop(self) -> float | None:
-        """Accuracy before minus after."""
-        ...
 
 
 def check_objective(budget: Budget, model: Model) -> None:
@@ -71,29 +55,61 @@ def check_labels(budget: Budget, model: Model, calibration: CalibrationSet) -> N
             )
 
 
-def smallest_within(job: Job, evidence: Evidence, probes: Sequence[Probe], budget: Budget) -> Decision:
+def smallest_within(
+    job: Job, evidence: Evidence, probes: Sequence[Probe], budget: Budget, *, at_least: int = 0
+) -> Decision:
     """The decision of fewest bytes such that it and all larger ones are forecast to stay within the budget.
 
-    Sizes are tried a dozen at a time, evenly in their logarithm, between the largest that does not and the smallest
-    that does.
+    Args:
+        job: What is compiled.
+        evidence: What decisions are based on.
+        probes: Measured models.
+        budget: For loss.
+        at_least: Counted bytes below which nothing is tried: what was measured there missed the budget.
 
     Raises:
         BudgetError: even the largest file does not; the message names the least loss that can be promised.
     """
     known = tuple(sorted(probes, key=lambda probe: probe.bytes))
+    found: dict[int, Decision] = {}
+
+    def bounds(sizes: Sequence[int]) -> list[float]:
+        found.update(zip(sizes, decide(job, evidence, known, sizes), strict=True))
+        return [upper_bound(found[size].forecast, budget) for size in sizes]
+
     low, high = size_range(job.model.graph, evidence.footprint)
-    found: Decision | None = None
+    size = smallest_size(bounds, min(max(low, at_least), high), high, budget.largest_change)
+    if size is None:
+        raise BudgetError(_least(job, list(found.values()), budget))
+    return found[size]
+
+
+def smallest_size(
+    bounds: Callable[[Sequence[int]], Sequence[float]], low: int, high: int, largest: float
+) -> int | None:
+    """The smallest size whose bound, and that of all larger ones tried, is no more than the largest allowed.
+
+    A dozen sizes at a time are tried, evenly in their logarithm, between the largest that will not do and the smallest
+    that does.
+
+    Args:
+        bounds: Gives the bounds of several sizes; they fall with the size, but for noise.
+        low: Smallest size.
+        high: Largest size.
+        largest: What is allowed.
+
+    Returns:
+        `None` if not even the largest size will do.
+    """
+    found: int | None = None
     while found is None or high > (1 + SIZE_RESOLUTION) * low:
-        sizes = [round(size) for size in np.geomspace(low, high, SIZES_AT_ONCE)]
-        decisions = decide(job, evidence, known, sizes)
-        outside = [n for n, decision in enumerate(decisions) if not is_within(decision.forecast, budget)]
+        sizes = list(dict.fromkeys(round(size) for size in np.geomspace(low, high, SIZES_AT_ONCE)))
+        outside = [n for n, bound in enumerate(bounds(sizes)) if not bound <= largest]
         first = outside[-1] + 1 if outside else 0
-        if first == SIZES_AT_ONCE:
-            if found is not None:  # the bound is not quite monotonic
-                return found
-            raise BudgetError(_least(job, decisions, budget))
-        found = decisions[first]
-        low, high = sizes[max(first - 1, 0)], sizes[first]
+        if first == len(sizes):  # later, because of noise
+            return found
+        found = sizes[first]
+        low, high = sizes[max(first - 1, 0)], found
     return found
 
 
@@ -102,12 +118,12 @@ def is_within(forecast: Forecast, budget: Budget) -> bool:
     return upper_bound(forecast, budget) <= budget.largest_change
 
 
-def is_kept(budget: Budget, measured: Measured) -> bool:
+def is_kept(budget: Budget, measured: Measurement) -> bool:
     """Whether what was measured stays within the budget; a budget for size says nothing of it."""
     return not budget.bounds_loss or _change(budget, measured) <= budget.largest_change
 
 
-def miss_text(budget: Budget, measured: Measurement | MeasuredFacts) -> str:
+def miss_text(budget: Budget, measured: Measurement) -> str:
     """By what a budget was missed: `measured +0.0231 nats/token misses the budget of +0.02nats`."""
     return f"measured {change_text(budget, _change(budget, measured))} misses the budget of {budget.text}"
 
@@ -128,7 +144,7 @@ def upper_bound(forecast: Forecast, budget: Budget) -> float:
     return math.inf if forecast.accuracy_drop_high is None else forecast.accuracy_drop_high
 
 
-def _change(budget: Budget, measured: Measured) -> float:
+def _change(budget: Budget, measured: Measurement) -> float:
     if budget.kind != "accuracy":
         return measured.loss_increase
     return math.inf if measured.accuracy_drop is None else measured.accuracy_drop

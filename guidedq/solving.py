@@ -53,7 +53,8 @@ def settled(
     job.progress.notice(tuned_text(decision.forecast, unit))
     if limit is not None:
         return decision, tuning
-    smaller = smallest_within(job, evidence, decision.probes, budget)
+    missed = max((probe.counted_bytes for probe in known), default=0)
+    smaller = smallest_within(job, evidence, decision.probes, budget, at_least=missed)
     if smaller.bytes > (1 - WORTH) * decision.bytes:
         return decision, tuning
     job.progress.notice(forecast_text(smaller.forecast, smaller.bytes, job.model.parameters, unit))
@@ -85,7 +86,8 @@ def solved_again(
     job.progress.notice(f"{missed}: solving again with what was measured")
     correction = known.measured.kl / written.forecast.kl
     try:
-        larger = smallest_within(job, evidence, (*_corrected(written.probes, correction), known), budget)
+        probes_now = (*_corrected(written.probes, correction), known)
+        larger = smallest_within(job, evidence, probes_now, budget, at_least=known.counted_bytes)
     except BudgetError as error:
         raise GateError(f"{missed}, and {error} Nothing was written.") from error
     untuned = replace(larger, probes=_corrected(probes, correction))

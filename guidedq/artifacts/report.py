@@ -65,13 +65,6 @@ class MeasuredFacts:
         """Loss after minus before."""
         return self.loss_after - self.loss_before
 
-    @property
-    def accuracy_drop(self) -> float | None:
-        """Accuracy before minus after, where labels are given."""
-        if self.accuracy_before is None or self.accuracy_after is None:
-            return None
-        return self.accuracy_before - self.accuracy_after
-
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
