@@ -45,7 +45,7 @@ def run(name: str, path: str, variant: str, budget: str, arguments: argparse.Nam
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         command = [
-            *(sys.executable, "-m", "guidedq", "compile", path, "--budget", f"{budget}bits"),
+            *(sys.executable, "-m", "guidedq", "compile", path, f"--budget={budget}"),
             *("--out", str(out), "--json"),
             *("--workspace", str(arguments.workspace), "--seed", str(arguments.seed)),
             *recipe, *efforts, *words, *arguments.more.split(),

@@ -51,7 +51,8 @@ def compile(
 
     Args:
         model: A loaded model, or what `load` takes: a folder, an `.onnx` or `.pt2` file, a hub name, `"demo"`.
-        budget: `"3.5bits"` (all bytes of the weights file over all parameters) or `"120MB"`.
+        budget: `"3.5bits"` (all bytes of the weights file over all parameters), `"120MB"`, or for the smallest file
+            that loses no more: `"+0.02nats"`, `"1.02x"` (perplexity), `"-0.5%"` (points of accuracy, with labels).
         data: Calibration data: .txt, .jsonl, .npz, .safetensors, or folders of these.
         backend: `"torch"`, `"onnx"`, with options in braces; by default the one that fits the model's source.
         out: Folder to write; by default `<model>-<budget>` in the working directory.
@@ -74,7 +75,7 @@ def compile(
         The artifact: its folder and its report.
 
     Raises:
-        GuidedQError: whatever is wrong with the input; `GateError` if the gate was missed.
+        GuidedQError: whatever is wrong with the input; `GateError` if the gate, or a budget for loss, was missed.
     """
     asked = parse_budget(budget)
     job = make_job(
@@ -104,12 +105,12 @@ def compile(
     )
 
 
-def plan(model: Model | PathLike, *, budgets: Sequence[str], **options: Any) -> tuple[PlanPoint, ...]:
+def plan(model: Model | PathLike, *, budgets: Sequence[str] = (), **options: Any) -> tuple[PlanPoint, ...]:
     """The forecast at each budget, smallest file first in the order given; writes nothing but the workspace.
 
     Args:
         model: As for `compile`.
-        budgets: As `budget` of `compile`.
+        budgets: As `budget` of `compile`; without any, the feasible ones of 2.25 to 8 bits.
         **options: As for `compile`, without those that concern the output.
 
     Raises:

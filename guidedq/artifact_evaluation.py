@@ -92,6 +92,9 @@ def joined(parts: Sequence[Measurement]) -> Measurement:
         kl_by_sample=tuple(loss for part in parts for loss in part.kl_by_sample),
         loss_increase_by_sample=tuple(loss for part in parts for loss in part.loss_increase_by_sample),
         entropy=mean_of_known([part.entropy for part in parts]),
+        regret_by_sample=tuple(regret for part in parts for regret in part.regret_by_sample),
+        uncertainty_by_sample=tuple(value for part in parts for value in part.uncertainty_by_sample),
+        accuracy_drop_by_sample=tuple(drop for part in parts for drop in part.accuracy_drop_by_sample),
     )
 
 

@@ -73,6 +73,8 @@ def variants(recipe: Recipe) -> Mapping[str, Recipe]:
 def compare_variants(job: Job, budget: Budget, *, out: Path | None, overwrite: bool) -> tuple[Compared, ...]:
     """Compile every variant within the budget, and the guided one also in the bytes of its best plain rival.
 
+    A budget for loss is the guided variant's: the others get the bytes that it takes.
+
     Args:
         job: Its recipe is the guided variant's; all share model, backend, data and workspace.
         budget: The same for all.
@@ -95,13 +97,21 @@ def compare_variants(job: Job, budget: Budget, *, out: Path | None, overwrite: b
             artifact = compile_model(mine, asked, folder, overwrite=overwrite, curve_bits=())
             return Compared(name=name, recipe=recipe, report=artifact.report, folder=None if out is None else folder)
 
-        compared = [compiled(name, recipe, budget) for name, recipe in chosen.items()]
+        guided = compiled(GUIDED, job.recipe, budget)
+        if budget.bounds_loss:
+            budget = _bytes_budget(counted_bytes(guided.report))
+        plain = [compiled(name, recipe, budget) for name, recipe in chosen.items() if name != GUIDED]
+        compared = [*plain, guided]
         spent = counted_bytes(best_uniform(compared).report)
         try:
-            compared.append(compiled(EQUAL, job.recipe, Budget(text=f"{spent}B", kind="bytes", amount=float(spent))))
+            compared.append(compiled(EQUAL, job.recipe, _bytes_budget(spent)))
         except BudgetError as error:
             job.progress.notice(f"no {EQUAL}: {error}")
     return tuple(compared)
+
+
+def _bytes_budget(size: int) -> Budget:
+    return Budget(text=f"{size}B", kind="bytes", amount=float(size))
 
 
 def counted_bytes(report: Report) -> int:

@@ -17,7 +17,7 @@ from typing import final
 
 from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.footprint import Footprint
-from guidedq.artifacts.forecast import Probe
+from guidedq.artifacts.forecast import Measurement, Probe
 from guidedq.artifacts.report import PlanPoint, Report
 from guidedq.budget import Budget, parse_budget
 from guidedq.decision import Decision, check_reach, counted_size, decide, limit_of
@@ -28,15 +28,17 @@ from guidedq.evidence import Evidence, gather
 from guidedq.fitting import MARGIN, SLACK, TUNED_SLACK, fitted
 from guidedq.ir.model import check_weights
 from guidedq.job import Job
+from guidedq.loss_budget import check_labels, check_objective, is_kept, miss_text, smallest_within
 from guidedq.memory import give_back
 from guidedq.output import check_output, new_folder
 from guidedq.probing import probed
 from guidedq.report.build import build_report, plan_point
-from guidedq.report.wording import forecast_text, tuned_text, warning_text
+from guidedq.report.wording import warning_text
 from guidedq.report.write import write_report
 from guidedq.rounding import rounded
+from guidedq.solving import as_probe, settled, solved_again
 from guidedq.stages import Emission
-from guidedq.tuning import Tuning, after_tuning, tuned
+from guidedq.tuning import Tuning
 
 CURVE_BITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 """Sizes at which the report draws its rate-distortion curve, as far as they are feasible."""
@@ -64,55 +66,64 @@ def compile_model(
 ) -> Artifact:
     """Compile within a budget; the forecast is told before anything is written.
 
+    A budget for loss is solved on the forecast, verified by the measurement and, if that misses it, solved once more
+    with what was measured as a further probe.
+
     Raises:
-        GateError: forecast or measured loss increase exceed `largest_loss_increase`, or a diagnostic warns and the
-            compile is `strict`; nothing is left in `out`.
+        GateError: forecast or measured loss increase exceed `largest_loss_increase`, the measured loss a budget for it,
+            or a diagnostic warns and the compile is `strict`; nothing is left in `out`.
         GuidedQError: the budget, the data, the model or the output folder will not do.
     """
     check_output(out, overwrite=overwrite)
     with job.stopwatch.time("check"):
         check_weights(job.model, job.model.graph.quantizable)
         footprint = job.footprint()
-        limit = limit_of(budget, job, footprint)
+        limit = _limit(budget, job, footprint)
     evidence = gather(job, footprint)
+    check_labels(budget, job.model, evidence.calibration)
     sizes = _feasible(job, footprint, curve_bits)
     probes = probed(job, evidence)
-    check_reach(job, evidence, limit)
-    aims = [_aim(evidence, probes, limit), *(counted_size(probes, size) for size in sizes.values())]
+    if limit is not None:
+        check_reach(job, evidence, limit)
+    solved = [smallest_within(job, evidence, probes, budget)] if limit is None else []
+    asked = [] if limit is None else [_aim(evidence, probes, limit)]
+    aims = [counted_size(probes, size) for size in sizes.values()]
     try:
-        decision, *others = decide(job, evidence, probes, aims)
+        first, *others = (*solved, *decide(job, evidence, probes, [*asked, *aims]))
     except BudgetError:  # an allocator of few formats does not meet all sizes of the curve
-        sizes, (decision, *others) = {}, decide(job, evidence, probes, aims[:1])
+        sizes, (first, *others) = {}, (*solved, *decide(job, evidence, probes, asked))
+    decision, tuning = settled(job, evidence, budget, limit, first)
     unit = job.model.objective.unit
-    job.progress.notice(forecast_text(decision.forecast, decision.bytes, job.model.parameters, unit))
-    tuning = tuned(job, evidence, decision, limit) if job.recipe.tune.tunes(job.model) else None
-    if tuning is not None:
-        decision = after_tuning(job, evidence, tuning)
-        job.progress.notice(tuned_text(decision.forecast, unit))
     _gate("forecast", decision.forecast.loss_increase, largest_loss_increase, unit)
     curve = [plan_point(job, text, other) for text, other in zip(sizes, others, strict=True)]
     with new_folder(out, overwrite=overwrite) as folder:
         decision, emission = _emit_within(job, evidence, decision, tuning, limit, folder)
-        with job.stopwatch.time("evaluate"):
-            measured = measure(
-                evidence.calibration.evaluation,
-                job.model.objective,
-                predict_original=job.original.predict,
-                predict_quantized=job.backend.open(job.model, folder),
-                progress=job.progress,
-            )
+        measured = _measured(job, evidence, folder)
+        notices: tuple[str, ...] = ()
+        if not is_kept(budget, measured):
+            notices = (f"the first file's {miss_text(budget, measured)}: solved again with what was measured.",)
+            known = as_probe(decision, measured, emission.bytes)
+            decision, tuning = solved_again(job, evidence, budget, probes, decision, known)
+            decision, emission = _emit_within(job, evidence, decision, tuning, limit, folder)
+            measured = _measured(job, evidence, folder)
+        if not is_kept(budget, measured):
+            raise GateError(f"{miss_text(budget, measured)}, also when solved again. Nothing was written.")
         _gate("measured", measured.loss_increase, largest_loss_increase, unit)
         diagnostics = diagnosed(job, evidence, decision, probes, measured, training_tokens)
         if strict:
             _no_warnings(diagnostics)
+        counted = emission.bytes if limit is None else limit
         decision = replace(decision, probes=probes)
-        report = build_report(job, budget, limit, evidence, decision, emission, measured, curve, diagnostics)
+        report = build_report(job, budget, counted, evidence, decision, emission, measured, curve, diagnostics)
+        report = replace(report, notices=(*report.notices, *notices))
         write_report(report, folder)
     return Artifact(folder=out, report=report)
 
 
 def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
-    """The forecast at each budget; nothing is written but the workspace.
+    """The forecast at each budget, before any tuning; nothing is written but the workspace.
+
+    Without budgets, at the sizes of a report's curve.
 
     Raises:
         BudgetError: a budget is not feasible.
@@ -120,13 +131,29 @@ def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
     with job.stopwatch.time("check"):
         check_weights(job.model, job.model.graph.quantizable)
         footprint = job.footprint()
-        limits = [limit_of(budget, job, footprint) for budget in budgets]
+        budgets = budgets or [parse_budget(text) for text in _feasible(job, footprint, CURVE_BITS)]
+        limits = {budget: _limit(budget, job, footprint) for budget in budgets}
     evidence = gather(job, footprint)
+    for budget in budgets:
+        check_labels(budget, job.model, evidence.calibration)
     probes = probed(job, evidence)
-    for limit in limits:
+    sizes = {budget: limit for budget, limit in limits.items() if limit is not None}
+    for limit in sizes.values():
         check_reach(job, evidence, limit)
-    decisions = decide(job, evidence, probes, [_aim(evidence, probes, limit) for limit in limits])
-    return tuple(plan_point(job, b.text, decision) for b, decision in zip(budgets, decisions, strict=True))
+    aims = [_aim(evidence, probes, limit) for limit in sizes.values()]
+    decided = dict(zip(sizes, decide(job, evidence, probes, aims), strict=True))
+    decided |= {b: smallest_within(job, evidence, probes, b) for b, limit in limits.items() if limit is None}
+    return tuple(plan_point(job, budget.text, decided[budget]) for budget in budgets)
+
+
+def _limit(budget: Budget, job: Job, footprint: Footprint) -> int | None:
+    """The most bytes that the file may have; `None` where the budget bounds the loss.
+
+    Raises:
+        BudgetError: the model cannot keep it, whatever the data say.
+    """
+    check_objective(budget, job.model)
+    return None if budget.bounds_loss else limit_of(budget, job, footprint)
 
 
 def _aim(evidence: Evidence, probes: Sequence[Probe], limit: int) -> int:
@@ -135,13 +162,15 @@ def _aim(evidence: Evidence, probes: Sequence[Probe], limit: int) -> int:
 
 
 def _emit_within(
-    job: Job, evidence: Evidence, decision: Decision, tuning: Tuning | None, limit: int, folder: Path
+    job: Job, evidence: Evidence, decision: Decision, tuning: Tuning | None, limit: int | None, folder: Path
 ) -> tuple[Decision, Emission]:
-    """Write the file; where its size is known only then, correct the allocation until it fills the limit.
+    """Write the file; where there is a limit and the size is known only then, correct the allocation until it fills it.
 
     Raises:
         BudgetError: the file does not come to fit; without entropy formats the footprint is wrong then.
     """
+    if limit is None:
+        return decision, _emit(job, evidence, decision, tuning, folder)
     written: list[tuple[Decision, Emission]] = []
 
     def size_of(attempt: Decision) -> int:
@@ -163,6 +192,18 @@ def _emit(job: Job, evidence: Evidence, decision: Decision, tuning: Tuning | Non
         emission = job.backend.emit(job.model, map(tuning.applied, weights) if tuning else weights, folder)
     give_back()
     return emission
+
+
+def _measured(job: Job, evidence: Evidence, folder: Path) -> Measurement:
+    """What was written, against the original, on the evaluation samples."""
+    with job.stopwatch.time("evaluate"):
+        return measure(
+            evidence.calibration.evaluation,
+            job.model.objective,
+            predict_original=job.original.predict,
+            predict_quantized=job.backend.open(job.model, folder),
+            progress=job.progress,
+        )
 
 
 def _feasible(job: Job, footprint: Footprint, sizes: Sequence[float]) -> dict[str, int]:

@@ -96,6 +96,8 @@ def check_reach(job: Job, evidence: Evidence, limit: int) -> None:
 
 def decide(job: Job, evidence: Evidence, probes: tuple[Probe, ...], limits: Sequence[int]) -> tuple[Decision, ...]:
     """Allocate and forecast for each limit, in bytes as the footprint counts them, or the nearest that is feasible."""
+    if not limits:
+        return ()
     low, high = size_range(job.model.graph, evidence.footprint)
     allocations, raws = allocated(job, evidence, [min(max(limit, low), high) for limit in limits])
     with job.stopwatch.time("forecast"):

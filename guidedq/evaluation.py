@@ -47,6 +47,8 @@ class _Sums:
     right_before: int = 0
     right_after: int = 0
     labels: int = 0
+    regret: float | None = None
+    uncertainty: float | None = None
 
 
 USUAL_BATCH = 32
@@ -128,6 +130,13 @@ def _summary(sums: list[_Sums]) -> Measurement:
         kl_by_sample=tuple(part.kl / max(part.units, 1) for part in sums),
         loss_increase_by_sample=tuple((part.loss_after - part.loss_before) / max(part.losses, 1) for part in sums),
         entropy=math.fsum(entropies) / units if entropies else None,
+        regret_by_sample=tuple(part.regret / max(part.units, 1) for part in sums if part.regret is not None),
+        uncertainty_by_sample=tuple(
+            part.uncertainty / max(part.units, 1) for part in sums if part.uncertainty is not None
+        ),
+        accuracy_drop_by_sample=tuple(
+            (part.right_before - part.right_after) / max(part.labels, 1) for part in sums if labels
+        ),
     )
 
 
@@ -179,7 +188,7 @@ def _compare_distributions(
     own_labels: bool,
 ) -> _Sums:
     """Compare chunk by chunk; `own_labels` takes the original's distribution for the labels that are unknown."""
-    kl = agreeing = before = after = total_entropy = 0.0
+    kl = agreeing = before = after = total_entropy = regret = uncertainty = 0.0
     right_before = right_after = 0
     known = (labels >= 0) & real
     for part in _chunks(len(original), original.shape[1]):
@@ -193,6 +202,8 @@ def _compare_distributions(
             right_after += int(((top_q == targets[:, 0]) & labelled).sum())
         agreeing += float(((top_p == top_q) & seen).sum())
         share = p.exp()
+        regret += _total((share.gather(1, top_p[:, None]) - share.gather(1, top_q[:, None]))[:, 0], seen)
+        uncertainty += _total(1.0 - share.square().sum(-1), seen)
         entropy = -_total(_weighted(share, p), seen)
         difference = _total(_weighted(share, p.sub_(q)), seen)
         if own_labels and not labelled.any():
@@ -213,6 +224,8 @@ def _compare_distributions(
         right_before=right_before,
         right_after=right_after,
         labels=labelled_units,
+        regret=regret,
+        uncertainty=uncertainty,
     )
 
 

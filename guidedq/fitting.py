@@ -22,7 +22,7 @@ def fitted(
     job: Job,
     evidence: Evidence,
     decision: Decision,
-    limit: int,
+    limit: int | None,
     size_of: Callable[[Decision], int],
     slack: float = SLACK,
 ) -> Decision | None:
@@ -34,10 +34,12 @@ def fitted(
         job: What is compiled.
         evidence: Says whether sizes are known beforehand: then the first attempt is the last.
         decision: Where to start.
-        limit: In bytes.
+        limit: In bytes; if there is none, the decision stays as it is.
         size_of: The true size of a decision, in bytes; costs work.
         slack: Share of the limit that may be left unused.
     """
+    if limit is None:
+        return decision
     aim, below, above = decision.allocation.bytes, 0, 2 * limit + decision.allocation.bytes
     best: tuple[int, Decision] | None = None
     for _ in range(1 if evidence.exact else MOST_ATTEMPTS):

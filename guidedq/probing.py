@@ -20,6 +20,7 @@ from guidedq.job import Job
 from guidedq.quant.entropy import stream_bytes
 from guidedq.registry import stage_text
 from guidedq.rounding import DequantizedOnUse, rounded
+from guidedq.uncertainty import as_evaluated, evaluation_uncertainty
 from guidedq.workspace import finish, is_finished, load_probe, save_probe, storing
 
 PROBE_BITS = (3, 5)
@@ -32,6 +33,8 @@ PROBES_APART = 0.02
 
 def probed(job: Job, evidence: Evidence) -> tuple[Probe, ...]:
     """Whole models of a few sizes, measured on the probe samples now or in an earlier run; by size.
+
+    They are given as they would be on the evaluation samples.
 
     Raises:
         OutputError: the workspace cannot be written.
@@ -48,7 +51,9 @@ def probed(job: Job, evidence: Evidence) -> tuple[Probe, ...]:
                     weights = rounded(job, evidence, allocation, "probe")
                     save_probe(entries[limit], probe_of(job, evidence, allocation, raw, weights))
                     finish(entries[limit])
-    return tuple(load_probe(entries[limit]) for limit in limits if is_finished(entries[limit]))
+    uncertainty = evaluation_uncertainty(job, evidence)
+    found = (load_probe(entries[limit]) for limit in limits if is_finished(entries[limit]))
+    return tuple(as_evaluated(probe, uncertainty) for probe in found)
 
 
 def _probe_entry(job: Job, evidence: Evidence, limit_bytes: int) -> Path:

@@ -30,6 +30,7 @@ from guidedq.job import Job
 from guidedq.probing import measured_on_probes, probe_of, stored_bytes
 from guidedq.registry import stage_text
 from guidedq.rounding import rounded
+from guidedq.uncertainty import as_evaluated, evaluation_uncertainty
 from guidedq.workspace import finish, is_finished, load_codes, load_probe, save_codes, save_probe, storing
 
 FACTS = "tuned.json"
@@ -71,7 +72,7 @@ class Tuning:
         return replace(weight, segments=tuple(map(retuned, weight.segments)))
 
 
-def tuned(job: Job, evidence: Evidence, decision: Decision, limit: int) -> Tuning | None:
+def tuned(job: Job, evidence: Evidence, decision: Decision, limit: int | None) -> Tuning | None:
     """Tune the model of a decision, or read what an earlier run tuned; `None` if it is no better for it.
 
     Where sizes are known only once codes are, the decision is corrected before: a row that gets another format later
@@ -81,7 +82,7 @@ def tuned(job: Job, evidence: Evidence, decision: Decision, limit: int) -> Tunin
         job: What is compiled.
         evidence: Holds the samples.
         decision: What to tune.
-        limit: Of the file, in bytes.
+        limit: Of the file, in bytes, if there is one.
 
     Raises:
         OutputError: the workspace cannot be written.
@@ -105,7 +106,7 @@ def tuned(job: Job, evidence: Evidence, decision: Decision, limit: int) -> Tunin
     return Tuning(folder=entry, decision=chosen, gain=facts["gain"], probe=load_probe(entry))
 
 
-def _tune(job: Job, evidence: Evidence, decision: Decision, limit: int, entry: Path) -> None:
+def _tune(job: Job, evidence: Evidence, decision: Decision, limit: int | None, entry: Path) -> None:
     """Leave the tuned weights in the entry, unless the probe samples say that they are no better."""
     with job.stopwatch.time("tune"):
         attempts: dict[str, tuple[QuantizedWeight, ...]] = {}
@@ -115,7 +116,8 @@ def _tune(job: Job, evidence: Evidence, decision: Decision, limit: int, entry: P
             weights = attempts[attempt.allocation.digest] = tuple(rounded(job, evidence, attempt.allocation, "round"))
             return stored_bytes(evidence, attempt.allocation, weights)
 
-        chosen = fitted(job, evidence, decision, int((1 - GROWTH) * limit), size_of) or decision
+        room = None if limit is None else int((1 - GROWTH) * limit)
+        chosen = fitted(job, evidence, decision, room, size_of) or decision
         before = attempts.get(chosen.allocation.digest) or tuple(rounded(job, evidence, chosen.allocation, "round"))
         attempts.clear()
         samples = evidence.calibration.tuning
@@ -136,15 +138,27 @@ def _tune(job: Job, evidence: Evidence, decision: Decision, limit: int, entry: P
     write_text(entry / FACTS, json.dumps({"digest": allocation.digest, "bytes": allocation.bytes, "gain": gain}))
 
 
-def after_tuning(job: Job, evidence: Evidence, tuning: Tuning) -> Decision:
-    """What was tuned, with a forecast by the probes as they would be, were they tuned likewise, and by itself."""
+def after_tuning(
+    job: Job, evidence: Evidence, tuning: Tuning, *, correction: float = 1.0, known: tuple[Probe, ...] = ()
+) -> Decision:
+    """What was tuned, with a forecast by the probes as they would be, were they tuned likewise, and by itself.
+
+    Args:
+        job: What is compiled.
+        evidence: What decisions are based on.
+        tuning: What came of it.
+        correction: Measured over predicted divergence of a model that was written.
+        known: Further models, measured as they were written.
+    """
     decision = tuning.decision
-    probes = (*(_scaled(probe, tuning.gain) for probe in decision.probes), tuning.probe)
+    itself = as_evaluated(tuning.probe, evaluation_uncertainty(job, evidence))
+    probes = (*(scaled(probe, tuning.gain) for probe in decision.probes), scaled(itself, correction), *known)
     probes = tuple(sorted(probes, key=lambda probe: probe.bytes))
     return replace(decision, forecast=forecast_of(job, evidence, decision.raw, probes), probes=probes)
 
 
-def _scaled(probe: Probe, gain: float) -> Probe:
+def scaled(probe: Probe, gain: float) -> Probe:
+    """The probe as it would be, had it lost so many times as much."""
     measured = probe.measured
     return replace(
         probe,

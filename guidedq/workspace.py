@@ -30,7 +30,7 @@ from guidedq.files import write_tensors, write_text
 from guidedq.quant.formats import EntropyFormat, RoundedFormat, parse_format
 from guidedq.quant.grid import Grid
 
-LAYOUT_VERSION = 5
+LAYOUT_VERSION = 6
 """Part of every key: raise it when what is stored changes its meaning, and old entries are simply not found."""
 UNWRITABLE = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)}
 """What the system says of a disk that takes no more."""
@@ -190,7 +190,7 @@ def load_probe(folder: Path) -> Probe:
     """Read what `save_probe` kept."""
     content: dict[str, Any] = json.loads((folder / "probe.json").read_text())
     measured = content.pop("measured")
-    for name in ("kl_by_sample", "loss_increase_by_sample"):
+    for name in (name for name in measured if name.endswith("_by_sample")):
         measured[name] = tuple(measured[name])
     content["raw_kl_by_sequence"] = tuple(content["raw_kl_by_sequence"])
     return Probe(measured=Measurement(**measured), **content)

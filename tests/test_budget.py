@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,18 +29,47 @@ def test_a_budget_in_any_spelling_comes_to_bytes(text: str, limit: int) -> None:
     assert parse_budget(text).limit_bytes(1000) == limit
 
 
+@pytest.mark.parametrize(
+    ("text", "kind", "change"),
+    [
+        ("+0.02nats", "nats", 0.02),
+        ("+ 0.5 nat", "nats", 0.5),
+        ("1.02x", "perplexity", math.log(1.02)),
+        ("2X", "perplexity", math.log(2.0)),
+        ("-0.5%", "accuracy", 0.005),
+        ("\N{MINUS SIGN}1 %", "accuracy", 0.01),
+    ],
+)
+def test_a_budget_for_loss_says_what_may_change_and_by_how_much(text: str, kind: str, change: float) -> None:
+    budget = parse_budget(text)
+    assert budget.bounds_loss
+    assert budget.kind == kind
+    assert budget.largest_change == pytest.approx(change)
+
+
+def test_a_budget_for_size_bounds_no_loss() -> None:
+    assert not any(parse_budget(text).bounds_loss for text in ("3.5bits", "4", "120MB"))
+
+
 NONSENSE = ["", "abc", "3.5 apples", "-3bits", "1e3", "bits", "3.5.1", "MB", "+0.02", "nan", "∞", "٣bits"]
+NONSENSE += ["0.02nats", "-0.02nats", "+1.02x", "0.5%", "+0.5%", "1.02 x y"]
 
 
 @pytest.mark.parametrize("text", NONSENSE)
 def test_what_is_no_budget_says_what_one_looks_like(text: str) -> None:
-    with pytest.raises(BudgetError, match=r"3\.5bits.*120MB"):
+    with pytest.raises(BudgetError, match=r"3\.5bits.*120MB.*\+0\.02nats.*1\.02x.*-0\.5%"):
         parse_budget(text)
 
 
-@pytest.mark.parametrize("text", ["0", "0bits", "0.0MB"])
+@pytest.mark.parametrize("text", ["0", "0bits", "0.0MB", "+0nats", "-0%"])
 def test_a_budget_of_nothing_is_refused(text: str) -> None:
     with pytest.raises(BudgetError, match="above zero"):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize("text", ["1x", "0.98x", "0x"])
+def test_a_ratio_of_perplexities_that_allows_nothing_is_refused(text: str) -> None:
+    with pytest.raises(BudgetError, match="above 1"):
         parse_budget(text)
 
 

@@ -15,6 +15,7 @@ class Forecast:
         kl: Predicted divergence from the original's output, with its interval `kl_low` to `kl_high`.
         loss_increase: Predicted increase of the loss on data, with its interval.
         raw_kl: The prediction before calibration by probes.
+        accuracy_drop: Predicted fall of the share of right predictions, with its interval; `None` without labels.
     """
 
     kl: float
@@ -24,6 +25,9 @@ class Forecast:
     loss_increase_low: float
     loss_increase_high: float
     raw_kl: float
+    accuracy_drop: float | None = None
+    accuracy_drop_low: float | None = None
+    accuracy_drop_high: float | None = None
 
 
 @final
@@ -42,6 +46,11 @@ class Measurement:
         kl_by_sample: `kl` of each sample.
         loss_increase_by_sample: Loss increase of each sample; 0 where a sample has no label.
         entropy: Mean entropy of the original's output; `None` where it is no distribution.
+        regret_by_sample: What the quantized model's choices would cost of each sample's right predictions, were the
+            original as sure as it is right: `p(its own choice) - p(the other's)`. Empty for values.
+        accuracy_drop_by_sample: What they do cost, by the labels. Empty where there are none.
+        uncertainty_by_sample: Gini impurity `1 - sum of p^2` of the original's output, mean over a sample's units.
+            Empty for values.
     """
 
     kl: float
@@ -54,11 +63,21 @@ class Measurement:
     kl_by_sample: tuple[float, ...]
     loss_increase_by_sample: tuple[float, ...]
     entropy: float | None = None
+    regret_by_sample: tuple[float, ...] = ()
+    accuracy_drop_by_sample: tuple[float, ...] = ()
+    uncertainty_by_sample: tuple[float, ...] = ()
 
     @property
     def loss_increase(self) -> float:
         """Loss after minus before."""
         return self.loss_after - self.loss_before
+
+    @property
+    def accuracy_drop(self) -> float | None:
+        """Accuracy before minus after, where labels are given."""
+        if self.accuracy_before is None or self.accuracy_after is None:
+            return None
+        return self.accuracy_before - self.accuracy_after
 
 
 @final

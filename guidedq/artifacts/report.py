@@ -96,14 +96,25 @@ class SiteFacts:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanPart:
+    """A part of the model, and what it takes of the file; `bits_per_weight` is 0 where there are no sites."""
+
+    name: str
+    bytes: int
+    bits_per_weight: float
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanPoint:
-    """One size and its forecast."""
+    """One size and its forecast; the parts make up the file, in the order of the data."""
 
     asked: str
     bytes: int
     bits_per_weight: float
     linear_bits_per_weight: float
     forecast: Forecast
+    parts: tuple[PlanPart, ...] = ()
 
 
 @final
@@ -180,9 +191,7 @@ class Report:
                 raise ArtifactError(
                     f"{path} has version {version}; this guidedq reads up to {REPORT_VERSION}. Install a newer one."
                 )
-            points = tuple(
-                PlanPoint(forecast=Forecast(**point.pop("forecast")), **point) for point in content.pop("curve")
-            )
+            points = tuple(map(_plan_point, content.pop("curve")))
             sites = tuple(SiteFacts(shape=tuple(site.pop("shape")), **site) for site in content.pop("sites"))
             parts = {
                 "model": ModelFacts(**content.pop("model")),
@@ -236,3 +245,8 @@ def files_digest(files: Mapping[str, FileEntry]) -> str:
 def recipe_digest(recipe: Mapping[str, Any]) -> str:
     """SHA-256 of a recipe's plain values, hex."""
     return hashlib.sha256(json_text(recipe).encode()).hexdigest()
+
+
+def _plan_point(content: dict[str, Any]) -> PlanPoint:
+    parts = tuple(PlanPart(**part) for part in content.pop("parts", ()))
+    return PlanPoint(forecast=Forecast(**content.pop("forecast")), parts=parts, **content)

@@ -9,13 +9,20 @@ from typing import Annotated
 
 import typer
 
-from guidedq.artifacts.report import PlanPoint
+from guidedq.artifacts.report import PlanPart, PlanPoint
 from guidedq.cli.console import console, print_facts, print_json, print_table, working
 from guidedq.cli.options import JobOptions, JsonOption, ModelArgument, PlotOption, with_job_options
-from guidedq.report.wording import bytes_text, interval_text, loss_text, signed_text
+from guidedq.report.knee import knee
+from guidedq.report.wording import accuracy_text, bytes_text, increase_text, interval_text, loss_text, share_text
 
 BudgetsOption = Annotated[
-    str, typer.Option("--budgets", "-b", metavar="SIZES", help="Comma-separated: 2.5,3,3.5,4 (bits) or 80MB,120MB.")
+    str | None,
+    typer.Option(
+        "--budgets",
+        "-b",
+        metavar="BUDGETS",
+        help="Comma-separated: 2.5,3,3.5,4 (bits), 80MB, +0.05nats, 1.02x, -0.5%. Default: from 2.25 to 8 bits.",
+    ),
 ]
 BAR_COLUMNS = 44
 """Characters of the longest bar of the plot on a terminal."""
@@ -24,16 +31,17 @@ BAR_COLUMNS = 44
 @with_job_options
 def plan(
     model: ModelArgument,
-    budgets: BudgetsOption,
+    budgets: BudgetsOption = None,
     plot: PlotOption = None,
     json: JsonOption = False,
     *,
     options: JobOptions,
 ) -> None:
-    r"""Predict the loss at several sizes; nothing is written but --plot.
+    r"""Predict the loss at several sizes, or the size at several losses; nothing is written but --plot.
 
     \b
-    guidedq plan demo --budgets 2.5,3,3.5,4
+    guidedq plan demo
+    guidedq plan demo --budgets 3,3.5,+0.05nats
     guidedq plan ./smollm2 --budgets 3,4,5 --plot plan.svg
     """
     with working(threads=options.threads) as progress:
@@ -43,19 +51,23 @@ def plan(
         from guidedq.report.drawing import check_picture, save_figure
         from guidedq.report.plots import plan_figure
 
-        asked = [parse_budget(budget) for budget in budgets.split(",") if budget.strip()]
+        asked = [parse_budget(budget) for budget in (budgets or "").split(",") if budget.strip()]
         if plot is not None:
             check_picture(plot)
         job = make_job(model, progress=progress, **options.arguments())
         points = plan_model(job, asked)
-        unit = job.model.objective.unit
+        unit, tunes = job.model.objective.unit, job.recipe.tune.tunes(job.model)
         if plot is not None:
             save_figure(plan_figure(points, job.model.name, unit), plot)
     if json:
         facts = {"name": job.model.name, "digest": job.model.digest, "unit": unit}
-        print_json({"model": facts, "points": [asdict(point) for point in points]})
+        bend = knee(points)
+        found = {"model": facts, "points": [asdict(point) for point in points], "knee": bend and bend.asked}
+        print_json({**found, "tuned_after": tunes})
         return
     _print_points(points, unit)
+    if tunes:
+        print_facts([("", "before tuning, which is done for one size: the file comes out better at this effort")])
     if console().is_terminal:
         console().print(text_plot(points), soft_wrap=True)
 
@@ -76,7 +88,8 @@ def text_plot(points: Sequence[PlanPoint]) -> str:
 
 
 def _print_points(points: Sequence[PlanPoint], unit: str) -> None:
-    columns = ("budget", "size", "bits/weight", "linear", "KL (90% interval)", "loss")
+    columns = ["budget", "size", "bits/weight", "linear", "KL (90% interval)", "loss (90% interval)"]
+    labelled = all(point.forecast.accuracy_drop is not None for point in points)
     rows = [
         (
             point.asked,
@@ -84,9 +97,26 @@ def _print_points(points: Sequence[PlanPoint], unit: str) -> None:
             f"{point.bits_per_weight:.3f}",
             f"{point.linear_bits_per_weight:.3f}",
             interval_text(point.forecast),
-            signed_text(point.forecast.loss_increase),
+            increase_text(point.forecast),
+            *([accuracy_text(point.forecast)] if labelled else []),
         )
         for point in points
     ]
-    print_table(columns, rows)
+    print_table([*columns, *(["accuracy (90% interval)"] if labelled else [])], rows)
     print_facts([("", f"predicted, in {unit}; linear: bits per weight of the linear and convolution sites")])
+    _print_parts(points)
+    if (bend := knee(points)) is not None:
+        where = f"{bend.asked} ({bend.bits_per_weight:.3f} bits): further bytes gain less than in proportion"
+        print_facts([("knee", where)])
+
+
+def _print_parts(points: Sequence[PlanPoint]) -> None:
+    """Where the bits go: bits per weight and share of the file of each part of the model."""
+
+    def spoken(part: PlanPart, point: PlanPoint) -> str:
+        share = share_text(part.bytes / point.bytes)
+        return f"{part.bits_per_weight:.2f} bits, {share}" if part.bits_per_weight else share
+
+    rows = [(point.asked, *(spoken(part, point) for part in point.parts)) for point in points]
+    print_facts([("", ""), ("", "where the bits go: bits per weight, share of the file")])
+    print_table(["budget", *(part.name for part in points[0].parts)], rows)

@@ -14,6 +14,7 @@ from guidedq.artifacts.report import (
     BudgetFacts,
     MeasuredFacts,
     ModelFacts,
+    PlanPart,
     PlanPoint,
     ProbePoint,
     Report,
@@ -26,12 +27,13 @@ from guidedq.artifacts.report import (
 from guidedq.budget import Budget
 from guidedq.decision import Decision
 from guidedq.evidence import Evidence
-from guidedq.ir.graph import Graph, Site
+from guidedq.ir.graph import Graph, Site, UseKind
 from guidedq.job import Job
 from guidedq.memory import peak_memory_bytes
 from guidedq.registry import stage_text
 from guidedq.stages import Emission
 
+THIRDS = ("first third", "middle third", "last third")
 VERSIONS_OF = ("guidedq", "torch", "onnx", "onnxruntime", "transformers", "numpy")
 
 
@@ -123,7 +125,31 @@ def plan_point(job: Job, asked: str, decision: Decision) -> PlanPoint:
         bits_per_weight=8 * decision.bytes / job.model.parameters,
         linear_bits_per_weight=linear_bits(job.model.graph, sizes),
         forecast=decision.forecast,
+        parts=parts_of(job.model.graph, sizes, decision.bytes),
     )
+
+
+def parts_of(graph: Graph, site_bytes: Mapping[str, float], file_bytes: int) -> tuple[PlanPart, ...]:
+    """Where the bytes of a file go: embeddings, the thirds of the other weights from input to output, and the rest."""
+    embeddings = [site for site in graph.quantizable if any(use.kind is UseKind.EMBEDDING for use in site.uses)]
+    others = [site for site in graph.quantizable if site not in embeddings]
+    total, before = sum(site.parameters for site in others), 0
+    members: dict[str, list[Site]] = {"embedding": embeddings, **{name: [] for name in THIRDS}}
+    for site in others:
+        middle = before + site.parameters / 2
+        members[THIRDS[min(int(len(THIRDS) * middle / total), len(THIRDS) - 1)]].append(site)
+        before += site.parameters
+    parts = [
+        PlanPart(
+            name=name,
+            bytes=round(sum(site_bytes[site.name] for site in sites)),
+            bits_per_weight=8 * sum(site_bytes[site.name] for site in sites) / sum(site.parameters for site in sites),
+        )
+        for name, sites in members.items()
+        if sites
+    ]
+    rest = file_bytes - sum(part.bytes for part in parts)
+    return (*parts, PlanPart(name="rest", bytes=rest, bits_per_weight=0.0))
 
 
 def linear_bits(graph: Graph, site_bytes: Mapping[str, int] | Mapping[str, float]) -> float:

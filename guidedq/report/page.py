@@ -32,8 +32,10 @@ from guidedq.report.wording import (
 )
 
 WIDE = (10.2, 4.2)
-NARROW = (4.6, 4.6)
+NARROW = (4.0, 4.6)
 """Inches of the allocation's drawing on a desktop and on a phone."""
+SMALL = (3.7, 3.7)
+"""Inches of the other drawings on a phone: shown some 300 pixels wide, their letters are no smaller than 10 pixels."""
 HALF_PRECISION_BYTES = 2
 """A weight in 16 bits, what the size is compared with."""
 
@@ -117,7 +119,9 @@ def _plots(report: Report) -> Mapping[str, str]:
         "wide": inline_svg(depth_figure(report, WIDE), "wide", allocation),
         "narrow": inline_svg(depth_figure(report, NARROW), "narrow", allocation),
         "curve": inline_svg(curve_figure(report), "curve", curve),
+        "small_curve": inline_svg(curve_figure(report, SMALL), "small-curve", curve),
         "promise": inline_svg(promise_figure(report), "promise", promise),
+        "small_promise": inline_svg(promise_figure(report, SMALL), "small-promise", promise),
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from guidedq.artifacts.report import PlanPoint, Report
+from guidedq.report.knee import knee
 from guidedq.report.palette import ACCENT, INK, LINES, MEASURED, MUTED, PAPER, VARIANT_COLOURS
 from guidedq.report.wording import loss_text
 
@@ -73,9 +74,12 @@ def promise_figure(report: Report, size: Size = PLOT_SIZE) -> Figure:
 
 
 def plan_figure(points: Sequence[PlanPoint], model: str, unit: str, size: Size = (7.0, 4.4)) -> Figure:
-    """The forecast at each budget of a plan, every point labelled."""
+    """The forecast at each budget of a plan, every point labelled, and the knee."""
     figure, axes = new_figure(size)
     _draw_curve(axes, points)
+    if (bend := knee(points)) is not None and _drawable(bend.forecast.kl):
+        place = [bend.bits_per_weight], [bend.forecast.kl]
+        axes.plot(*place, "o", mfc="none", mec=MEASURED, ms=12, label="knee", zorder=5)
     for point in points:
         if _drawable(point.forecast.kl):
             axes.annotate(
@@ -174,7 +178,7 @@ def _draw_curve(axes: Axes, points: Sequence[PlanPoint]) -> None:
 
 def _label_losses(axes: Axes, unit: str) -> None:
     axes.set_yscale("log")
-    axes.set_xlabel("bits per weight, everything in the file counted")
+    axes.set_xlabel("bits per weight, all counted")
     axes.set_ylabel(f"KL to the original, {unit}")
     plain_ticks(axes.yaxis)
     _legend(axes)

@@ -86,6 +86,13 @@ def increase_text(forecast: Forecast) -> str:
     return f"{signed_text(forecast.loss_increase)} ({low} to {high})"
 
 
+def accuracy_text(forecast: Forecast) -> str:
+    """The predicted change of the accuracy with its interval: `-1.2% (-2.0% to -0.4%)`; empty without labels."""
+    changes = (forecast.accuracy_drop, forecast.accuracy_drop_high, forecast.accuracy_drop_low)
+    expected, low, high = (None if drop is None else f"{-100 * drop:+.1f}%" for drop in changes)
+    return "" if expected is None else f"{expected} ({low} to {high})"
+
+
 def forecast_text(forecast: Forecast, size: int, parameters: int, unit: str) -> str:
     """The promise in one line, made before anything is written."""
     return (

@@ -1,63 +1,83 @@
-"""Calibrate raw predictions by probes: a line between their logarithms, and an interval by bootstrap."""
+"""Calibrate raw predictions by probes: the ratio of measured to raw divergence, at any size, by kriging."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guidedq.artifacts.forecast import Forecast, Probe
 
-from .loss import NEAR, SMALLEST, loss_gain
+from .accuracy import accuracy_gain
+from .loss import SMALLEST, loss_gain
 
 REPLICATES = 2000
 """Bootstrap replicates: the 5% and 95% quantiles are then good to a percent or so of the spread."""
 INTERVAL = (5.0, 95.0)
-LINE_ERROR = 0.06
-"""Standard deviation of what two probes leave unexplained between and around them, in log units of divergence: a first
-choice, to be replaced by a measured one when the forecast is calibrated over many models."""
-STEEPEST_SLOPE = 1.5
-"""The divergence is quadratic in the error, as the raw prediction is, up to saturation and higher orders: slopes beyond
-1.5 or below its inverse come from noise in the probes."""
-APART = 0.1
-"""Log distance of two probes below which their slope is noise."""
+LEVEL_SPREAD = 0.7
+"""Standard deviation, over models, of the logarithm of the ratio of measured to raw divergence: a factor of two."""
+GROWTH, GROWTH_SPREAD = 0.5, 0.5
+"""Of that logarithm over `log(1 + raw)`: mean and standard deviation over models. Small errors add exactly a quadratic
+form, which the raw prediction is, so the ratio is constant there; large ones add higher orders (demo: .7) or saturate
+(ResNet-20: below 0)."""
+LOCAL_SPREAD, LOCAL_REACH = 0.08, 1.0
+"""What allocations of nearly one size share beyond this, and the log distance of raw predictions at which a third of it
+is left."""
+OWN_SPREAD = 0.05
+"""What an allocation shares with no other: the noise of its own raw prediction."""
+SAME = 1e-9
+"""Log distance of raw predictions below which they are of one allocation."""
+TREMBLE = 0.01
+"""Of two measurements of one allocation, so that the two do not contradict each other."""
 Values = NDArray[np.float64]
 
 
 def calibrated(raw: Sequence[float], probes: Sequence[Probe], evaluation_units: int, *, seed: int) -> Forecast:
-    """Fit `log measured = c0 + c1 log raw` through the probes and read the allocation's divergence from it.
+    """Read the allocation's divergence from its raw prediction and from the ratios of measured to raw at the probes.
+
+    The logarithm of the ratio is a level, a growth with the divergence, and what neighbours in size share, each with a
+    spread known beforehand; its best linear prediction from the probes, and that prediction's variance, are those of
+    kriging (Matheron 1963). Without probes the raw mean is the forecast.
 
     The interval is a bootstrap: sequences are drawn alike for the target and all probes, so that the noise they share
-    cancels; the probes' samples are drawn too, and the line's own error and the noise of the evaluation are added.
+    cancels; the probes' samples are drawn alike for all probes, for a sample that is hard for one is so for all; the
+    prediction's own error and the noise of the evaluation are added.
 
     Args:
         raw: Uncalibrated divergence of the allocation, for each kept sequence.
-        probes: Measured allocations; with none the raw mean is the forecast, with one the slope is 1.
+        probes: Measured allocations.
         evaluation_units: Tokens or samples that the loss will be measured on: fewer make the measurement noisier.
         seed: Seeds the bootstrap.
     """
     generator = np.random.default_rng(seed)
     target = np.asarray(raw, dtype=np.float64)
     raws = [np.asarray(probe.raw_kl_by_sequence, dtype=np.float64) for probe in probes]
-    measured = [probe.measured.kl for probe in probes]
-    kl = float(_predict(_column(target.mean()), [_column(values.mean()) for values in raws], _columns(measured))[0])
+    rule = _kriging(float(target.mean()), [float(values.mean()) for values in raws])
+    means, found = [_column(values.mean()) for values in raws], [_column(probe.measured.kl) for probe in probes]
+    kl = float(rule.divergence(_column(target.mean()), means, found)[0])
     drawn = generator.integers(0, len(target), (REPLICATES, len(target)))
-    replicates = _predict(
+    replicates = rule.divergence(
         target[drawn].mean(1),
         [
             values[drawn].mean(1) if len(values) == len(target) else np.full(REPLICATES, values.mean())
             for values in raws
         ],
-        [_resampled(generator, probe) for probe in probes],
+        _resampled(generator, probes),
     )
-    noise = np.hypot(LINE_ERROR, _evaluation_noise(probes, evaluation_units))
+    noise = np.hypot(rule.error, _evaluation_noise(probes, evaluation_units))
     spread = np.log(np.maximum(replicates, SMALLEST)) + generator.normal(0.0, noise, REPLICATES)
     low, high = (float(bound) for bound in np.exp(np.percentile(spread, INTERVAL)))
     low, high = min(low, kl), max(high, kl)
     gain = loss_gain(kl, probes)
     expected = gain.ratio * kl
     increases = np.percentile(gain.increases(np.exp(spread), evaluation_units, generator), INTERVAL)
+    accuracy = accuracy_gain(kl, probes)
+    drop = None if accuracy is None else accuracy.ratio * kl
+    drops = None if accuracy is None else accuracy.increases(np.exp(spread), evaluation_units, generator)
+    drop_low, drop_high = (None, None) if drops is None else map(float, np.percentile(drops, INTERVAL))
     return Forecast(
         kl=kl,
         kl_low=low,
@@ -66,42 +86,73 @@ def calibrated(raw: Sequence[float], probes: Sequence[Probe], evaluation_units: 
         loss_increase_low=min(float(increases[0]), expected),
         loss_increase_high=max(float(increases[1]), expected),
         raw_kl=float(target.mean()),
+        accuracy_drop=drop,
+        accuracy_drop_low=drop_low,
+        accuracy_drop_high=drop_high,
     )
 
 
-def _predict(raw: Values, raws: Sequence[Values], measured: Sequence[Values]) -> Values:
-    """Divergence at `raw` by a line through the probes, for every replicate; a nearer probe counts more."""
-    if not raws:
-        return raw
-    at = np.log(np.maximum(raw, SMALLEST))
-    x = np.stack([np.log(np.maximum(values, SMALLEST)) for values in raws])
-    y = np.stack([np.log(np.maximum(values, SMALLEST)) for values in measured])
-    weights = 1.0 / (NEAR + np.abs(x - at)) ** 2
-    weights /= weights.sum(0)
-    centre, level = (weights * x).sum(0), (weights * y).sum(0)
-    spread = (weights * (x - centre) ** 2).sum(0)
-    slope = np.where(
-        spread > SMALLEST, (weights * (x - centre) * (y - level)).sum(0) / np.maximum(spread, SMALLEST), 1.0
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kriging:
+    """A linear rule for one target: log ratio = mean + weights . (the probes' log ratios - their means).
+
+    Attributes:
+        mean: What is believed of the target's log ratio without probes.
+        means: The same of the probes'.
+        weights: Of the probes.
+        error: Standard deviation of the prediction.
+    """
+
+    mean: float
+    means: Values
+    weights: Values
+    error: float
+
+    def divergence(self, raw: Values, raws: Sequence[Values], measured: Sequence[Values]) -> Values:
+        """At `raw`, for every replicate."""
+        if not raws:
+            return raw
+        ratios = np.stack([_log(found) - _log(predicted) for found, predicted in zip(measured, raws, strict=True)])
+        return raw * np.exp(self.mean + self.weights @ (ratios - self.means[:, None]))
+
+
+def _kriging(raw: float, raws: Sequence[float]) -> _Kriging:
+    places = np.asarray([raw, *raws], dtype=np.float64)
+    size, growth = _log(places), np.log1p(places)
+    covariance = LEVEL_SPREAD**2 + GROWTH_SPREAD**2 * np.outer(growth, growth)
+    covariance += LOCAL_SPREAD**2 * np.exp(-np.abs(size[:, None] - size) / LOCAL_REACH)
+    covariance += OWN_SPREAD**2 * np.isclose(size[:, None], size, rtol=0.0, atol=SAME) + TREMBLE**2 * np.eye(
+        len(places)
     )
-    slope = np.where(np.ptp(x, axis=0) > APART, np.clip(slope, 1 / STEEPEST_SLOPE, STEEPEST_SLOPE), 1.0)
-    return np.exp(level + slope * (at - centre))
+    weights: Values = np.linalg.solve(covariance[1:, 1:], covariance[1:, 0]).astype(np.float64)
+    variance = covariance[0, 0] - weights @ covariance[1:, 0]
+    means = GROWTH * growth
+    return _Kriging(mean=float(means[0]), means=means[1:], weights=weights, error=float(np.sqrt(max(variance, 0.0))))
 
 
-def _resampled(generator: np.random.Generator, probe: Probe) -> Values:
-    """The probe's measured divergence over bootstrap draws of its samples."""
-    samples = np.asarray(probe.measured.kl_by_sample, dtype=np.float64)
-    if len(samples) < 2 or samples.mean() <= SMALLEST:
-        return np.full(REPLICATES, probe.measured.kl)
-    drawn = samples[generator.integers(0, len(samples), (REPLICATES, len(samples)))].mean(1)
-    return probe.measured.kl * drawn / samples.mean()
+def _resampled(generator: np.random.Generator, probes: Sequence[Probe]) -> list[Values]:
+    """The probes' measured divergences over bootstrap draws of the samples, alike for probes of as many."""
+    draws: dict[int, NDArray[np.int64]] = {}
+    found: list[Values] = []
+    for probe in probes:
+        samples = np.asarray(probe.measured.kl_by_sample, dtype=np.float64)
+        count = len(samples)
+        if count < 2 or samples.mean() <= SMALLEST:
+            found.append(np.full(REPLICATES, probe.measured.kl))
+            continue
+        if count not in draws:
+            draws[count] = generator.integers(0, count, (REPLICATES, count))
+        found.append(probe.measured.kl * samples[draws[count]].mean(1) / samples.mean())
+    return found
 
 
 def _column(value: float) -> Values:
     return np.asarray([value], dtype=np.float64)
 
 
-def _columns(values: Sequence[float]) -> list[Values]:
-    return [_column(value) for value in values]
+def _log(values: Values) -> Values:
+    return np.log(np.maximum(values, SMALLEST))
 
 
 def _evaluation_noise(probes: Sequence[Probe], evaluation_units: int) -> float:

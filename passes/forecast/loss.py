@@ -30,18 +30,20 @@ class LossGain:
         ratio_error: Its standard deviation.
         noise: Standard deviation, at divergence 1 and for one unit, of what labels add by chance: the first-order term,
             which grows as the square root of the divergence.
+        noise_power: That power, where it is another.
     """
 
     ratio: float = 1.0
     ratio_error: float = PRIOR_SPREAD
     noise: float = 0.0
+    noise_power: float = 0.5
 
     def increases(
         self, divergences: NDArray[np.float64], units: int, generator: np.random.Generator
     ) -> NDArray[np.float64]:
         """Loss increases that go with these divergences when measured on so many units, drawn at random."""
         ratios = generator.normal(self.ratio, self.ratio_error, divergences.shape)
-        chance = self.noise * np.sqrt(divergences / max(units, 1))
+        chance = self.noise * divergences**self.noise_power / np.sqrt(max(units, 1))
         return divergences * ratios + generator.normal(0.0, 1.0, divergences.shape) * chance
 
 
@@ -51,14 +53,18 @@ def loss_gain(kl: float, probes: Sequence[Probe]) -> LossGain:
     The nearer probe counts more. Without probes, or samples in them, it is the prior: 1, give or take a third.
     """
     found = [(_posterior(probe.measured), probe.measured.kl) for probe in probes if probe.measured.kl > SMALLEST]
-    if not found:
-        return LossGain()
+    return near_mean(kl, found) if found else LossGain()
+
+
+def near_mean(kl: float, found: Sequence[tuple[LossGain, float]]) -> LossGain:
+    """The mean of gains at several divergences, those near `kl` counting more."""
     weights = np.array([1.0 / (NEAR + abs(np.log(value / max(kl, SMALLEST)))) for _, value in found])
     weights /= weights.sum()
     return LossGain(
         ratio=float(weights @ [gain.ratio for gain, _ in found]),
         ratio_error=float(weights @ [gain.ratio_error for gain, _ in found]),
         noise=float(weights @ [gain.noise for gain, _ in found]),
+        noise_power=found[0][0].noise_power,
     )
 
 

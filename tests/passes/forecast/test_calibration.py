@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from guidedq.artifacts.forecast import Measurement, Probe
-from guidedq.passes.forecast.calibration import STEEPEST_SLOPE, calibrated
+from guidedq.passes.forecast.calibration import calibrated
 
 
 def probe(raw: float, kl: float, *, noise: float = 0.0, sequences: int = 16, seed: int = 0) -> Probe:
@@ -35,14 +35,25 @@ def at(raw: float, probes: list[Probe], units: int = 8192):
 
 def test_it_passes_through_the_probes() -> None:
     probes = [probe(0.1, 0.2), probe(0.01, 0.015)]
-    assert at(0.1, probes).kl == pytest.approx(0.2, rel=1e-6)
-    assert at(0.01, probes).kl == pytest.approx(0.015, rel=1e-6)
+    assert at(0.1, probes).kl == pytest.approx(0.2, rel=0.02)
+    assert at(0.01, probes).kl == pytest.approx(0.015, rel=0.02)
 
 
-def test_between_the_probes_it_is_a_line_of_logarithms() -> None:
-    probes = [probe(0.1, 0.2), probe(0.001, 0.001)]
-    slope = np.log(0.2 / 0.001) / np.log(100)
-    assert at(0.01, probes).kl == pytest.approx(0.001 * 10**slope, rel=1e-6)
+def test_small_errors_are_quadratic_whatever_the_large_ones_do() -> None:
+    probes = [probe(1.0, 1.6), probe(0.1, 0.107), probe(0.01, 0.01)]
+    assert at(0.0001, probes).kl == pytest.approx(0.0001, rel=0.05)
+    assert at(0.00001, probes).kl == pytest.approx(at(0.0001, probes).kl / 10, rel=0.02)
+
+
+def test_growth_beyond_the_probes_goes_on() -> None:
+    probes = [probe(0.8, 0.8 * 1.8**0.7), probe(0.3, 0.3 * 1.3**0.7), probe(0.01, 0.01)]
+    assert at(1.2, probes).kl == pytest.approx(1.2 * 2.2**0.7, rel=0.1)
+
+
+def test_the_interval_widens_away_from_the_probes() -> None:
+    probes = [probe(0.1, 0.11), probe(0.01, 0.01)]
+    widths = [np.log((found := at(raw, probes)).kl_high / found.kl_low) for raw in (0.01, 0.02, 2.0)]
+    assert widths[0] < widths[1] < widths[2]
 
 
 def test_without_probes_the_raw_prediction_stands() -> None:
@@ -51,14 +62,13 @@ def test_without_probes_the_raw_prediction_stands() -> None:
     assert found.loss_increase == pytest.approx(0.03)
 
 
-def test_a_slope_that_only_noise_can_make_is_bounded() -> None:
-    wild = at(0.1, [probe(0.1, 0.2), probe(0.05, 0.0001)])
-    tame = at(0.2, [probe(0.1, 0.2), probe(0.05, 0.0001)])
-    assert tame.kl / wild.kl <= 2**STEEPEST_SLOPE * 1.01
+def test_a_steepness_that_only_noise_can_make_is_not_followed() -> None:
+    probes = [probe(0.1, 0.2), probe(0.05, 0.02)]
+    assert 1.2 < at(0.2, probes).kl / at(0.1, probes).kl < 3.0
 
 
 def test_probes_of_one_size_give_a_ratio() -> None:
-    assert at(0.04, [probe(0.02, 0.03), probe(0.02, 0.03)]).kl == pytest.approx(0.06, rel=1e-6)
+    assert at(0.04, [probe(0.02, 0.03), probe(0.02, 0.03)]).kl == pytest.approx(0.06, rel=0.02)
 
 
 def test_the_interval_holds_the_forecast_and_widens_with_less_evaluation_data() -> None:
@@ -95,11 +105,3 @@ def test_a_ratio_that_is_mostly_noise_is_drawn_to_one_and_widens_the_interval() 
 def test_the_same_seed_gives_the_same_interval() -> None:
     probes = [probe(0.1, 0.2, noise=0.2), probe(0.01, 0.015)]
     assert at(0.05, probes) == at(0.05, probes)
-
-
-def test_of_three_probes_the_near_ones_make_the_line() -> None:
-    steep = [probe(0.4, 2.0), probe(0.1, 0.2), probe(0.001, 0.0011)]
-    slope = np.log(10) / np.log(4)
-    near = at(0.38, steep).kl
-    assert near == pytest.approx(2.0 * (0.38 / 0.4) ** slope, rel=0.06)
-    assert at(0.0011, steep).kl == pytest.approx(0.0011 * 1.1, rel=0.05)

@@ -1,0 +1,109 @@
+"""From a first decision to the one that is written: tuned, and under a budget for loss solved for what that gains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from guidedq.artifacts.forecast import Measurement, Probe
+from guidedq.budget import Budget
+from guidedq.decision import Decision
+from guidedq.errors import BudgetError, GateError
+from guidedq.evidence import Evidence
+from guidedq.job import Job
+from guidedq.loss_budget import is_within, miss_text, smallest_within
+from guidedq.report.wording import forecast_text, tuned_text
+from guidedq.tuning import Tuning, after_tuning, scaled, tuned
+
+WORTH = 0.02
+"""Share of the bytes that must be saved for a model to be tuned a second time."""
+
+
+def settled(
+    job: Job,
+    evidence: Evidence,
+    budget: Budget,
+    limit: int | None,
+    first: Decision,
+    *,
+    correction: float = 1.0,
+    known: tuple[Probe, ...] = (),
+) -> tuple[Decision, Tuning | None]:
+    """What is written for a first decision: the same, tuned; under a budget for loss the smaller one that this allows.
+
+    The forecast of the first decision knows nothing of tuning. Once that is done for one size, its gain is known: the
+    budget is solved again with it, the smaller model tuned, and taken if its forecast stays within the budget.
+
+    Args:
+        job: What is compiled.
+        evidence: What decisions are based on.
+        budget: What is asked.
+        limit: Of the file, in bytes, if there is one.
+        first: Its probes are of models before tuning.
+        correction: Measured over predicted divergence of a model that was written.
+        known: That model, measured.
+    """
+    unit = job.model.objective.unit
+    job.progress.notice(forecast_text(first.forecast, first.bytes, job.model.parameters, unit))
+    if not job.recipe.tune.tunes(job.model):
+        return first, None
+    tuning = tuned(job, evidence, first, limit)
+    if tuning is None:
+        return first, None
+    decision = after_tuning(job, evidence, tuning, correction=correction, known=known)
+    job.progress.notice(tuned_text(decision.forecast, unit))
+    if limit is not None:
+        return decision, tuning
+    missed = max((probe.counted_bytes for probe in known), default=0)
+    smaller = smallest_within(job, evidence, decision.probes, budget, at_least=missed)
+    if smaller.bytes > (1 - WORTH) * decision.bytes:
+        return decision, tuning
+    job.progress.notice(forecast_text(smaller.forecast, smaller.bytes, job.model.parameters, unit))
+    again = tuned(job, evidence, replace(smaller, probes=first.probes), limit)
+    if again is None:
+        return decision, tuning
+    other = after_tuning(job, evidence, again, correction=correction, known=known)
+    job.progress.notice(tuned_text(other.forecast, unit))
+    return (other, again) if is_within(other.forecast, budget) else (decision, tuning)
+
+
+def solved_again(
+    job: Job, evidence: Evidence, budget: Budget, probes: tuple[Probe, ...], written: Decision, known: Probe
+) -> tuple[Decision, Tuning | None]:
+    """Solve a budget for loss that was missed once more: the probes corrected by what was measured, itself one more.
+
+    Args:
+        job: What is compiled.
+        evidence: What decisions are based on.
+        budget: What is asked.
+        probes: Of models before tuning.
+        written: What was written.
+        known: How it was measured.
+
+    Raises:
+        GateError: no file can keep the budget, by what is known now.
+    """
+    missed = miss_text(budget, known.measured)
+    job.progress.notice(f"{missed}: solving again with what was measured")
+    correction = known.measured.kl / written.forecast.kl
+    try:
+        probes_now = (*_corrected(written.probes, correction), known)
+        larger = smallest_within(job, evidence, probes_now, budget, at_least=known.counted_bytes)
+    except BudgetError as error:
+        raise GateError(f"{missed}, and {error} Nothing was written.") from error
+    untuned = replace(larger, probes=_corrected(probes, correction))
+    return settled(job, evidence, budget, None, untuned, correction=correction, known=(known,))
+
+
+def _corrected(probes: tuple[Probe, ...], correction: float) -> tuple[Probe, ...]:
+    return tuple(scaled(probe, correction) for probe in probes)
+
+
+def as_probe(decision: Decision, measured: Measurement, size: int) -> Probe:
+    """What was written, of so many bytes, as a probe."""
+    return Probe(
+        raw_kl_by_sequence=decision.raw,
+        raw_kl=sum(decision.raw) / len(decision.raw),
+        measured=measured,
+        bytes=size,
+        counted_bytes=decision.allocation.bytes,
+    )
