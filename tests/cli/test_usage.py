@@ -36,7 +36,6 @@ def test_the_help_names_every_command() -> None:
         ["compile", "demo", "--budget", "4", "--samples", "0"],
         ["compile", "demo", "--budget", "4", "--max-loss-increase", "much"],
         ["compile", "demo", "--budget", "4", "--colour", "blue"],
-        ["plan", "demo"],
         ["frobnicate"],
     ],
 )
