@@ -19,6 +19,10 @@ REPORT_NAME = "report.json"
 REPORT_VERSION = 2
 """Of the names in `report.json`: raised when one changes or goes. Reports without a version are older."""
 
+TEXTS = ("name", "meaning", "bound", "verdict", "advice")
+OPTIONAL = ("accuracy_before", "accuracy_after")
+"""Fields that are texts, and numbers that a report may lack."""
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +195,8 @@ class Report:
                 raise ArtifactError(
                     f"{path} has version {version}; this guidedq reads up to {REPORT_VERSION}. Install a newer one."
                 )
+            for part in ("size", "forecast", "measured", *content.get("diagnostics", ())):
+                _check_numbers(content[part] if isinstance(part, str) else part)
             points = tuple(map(_plan_point, content.pop("curve")))
             sites = tuple(SiteFacts(shape=tuple(site.pop("shape")), **site) for site in content.pop("sites"))
             parts = {
@@ -208,6 +214,14 @@ class Report:
             return Report(**parts, **content, curve=points, sites=sites)
         except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ArtifactError(f"{path} is no report of guidedq ({error}).") from error
+
+
+def _check_numbers(facts: dict[str, Any]) -> None:
+    """Refuse what is neither a number nor, where numbers are spelled or may lack, a text or nothing."""
+    for name, value in facts.items():
+        spelled = name in TEXTS if isinstance(value, str) else name in OPTIONAL if value is None else False
+        if not spelled and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{name} is {value!r}, expected a number")
 
 
 def _sampling(content: dict[str, Any] | None) -> SamplingFacts | None:

@@ -23,8 +23,8 @@ PolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="FILE",
-        help="TOML: a table [at-most] of loss-increase, kl, perplexity-ratio, accuracy-drop, bits-per-weight, "
-        "linear-bits-per-weight, file-bytes, forecast-error; and the warnings that are allowed in [diagnostics].",
+        help="TOML: a table \\[at-most] of loss-increase, kl, perplexity-ratio, accuracy-drop, bits-per-weight, "
+        "linear-bits-per-weight, file-bytes, forecast-error; and the warnings that are allowed in \\[diagnostics].",
     ),
 ]
 JunitOption = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write the result as JUnit XML.")]
@@ -43,11 +43,13 @@ def check(
 
     \b
     release.toml:
-    [at-most]
+    \[at-most]
     loss-increase = 0.05
     file-bytes = "60MB"
-    [diagnostics]
-    allowed = ["over-training"]  # other warnings fail; without this table none is looked at
+    \[diagnostics]
+    allowed = ["over-training"]
+
+    The diagnostics that warn must be allowed; without their table none is looked at.
     """
     from guidedq.artifacts.report import read_report
     from guidedq.policy import check_policy, read_policy

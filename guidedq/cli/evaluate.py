@@ -15,7 +15,7 @@ from guidedq.report.wording import agreement_name, loss_text, perplexity, share_
 ArtifactArgument = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A folder that guidedq compile wrote.")]
 OriginalOption = Annotated[
     str | None,
-    typer.Option("--model", metavar="MODEL", help="The original; not needed if it was demo or lies in this folder."),
+    typer.Option("--model", metavar="MODEL", help="The original; not needed if it was demo or is where it was."),
 ]
 
 

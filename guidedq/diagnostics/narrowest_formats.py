@@ -32,7 +32,7 @@ def narrowest_formats(allocation: Allocation, raw_kl: float, probes: Sequence[Pr
         sum(held.values()) / rows if beyond else 0.0,
         MOST_WEIGHTS,
         meaning="share of the rows at their narrowest format which the forecast extrapolates"
-        + (f" ({sites} sites)" if beyond and sites else ""),
+        + (f" (in {sites} of {len(held)} sites)" if beyond and sites else ""),
         advice="Raise the budget, or allow narrower formats (--min-bits, larger group sizes).",
     )
 

@@ -51,7 +51,7 @@ def build_report(
     """Everything that was promised, done and measured."""
     model, graph = job.model, job.model.graph
     folder = emission.weights_file.parent
-    files = {path.name: file_entry(path) for path in sorted(folder.iterdir())}
+    files = {path.name: file_entry(path) for path in sorted(folder.iterdir()) if path.is_file()}
     base = evidence.footprint.base_bytes if job.recipe.scope == "linear" else 0
     return Report(
         model=ModelFacts(

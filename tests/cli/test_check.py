@@ -56,7 +56,9 @@ def test_a_report_that_cannot_be_read_exits_with_2(folder: Path) -> None:
     path = folder / "report.json"
     whole = path.read_text()
     newer = json.dumps({**json.loads(whole), "version": 99})
+    wrong = json.dumps({**json.loads(whole), "measured": {**json.loads(whole)["measured"], "kl": None}})
     for damaged, part in (
+        (wrong, "kl is None, expected a number"),
         (whole[:500], "no report"),
         ("[]", "no report"),
         ("{}", "no report"),
@@ -85,3 +87,11 @@ def test_a_report_from_before_versions_is_read(folder: Path) -> None:
     del content["model"]["path"]
     (folder / "report.json").write_text(json.dumps(content))
     assert run("check", folder, "--policy", folder / "met.toml").exit_code == 0
+
+
+def test_the_help_shows_a_policy_that_is_one(folder: Path) -> None:
+    lines = [line.strip() for line in run("check", "--help").stdout.splitlines()]
+    toml = "\n".join(lines[lines.index("[at-most]") : lines.index('allowed = ["over-training"]') + 1])
+    (folder / "help.toml").write_text(toml)
+    assert run("check", folder, "--policy", folder / "help.toml").exit_code == 3
+    assert run("check", folder, "--policy", folder / "help.toml", "--json").stdout.count('"met"') == 4

@@ -91,7 +91,7 @@ def test_rows_that_cannot_go_lower_are_warned_of_beyond_the_probes_only() -> Non
     low = allocation(a=(0.1, [0, 1, 2, 3]), b=(0.1, [2, 2]))
     beyond, within = narrowest_formats(low, 0.25, PROBES), narrowest_formats(low, 0.15, PROBES)
     assert beyond is not None and beyond.verdict == "warning" and beyond.number == pytest.approx(2 / 6)
-    assert "(1 sites)" in beyond.meaning
+    assert "(in 1 of 2 sites)" in beyond.meaning
     assert within is not None and within.verdict == "fine"
     high = narrowest_formats(allocation(a=(0.1, [2, 2])), 0.25, PROBES)
     assert high is not None and high.verdict == "fine"
