@@ -237,7 +237,7 @@ an error of 0.8 is a factor of 2.2. It depends on the width:
 
 A mean below zero says that more is lost than the others foretell: the logarithm of the increase is no straight line in
 the bits, it bends upwards at both ends. At 6 and 8 bits few models lose more than the noise, and these are the ones
-that lose most. In between, 3 and 4 uniform bits, the law is right to a third. For a model at hand `guidedq plan`
+that lose most. In between, 3 and 4 uniform bits, the law is right to some 40%. For a model at hand `guidedq plan`
 measures that model; the law is for models that are not there.
 
 ![Loss increase over bits](pictures/law-curve.png)
