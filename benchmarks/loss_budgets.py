@@ -51,7 +51,7 @@ def line(row: dict[str, Any]) -> str:
         return "| " + " | ".join(asked) + f" | {' '.join(row['error'])} | | | | |"
     forecast, found = row["report"]["forecast"], row["report"]["measured"]
     if row["asked"].endswith(ACCURACY):
-        drops = [forecast[f"accuracy_drop{end}"] for end in ("", "_low", "_high")]
+        drops = [forecast[f"accuracy_drop{end}"] for end in ("", "_high", "_low")]
         drops.append(found["accuracy_before"] - found["accuracy_after"])
         spoken = [f"{-100 * drop:+.2f}%" for drop in drops]
     else:

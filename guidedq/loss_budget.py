@@ -78,10 +78,10 @@ def smallest_within(
         return [upper_bound(found[size].forecast, budget) for size in sizes]
 
     low, high = size_range(job.model.graph, evidence.footprint)
-    size = smallest_size(bounds, min(max(low, at_least), high), high, budget.largest_change)
-    if size is None:
+    best = smallest_size(bounds, min(max(low, at_least), high), high, budget.largest_change)
+    if best is None:
         raise BudgetError(_least(job, list(found.values()), budget))
-    return found[size]
+    return found[best]
 
 
 def smallest_size(
@@ -109,7 +109,7 @@ def smallest_size(
         if first == len(sizes):  # later, because of noise
             return found
         found = sizes[first]
-        low, high = sizes[max(first - 1, 0)], found
+        low, high = sizes[max(first - 1, 0)], sizes[first]
     return found
 
 

@@ -69,6 +69,7 @@ def compile_command(
 
     \b
     guidedq compile demo --budget 3.5bits
+    guidedq compile demo --budget +0.02nats
     guidedq compile ./smollm2 --budget 60MB --data wiki.txt --out small
     guidedq compile net.onnx --budget 4bits --data images.npz
     """
