@@ -47,6 +47,8 @@ def separable_sites(model: Model, batch: SampleSet) -> tuple[Site, ...]:
     Where the model takes no batch of another size there is none.
     """
     assert isinstance(model.program, TorchProgram)
+    if model.largest_batch is not None:
+        return ()
     checks = _Checks()
     try:
         with _patched(model.program, model.graph.quantizable, checks), torch.no_grad():

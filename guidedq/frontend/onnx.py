@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from torch import Tensor
 from guidedq.errors import ModelError, UnsupportedOperatorError
 from guidedq.frontend.onnx_file import open_onnx
 from guidedq.frontend.onnx_graph import build_graph, find_head
+from guidedq.frontend.onnx_inputs import input_specs
 from guidedq.frontend.onnx_meaning import MainOutput, find_meaning, main_output, with_logarithm
-from guidedq.frontend.onnx_types import ValueType, infer_types
+from guidedq.frontend.onnx_types import infer_types
 from guidedq.ir.forward_only import forward_only_program
 from guidedq.ir.model import InputSpec, Model, Objective, OutputSpec
 from guidedq.ir.onnx_interpreter import OnnxInterpreter, ParsedGraph, WeightedNode, find_weighted, parse_model
-from guidedq.ir.onnx_interpreter.tensors import dtype_of
 from guidedq.ir.program import AbstractProgram, TorchProgram
 
 
@@ -33,7 +33,7 @@ def load_onnx(path: Path) -> Model:
     """
     file = open_onnx(path)
     digest = file.digest
-    file.load_external_data()
+    file.load()
     types = infer_types(file.model)
     try:
         whole = parse_model(file.model)
@@ -46,7 +46,8 @@ def load_onnx(path: Path) -> Model:
     meaning = find_meaning(parsed, weighted, types, output, head)
     predicts = meaning.objective is not Objective.VALUES
     output = replace(output, softmax=output.softmax and predicts)
-    program, notices = _program(file.model, parsed, weighted, types, output)
+    inputs = input_specs([entry for entry in file.model.graph.input if entry.name in parsed.inputs])
+    program, notices = _program(file.model, parsed, weighted, inputs, output)
     tokenizer, told = _tokenizer(path.parent) if meaning.vocabulary_size else (None, ())
     return Model(
         name=path.stem,
@@ -56,7 +57,7 @@ def load_onnx(path: Path) -> Model:
         graph=build_graph(parsed, weighted, types, head.site if head and predicts else None),
         program=program,
         objective=meaning.objective,
-        inputs=_inputs(parsed, types),
+        inputs=inputs,
         parameters=_parameters(whole),
         tokenizer=tokenizer,
         vocabulary_size=meaning.vocabulary_size,
@@ -70,31 +71,20 @@ def _program(
     model: ModelProto,
     parsed: ParsedGraph,
     weighted: Sequence[WeightedNode],
-    types: Mapping[str, ValueType],
+    inputs: Sequence[InputSpec],
     output: MainOutput,
 ) -> tuple[AbstractProgram, tuple[str, ...]]:
-    inputs = {spec.name: spec.dtype for spec in _inputs(parsed, types)}
     try:
         module = OnnxInterpreter(with_logarithm(parsed, output), weighted, inputs=inputs, output=output.value)
     except UnsupportedOperatorError as error:
         weights = {entry.site: parsed.constants[entry.site] for entry in weighted}
         program = forward_only_program(
-            model, weights, weighted, inputs=tuple(inputs), output=output.name, softmax=output.softmax
+            model, weights, weighted, inputs=inputs, output=output.name, softmax=output.softmax
         )
         notice = f"{error} Guidance is forward-only: what each weight reads counts, not how the end loss answers."
         return program, (notice,)
     module.eval()
     return TorchProgram(module=module, aliases=module.aliases), ()
-
-
-def _inputs(parsed: ParsedGraph, types: Mapping[str, ValueType]) -> tuple[InputSpec, ...]:
-    specs: list[InputSpec] = []
-    for name in parsed.inputs:
-        kind = types[name]
-        if not kind.element or kind.shape is None:
-            raise ModelError(f"the input {name!r} declares no tensor type and rank. Export the model again with both.")
-        specs.append(InputSpec(name=name, dtype=dtype_of(kind.element), shape=kind.shape))
-    return tuple(specs)
 
 
 def _parameters(parsed: ParsedGraph) -> int:

@@ -16,6 +16,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 from onnx.inliner import inline_local_functions
 
 from guidedq.errors import ModelError
+from guidedq.frontend.onnx_rewrites import rewrite
 
 OLDEST_OPSET = 11
 """Older operator sets spell bounds, pads and slices as attributes, which the interpreter does not read."""
@@ -50,14 +51,15 @@ class OnnxFile:
                     state.update(block)
         return state.hexdigest()
 
-    def load_external_data(self) -> None:
-        """Read the external tensors into `model`."""
+    def load(self) -> None:
+        """Read the external tensors into `model`, and rewrite it so that its weights are found."""
         for tensor in _tensors(self.model.graph):
             if tensor.data_location == TensorProto.EXTERNAL:
                 path, offset, length = _place(tensor, self.path)
                 tensor.raw_data = np.fromfile(path, dtype=np.uint8, count=length, offset=offset).tobytes()
                 tensor.data_location = TensorProto.DEFAULT
                 del tensor.external_data[:]
+        rewrite(self.model)
 
 
 def open_onnx(path: Path) -> OnnxFile:

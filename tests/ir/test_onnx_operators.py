@@ -142,6 +142,10 @@ def test_shape_arithmetic_is_exact_where_float32_would_not_be():
 
 BEYOND_THE_INTERPRETER = {
     "test_bitwise_not_3d": "uint16 is widened",
+    **dict.fromkeys(
+        (f"test_quantizelinear_{kind}" for kind in ("int2", "int4", "uint2", "uint4")),
+        "a zero point of few bits is held in 8, and no longer tells the bounds",
+    ),
     "test_resize_downsample_scales_cubic_align_corners": "ONNX Runtime differs from the suite, and is followed",
     "test_resize_downsample_scales_linear_align_corners": "ONNX Runtime differs from the suite, and is followed",
     "test_training_dropout": "training",
@@ -164,7 +168,7 @@ def test_every_supported_case_of_the_conformance_suite_of_onnx_passes():
         except Exception as error:
             wrong.append(f"{case.name}: {type(error).__name__} {str(error)[:200]}")
     assert not wrong
-    assert passed > 1200
+    assert passed > 1240
 
 
 def _passes(case):

@@ -23,6 +23,8 @@ def run_node(node: Node, values: Mapping[str, Value]) -> tuple[Value, ...]:
             return _branch(node, values)
         if node.operator == "Loop":
             return _loop(node, values)
+        if node.operator == "Scan":
+            return _scan(node, values)
         inputs = [values[name] if name else None for name in node.inputs]
         result = OPERATORS[node.domain, node.operator](node, *inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -70,6 +72,36 @@ def _loop(node: Node, values: Mapping[str, Value]) -> tuple[Value, ...]:
             scan.append(part)
         turn += 1
     return (*carried, *(torch.stack(scan) if scan else torch.empty(0) for scan in scans))
+
+
+def _scan(node: Node, values: Mapping[str, Value]) -> tuple[Value, ...]:
+    """A body that runs once for each slice of its sequences, and joins what it gives."""
+    body: Body = node.attributes["body"]
+    count = node.integer("num_scan_inputs", 1)
+    given = [values[name] for name in node.inputs]
+    states, sequences = given[:-count], given[-count:]
+    made = len(body.outputs) - len(states)
+    axes = node.integers("scan_input_axes", [0] * count)
+    turned = node.integers("scan_input_directions", [0] * count)
+    slices: list[list[Tensor]] = []
+    for sequence, axis, backwards in zip(sequences, axes, turned, strict=True):
+        assert isinstance(sequence, Tensor)
+        parts = list(sequence.unbind(axis))
+        slices.append(parts[::-1] if backwards else parts)
+    results: list[list[Tensor]] = [[] for _ in range(made)]
+    for parts in zip(*slices, strict=True):
+        states_and_parts = run_body(body, (*states, *parts), values)
+        states = list(states_and_parts[: len(states)])
+        for result, part in zip(results, states_and_parts[len(states) :], strict=True):
+            assert isinstance(part, Tensor)
+            result.append(part)
+    axes = node.integers("scan_output_axes", [0] * made)
+    turned = node.integers("scan_output_directions", [0] * made)
+    joined = (
+        torch.stack(result[::-1] if backwards else result, dim=axis) if result else torch.empty(0)
+        for result, axis, backwards in zip(results, axes, turned, strict=True)
+    )
+    return (*states, *joined)
 
 
 def _shape(value: Value) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
-from guidedq.errors import ModelError, UnsupportedOperatorError
+from guidedq.errors import UnsupportedOperatorError
+from guidedq.ir.feeding import fed, in_turns, sample_count
+from guidedq.ir.model import InputSpec
 from guidedq.ir.onnx_interpreter.execution import failure, run_node
 from guidedq.ir.onnx_interpreter.node import Node, Value
 from guidedq.ir.onnx_interpreter.parsing import ParsedGraph
@@ -40,7 +41,7 @@ class OnnxInterpreter(nn.Module):
         graph: ParsedGraph,
         weighted: Sequence[WeightedNode],
         *,
-        inputs: Mapping[str, torch.dtype],
+        inputs: Sequence[InputSpec],
         output: str,
     ) -> None:
         """Build it.
@@ -48,7 +49,7 @@ class OnnxInterpreter(nn.Module):
         Args:
             graph: What to run.
             weighted: The nodes of `graph` that are to be submodules.
-            inputs: The inputs by name with the dtype that the graph declares.
+            inputs: What the graph takes.
             output: Name of the value to return.
 
         Raises:
@@ -60,7 +61,7 @@ class OnnxInterpreter(nn.Module):
         check_supported(step.node for step in self._steps)
         for name, reason in graph.unreadable.items():
             raise UnsupportedOperatorError(f"the constant {name!r} cannot be read: {reason}")
-        self._inputs = dict(inputs)
+        self._inputs = tuple(inputs)
         self._output = output
         self.aliases: dict[str, str] = {}
         self._hold_weights(graph)
@@ -74,8 +75,11 @@ class OnnxInterpreter(nn.Module):
         Raises:
             ModelError: an input is missing or unknown, or an operator fails; the message names the node.
         """
+        return in_turns(self._inputs, inputs, lambda part: {self._output: self._run_all(part)})[self._output]
+
+    def _run_all(self, inputs: Mapping[str, Tensor]) -> Tensor:
         values = self._start(inputs)
-        samples = next((len(tensor) for tensor in inputs.values() if tensor.ndim), 1)
+        samples = sample_count(inputs)
         for step in self._steps:
             results = self._run(step, values, samples)
             for name, result in zip(step.node.outputs, results, strict=False):
@@ -106,11 +110,9 @@ class OnnxInterpreter(nn.Module):
             raise failure(step.node, values, error) from error
 
     def _start(self, inputs: Mapping[str, Tensor]) -> dict[str, Value]:
-        if set(inputs) != set(self._inputs):
-            raise ModelError(f"the model takes the inputs {sorted(self._inputs)}, found {sorted(inputs)}.")
         values: dict[str, Value] = {name: getattr(self.constants, leaf) for name, leaf in self._constant_names.items()}
-        for name, dtype in self._inputs.items():
-            values[name] = inputs[name].to(computing_dtype(dtype))
+        given = fed(self._inputs, inputs)
+        values.update((spec.name, given[spec.name].to(computing_dtype(spec.dtype))) for spec in self._inputs)
         return values
 
     def _hold_weights(self, graph: ParsedGraph) -> None:
