@@ -133,10 +133,6 @@ def _fitting(model: Model, spec: InputSpec, values: Tensor, count: int, path: Pa
         )
     if len(values) == 0 or (values.numel() == 0 and None not in spec.shape[1:]):
         raise CalibrationError(f"{where} holds no sample: its shape is {list(values.shape)}.")
-    if spec.sample_axis is None and not bool((values == values[:1]).all()):
-        raise CalibrationError(
-            f"{where} differs from sample to sample, but the model takes one value for a whole batch."
-        )
     if values.is_floating_point() and not bool(torch.isfinite(values).all()):
         raise CalibrationError(f"{where} holds NaN or infinite values.")
     if spec.name.endswith("input_ids"):

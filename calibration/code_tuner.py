@@ -71,7 +71,7 @@ class CodeTuner(AbstractTuner):
             for weight in weights
         }
         progress.start("tune", self.steps)
-        batches = self._batches(samples, model.largest_batch or self.samples, seed)
+        batches = self._batches(samples, model.samples_at_once(samples) or self.samples, seed)
         divergences: list[float] = []
         for step in range(self.steps):
             rate = self.rate * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))

@@ -143,7 +143,11 @@ class Collection:
             if time.monotonic() - saved > self.checkpoint_seconds and first < len(samples):
                 state.save(sums, first, seconds)
                 saved = time.monotonic()
-        self._finish(model, samples, shard, numbers, sums, state)
+        if unseen := self._finish(model, samples, shard, numbers, sums, state):
+            progress.notice(
+                f"no sample reached {unseen[0]} ({len(unseen)} such weights): nothing tells what matters there, and "
+                "they get the fewest bits. Give data that reach them, or keep them (--keep)."
+            )
         state.save({}, len(samples), seconds)
 
     def recomputes(self, model: Model) -> bool:
@@ -158,11 +162,16 @@ class Collection:
         numbers: Mapping[str, int],
         sums: Mapping[str, Tensor],
         state: _ShardState,
-    ) -> None:
+    ) -> list[str]:
+        """Write the guidance of these sites; the names of those that no sample reached."""
+        unseen: list[str] = []
         units = model.objective.units(samples)
         for site in shard:
             terms = [_term(self.statistics, site, use, sums, units) for use in site.uses]
-            write_site(state.folder, numbers[site.name], [term for term in terms if term is not None] or _unseen(site))
+            seen = [term for term in terms if term is not None]
+            unseen += [] if seen else [site.name]
+            write_site(state.folder, numbers[site.name], seen or _unseen(site))
+        return unseen
 
 
 def shards_of(sites: Sequence[Site], memory_bytes: int | None) -> list[tuple[Site, ...]]:

@@ -34,7 +34,7 @@ def run_side_by_side(model: Model, batch: SampleSet, visit: Visit) -> None:
         visit: Chooses weights.
     """
     assert isinstance(model.program, TorchProgram)
-    sites = separable_sites(model, batch.part(0, 1))
+    sites = separable_sites(model, batch.part(0, 1)) if model.samples_at_once(batch) is None else ()
     if not sites:
         return
     with _patched(model.program, sites, _Halves(sites, visit)), torch.no_grad(), suppress(_Finished):
@@ -47,8 +47,6 @@ def separable_sites(model: Model, batch: SampleSet) -> tuple[Site, ...]:
     Where the model takes no batch of another size there is none.
     """
     assert isinstance(model.program, TorchProgram)
-    if model.largest_batch is not None:
-        return ()
     checks = _Checks()
     try:
         with _patched(model.program, model.graph.quantizable, checks), torch.no_grad():

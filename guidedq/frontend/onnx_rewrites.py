@@ -79,6 +79,7 @@ def fold_batch_norms(graph: GraphProto) -> None:
     reads = _reads(graph)
     makers = {node.output[0]: node for node in graph.node if _is(node, "Conv")}
     folded: list[NodeProto] = []
+    gone: set[str] = set()
     for norm in graph.node:
         convolution = makers.get(norm.input[0]) if _is_plain_norm(norm) else None
         if convolution is None or norm.input[0] in fixed or reads[norm.input[0]] > 1:
@@ -87,13 +88,13 @@ def fold_batch_norms(graph: GraphProto) -> None:
         values = [_values(stored, name, fixed) for name in (weight, *sides)]
         if any(value is None for value in values) or reads[weight] > 1 or reads[norm.input[2]] > 1:
             continue
+        gone.update((norm.input[0], *norm.input[1:5], *convolution.input[2:3]))
         _fold(convolution, norm, stored, values)
         folded.append(norm)
     if folded:
         through = {norm.input[0] for norm in folded}
         _keep(graph.node, lambda node: not (_is_plain_norm(node) and node.input[0] in through))
         still = _reads(graph)
-        gone = {name for norm in folded for name in (norm.input[0], *norm.input[1:5])}
         _keep(graph.initializer, lambda tensor: tensor.name not in gone or still[tensor.name] > 0)
         _keep(graph.value_info, lambda entry: entry.name not in gone)
 

@@ -25,12 +25,15 @@ def fed(specs: Sequence[InputSpec], batch: Mapping[str, Tensor]) -> dict[str, Te
 def in_turns(
     specs: Sequence[InputSpec], batch: Mapping[str, Tensor], run: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Run all samples, at once or, where the model fixes how many it takes, part by part; results `[sample, ...]`.
+    """Run all samples, at once or, where the model does not take so many, part by part; results `[sample, ...]`.
 
-    A last part that is too short is filled up with its last sample.
+    A last part that is too short is filled up with its last sample. An input without a sample axis that differs from
+    sample to sample lets them run one by one.
     """
-    size = next((spec.batch for spec in specs if spec.batch is not None), None)
-    count = sample_count(batch)
+    size, count = next((spec.batch for spec in specs if spec.batch is not None), None), sample_count(batch)
+    shared = [batch[spec.name] for spec in specs if spec.sample_axis is None and spec.name in batch]
+    if any(not bool((values == values[:1]).all()) for values in shared):
+        size = 1
     if size is None or size == count:
         return dict(run(batch))
     parts: list[Mapping[str, Tensor]] = []

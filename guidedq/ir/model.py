@@ -117,10 +117,14 @@ class Model:
     notices: tuple[str, ...] = ()
     output: OutputSpec | None = None
 
-    @property
-    def largest_batch(self) -> int | None:
-        """How many samples it takes at once, `None` if there is no limit."""
-        return next((spec.batch for spec in self.inputs if spec.batch is not None), None)
+    def samples_at_once(self, samples: SampleSet) -> int | None:
+        """How many of these samples it takes at once, `None` if there is no limit.
+
+        That is what its file fixes, or one, where an input without a sample axis differs from sample to sample.
+        """
+        fixed = next((spec.batch for spec in self.inputs if spec.batch is not None), None)
+        shared = [samples.inputs[spec.name] for spec in self.inputs if spec.sample_axis is None]
+        return fixed if all(bool((values == values[:1]).all()) for values in shared) else 1
 
     def matrix(self, site: Site) -> Float[Tensor, "out in"]:
         """The site's weight as a float32 matrix.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 from torch import Tensor, nn
@@ -56,8 +57,8 @@ class OnnxInterpreter(nn.Module):
             UnsupportedOperatorError: an operator cannot be run; the message names it and its node.
         """
         super().__init__()
-        by_node = {entry.node.name: entry for entry in weighted}
-        self._steps = _schedule(graph, by_node, output)
+        self._weighted = {entry.node.name: entry for entry in weighted}
+        self._steps = _schedule(graph, self._weighted, output)
         check_supported(step.node for step in self._steps)
         for name, reason in graph.unreadable.items():
             raise UnsupportedOperatorError(f"the constant {name!r} cannot be read: {reason}")
@@ -81,7 +82,7 @@ class OnnxInterpreter(nn.Module):
         values = self._start(inputs)
         samples = sample_count(inputs)
         for step in self._steps:
-            results = self._run(step, values, samples)
+            results = self._run(step.node, values, samples=samples)
             for name, result in zip(step.node.outputs, results, strict=False):
                 if name:
                     values[name] = result
@@ -91,10 +92,10 @@ class OnnxInterpreter(nn.Module):
         assert isinstance(output, Tensor)
         return output
 
-    def _run(self, step: _Step, values: Mapping[str, Value], samples: int) -> tuple[Value, ...]:
-        weighted = step.weighted
+    def _run(self, node: Node, values: Mapping[str, Value], *, samples: int) -> tuple[Value, ...]:
+        weighted = self._weighted.get(node.name)
         if weighted is None:
-            return run_node(step.node, values)
+            return run_node(node, values, partial(self._run, samples=samples))
         activation = values[weighted.activation]
         bias = values[weighted.bias] if weighted.bias else None
         assert isinstance(activation, Tensor)
@@ -103,11 +104,11 @@ class OnnxInterpreter(nn.Module):
             operand = weighted.operand(activation, samples)
             offset = weighted.offset(bias)
             arguments = (operand,) if offset is None else (operand, offset)
-            result: Tensor = self.get_submodule(step.node.name)(*arguments)
+            result: Tensor = self.get_submodule(node.name)(*arguments)
             parted = operand.ndim > activation.ndim and not weighted.spread
             return (result.flatten(0, 1) if parted else result,)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise failure(step.node, values, error) from error
+            raise failure(node, values, error) from error
 
     def _start(self, inputs: Mapping[str, Tensor]) -> dict[str, Value]:
         values: dict[str, Value] = {name: getattr(self.constants, leaf) for name, leaf in self._constant_names.items()}
@@ -118,17 +119,15 @@ class OnnxInterpreter(nn.Module):
     def _hold_weights(self, graph: ParsedGraph) -> None:
         """Make the submodules; uses of one site share its parameter."""
         parameters: dict[str, nn.Parameter] = {}
-        for step in self._steps:
-            if (weighted := step.weighted) is None:
-                continue
+        for name, weighted in self._weighted.items():
             if weighted.site not in parameters:
                 parameters[weighted.site] = nn.Parameter(graph.constants[weighted.site], requires_grad=False)
-                self.aliases[weighted.site] = f"{step.node.name}.weight"
-            self.add_module(step.node.name, weighted.module(parameters[weighted.site]))
+                self.aliases[weighted.site] = f"{name}.weight"
+            self.add_module(name, weighted.module(parameters[weighted.site]))
 
     def _hold_constants(self, graph: ParsedGraph) -> None:
         read = {name for step in self._steps for name in (step.weighted.reads if step.weighted else step.node.reads)}
-        read.add(self._output)
+        read = (read | {self._output}) - {weighted.site for weighted in self._weighted.values()}
         for index, (name, value) in enumerate(graph.constants.items()):
             if name in read:
                 self._constant_names[name] = f"c{index}"
