@@ -185,7 +185,7 @@ def _unique(samples: SampleSet) -> SampleSet:
     for index in range(len(samples)):
         state = hashlib.sha256()
         for values in samples.inputs.values():
-            state.update(values[index].contiguous().view(torch.uint8).numpy().tobytes())
+            state.update(values[index].flatten().contiguous().view(torch.uint8).numpy().tobytes())
         first.setdefault(state.digest(), index)
     return samples if len(first) == len(samples) else pick(samples, list(first.values()))
 
