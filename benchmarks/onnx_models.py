@@ -1,7 +1,7 @@
 """Compile ONNX models and tabulate what became of each: loaded, guided, compiled, the output's error.
 
     python benchmarks/onnx_models.py --model NAME=PATH [--data NAME=FILE] [--sizes NAME=48,96] [--value NAME=sr=16000]
-        [--bits 4] [--samples 32] --out benchmarks/results/onnx_models.json
+        [--also "NAME=--scope linear"] [--bits 4] [--samples 32] --out benchmarks/results/onnx_models.json
 
 A model without data gets random ones that fit its inputs: normal floats, token ids within the vocabulary, bytes, masks
 of ones. `--sizes` are the sizes of the free axes in the order in which the file names them, the samples' own left out
@@ -29,7 +29,7 @@ from guidedq.frontend.onnx import load_onnx
 from guidedq.ir.model import InputSpec, Model
 
 COLUMNS = ("model", "opset", "operators", "sites", "weights in sites", "guided by", "file, bits", "error forecast",
-           "error measured", "unit", "seconds")  # fmt: skip
+           "error measured", "unit", "seconds", "options")  # fmt: skip
 USUAL_SIZE = 16
 """Of a free axis."""
 LARGEST_BYTE = 256
@@ -48,8 +48,14 @@ def main() -> None:
         fixed = dict(value.split("=", 2)[1:] for value in arguments.value if value.startswith(f"{name}="))
         rows.append(row(name, Path(path), data.get(name), given, fixed, arguments))
         print(line(rows[-1]), flush=True)
+        write(rows, arguments)
+
+
+def write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """The record so far."""
     packages = {package: version(package) for package in ("guidedq", "torch", "onnx", "onnxruntime")}
-    record = {"machine": machine(), "versions": packages, "seed": arguments.seed, "bits": arguments.bits, "rows": rows}
+    record = {"machine": machine(), "versions": packages, "seed": arguments.seed, "bits": arguments.bits,
+              "effort": arguments.effort, "rows": rows}  # fmt: skip
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
@@ -68,10 +74,13 @@ def row(
             data = str(Path(folder) / "random.npz")
             np.savez(data, allow_pickle=False, **arrays)
         out = Path(folder) / "out"
+        more = [
+            word for item in arguments.also if item.startswith(f"{name}=") for word in item.split("=", 1)[1].split()
+        ]
         command = [
             *(sys.executable, "-m", "guidedq", "compile", str(path), "--budget", f"{arguments.bits}bits"),
             *("--backend", "onnx", "--effort", arguments.effort, "--data", data, "--out", str(out), "--json"),
-            *("--workspace", str(arguments.workspace), "--seed", str(arguments.seed), *arguments.more.split()),
+            *("--workspace", str(arguments.workspace), "--seed", str(arguments.seed), *more),
         ]
         done, seconds = timed(command)
         if done.returncode:
@@ -79,6 +88,8 @@ def row(
         report = json.loads(done.stdout)
         size = sum(file.stat().st_size for file in out.glob("model.onnx*"))
     return facts | {
+        "options": more,
+        "linear_bits": report["size"]["linear_bits_per_weight"],
         "data": "random" if data.endswith("random.npz") else Path(data).name,
         "bytes": size,
         "bits": 8 * size / model.parameters,
@@ -173,7 +184,7 @@ def line(entry: dict[str, Any]) -> str:
     if "error" in entry:
         return "| " + " | ".join(map(str, (*head, entry["error"]))) + " |"
     tail = (f"{entry['bits']:.3f}", f"{entry['forecast']:.3g}", f"{entry['measured']:.3g}", entry["unit"],
-            f"{entry['seconds']:.0f}")  # fmt: skip
+            f"{entry['seconds']:.0f}", " ".join(entry["options"]))  # fmt: skip
     return "| " + " | ".join(map(str, (*head, *tail))) + " |"
 
 
@@ -189,7 +200,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workspace", type=Path, default=Path(tempfile.gettempdir()) / "guidedq-onnx-models")
-    parser.add_argument("--more", default="", help="further options of guidedq compile")
+    parser.add_argument("--also", action="append", default=[], help="NAME=further options of guidedq compile")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/onnx_models.json"))
     return parser.parse_args()
 

@@ -20,7 +20,6 @@ from guidedq.stages import AbstractBackend, Emission
 
 from .accounting import count_footprint, stored_bytes
 from .candidates import offered_formats
-from .compaction import shorten_inner_names
 from .emission import write_model
 from .export import export_model
 from .runtime import check_model, notices_of, open_function, open_session
@@ -113,12 +112,10 @@ class OnnxBackend(AbstractBackend):
         sites = model.graph.quantizable
         if model.source == "onnx":
             proto = read_source(model.path)
-            renamed = shorten_inner_names(proto, model.parameters)
-            names = {site.name: renamed[site.name] for site in sites}
+            names = {site.name: site.name for site in sites}
         else:
             proto, names = export_model(model, self.opset)
         skeleton = build_skeleton(proto, sites, names)
-        del proto.graph.value_info[:]  # of no use but for the ranks that were just looked up
         largest = stored_bytes(skeleton.proto, external=False) + sum(2 * site.parameters for site in sites)
         settings = Settings(
             accuracy_level=self.accuracy_level,

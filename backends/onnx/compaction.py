@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import string
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, product
 from pathlib import Path
@@ -21,8 +20,6 @@ FOLDING_ROUNDS = 2
 """Rounds of constant folding; each can uncover work for the next, and a third changes nothing on usual models."""
 KEPT_APART = ("TransposeOptimizer", "MatMulAddFusion")
 """Rewrites that move the transposes of weights, or merge a product with what follows it."""
-NAMES_BITS = 0.01
-"""Bits per parameter from which the names of values inside a graph count."""
 ONLY_ERRORS = 3
 """The runtime's least talkative level but one."""
 
@@ -125,45 +122,6 @@ def shorten_names(proto: ModelProto, inputs: Sequence[str], output: str) -> Mapp
         for names in (node.input, node.output):
             names[:] = [renamed[name] for name in names]
     return renamed
-
-
-def shorten_inner_names(proto: ModelProto, parameters: int) -> Mapping[str, str]:
-    """Give short names to the values inside, and none to nodes, where names count; gives the new names by the old.
-
-    Inputs and outputs keep theirs. Names that take less than a hundredth of a bit per parameter are left for people.
-    """
-    fixed = {entry.name for entry in (*proto.graph.input, *proto.graph.output)} | {""}
-    counts = Counter(_all_names(proto.graph))
-    if 8 * sum(len(name) * count for name, count in counts.items()) < NAMES_BITS * parameters:
-        return {name: name for name in counts}
-    fresh = _short_names(fixed)
-    renamed = {name: name if name in fixed else next(fresh) for name, _ in counts.most_common()}
-    _rename_all(proto.graph, renamed)
-    return renamed
-
-
-def _rename_all(graph: GraphProto, renamed: Mapping[str, str]) -> None:
-    for entry in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
-        entry.name = renamed.get(entry.name, entry.name)
-    for node in graph.node:
-        node.ClearField("name")
-        for names in (node.input, node.output):
-            names[:] = [renamed[name] for name in names]
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _rename_all(attribute.g, renamed)
-
-
-def _all_names(graph: GraphProto) -> Iterator[str]:
-    """Names of values wherever they stand, inner graphs included."""
-    for entry in (*graph.input, *graph.output, *graph.initializer):
-        yield entry.name
-    for node in graph.node:
-        yield from node.input
-        yield from node.output
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _all_names(attribute.g)
 
 
 def _in_order(graph: GraphProto) -> Iterator[str]:
