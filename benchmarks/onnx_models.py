@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from compile_models import machine, timed
+from records import machine
 
 from guidedq.errors import GuidedQError
 from guidedq.frontend.onnx import load_onnx
@@ -82,7 +84,9 @@ def row(
             *("--backend", "onnx", "--effort", arguments.effort, "--data", data, "--out", str(out), "--json"),
             *("--workspace", str(arguments.workspace), "--seed", str(arguments.seed), *more),
         ]
-        done, seconds = timed(command)
+        start = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        seconds = time.perf_counter() - start
         if done.returncode:
             return facts | {"error": " ".join(done.stderr.strip().splitlines()[-1:])}
         report = json.loads(done.stdout)

@@ -35,6 +35,7 @@ from guidedq.report.write import write_report
 from guidedq.rounding import rounded
 from guidedq.stages import Emission
 from guidedq.tuning import Tuning, after_tuning, tuned
+from guidedq.verification import check_written
 
 CURVE_BITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 """Sizes at which the report draws its rate-distortion curve, as far as they are feasible."""
@@ -150,8 +151,11 @@ def _emit(job: Job, evidence: Evidence, decision: Decision, tuning: Tuning | Non
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     with job.stopwatch.time("emit"):
-        weights = rounded(job, evidence, decision.allocation, "round and pack")
-        emission = job.backend.emit(job.model, map(tuning.applied, weights) if tuning else weights, folder)
+        rows = rounded(job, evidence, decision.allocation, "round and pack")
+        weights = tuple(map(tuning.applied, rows) if tuning else rows)
+        emission = job.backend.emit(job.model, weights, folder)
+    with job.stopwatch.time("verify"):
+        check_written(job, weights, evidence.calibration.probe, folder)
     give_back()
     return emission
 
