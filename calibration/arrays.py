@@ -98,7 +98,8 @@ def _checked(model: Model, path: Path) -> SampleSet:
         raise CalibrationError(
             f"{path}: {foreign[0]!r} is no input of the model. Expected {', '.join(wanted)} and, if known, {LABELS}."
         )
-    inputs = {spec.name: _fitting(model, spec, arrays[spec.name], path) for spec in _tokens_first(model)}
+    count = max((len(arrays[spec.name]) for spec in model.inputs if arrays[spec.name].dim()), default=1)
+    inputs = {spec.name: _fitting(model, spec, arrays[spec.name], count, path) for spec in _tokens_first(model)}
     labels = arrays.get(LABELS)
     counts = {name: len(values) for name, values in {**inputs, LABELS: labels}.items() if values is not None}
     if len(set(counts.values())) > 1:
@@ -115,11 +116,13 @@ def _tokens_first(model: Model) -> list[InputSpec]:
     return sorted(model.inputs, key=lambda spec: rank.get(spec.name, 2))
 
 
-def _fitting(model: Model, spec: InputSpec, values: Tensor, path: Path) -> Tensor:
+def _fitting(model: Model, spec: InputSpec, values: Tensor, count: int, path: Path) -> Tensor:
     """The array in the dtype that the model takes, if it is of that kind and shape and its values can be used."""
     where = f"{path}: {spec.name!r}"
     if _kind(values.dtype) != _kind(spec.dtype):
         raise CalibrationError(f"{where} is {_spelled(values.dtype)}, expected {_spelled(spec.dtype)}. Convert it.")
+    if spec.sample_axis is None and values.dim() == len(spec.shape) - 1:
+        values = values.expand(count, *values.shape)
     fits = len(spec.shape) == values.dim() and all(
         size in (None, found) for size, found in zip(spec.shape, values.shape, strict=True)
     )
@@ -128,7 +131,7 @@ def _fitting(model: Model, spec: InputSpec, values: Tensor, path: Path) -> Tenso
         raise CalibrationError(
             f"{where} has shape {list(values.shape)}, expected {expected} (the first is the sample)."
         )
-    if values.numel() == 0:
+    if len(values) == 0 or (values.numel() == 0 and None not in spec.shape[1:]):
         raise CalibrationError(f"{where} holds no sample: its shape is {list(values.shape)}.")
     if values.is_floating_point() and not bool(torch.isfinite(values).all()):
         raise CalibrationError(f"{where} holds NaN or infinite values.")
@@ -182,7 +185,7 @@ def _unique(samples: SampleSet) -> SampleSet:
     for index in range(len(samples)):
         state = hashlib.sha256()
         for values in samples.inputs.values():
-            state.update(values[index].contiguous().view(torch.uint8).numpy().tobytes())
+            state.update(values[index].flatten().contiguous().view(torch.uint8).numpy().tobytes())
         first.setdefault(state.digest(), index)
     return samples if len(first) == len(samples) else pick(samples, list(first.values()))
 

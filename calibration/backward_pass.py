@@ -151,9 +151,10 @@ def _mask_of(batch: SampleSet, index: int) -> Tensor | None:
 
 
 def batch_size(model: Model, samples: SampleSet, output_elements: int = 1 << 22) -> int:
-    """Samples per batch: at most 16, 2048 tokens, and for a language model so many logits as `output_elements`."""
+    """Samples per batch: what the model fixes, or at most 16, 2048 tokens, and so many logits as `output_elements`."""
     tokens = samples.tokens_per_sample
-    size = min(MOST_SAMPLES, len(samples), max(1, MOST_TOKENS // tokens))
-    if model.objective is not Objective.LANGUAGE_MODEL or model.vocabulary_size is None:
+    fixed = model.samples_at_once(samples)
+    size = fixed or min(MOST_SAMPLES, len(samples), max(1, MOST_TOKENS // tokens))
+    if fixed or model.objective is not Objective.LANGUAGE_MODEL or model.vocabulary_size is None:
         return size
     return max(1, min(size, output_elements // (tokens * model.vocabulary_size)))

@@ -71,7 +71,7 @@ class CodeTuner(AbstractTuner):
             for weight in weights
         }
         progress.start("tune", self.steps)
-        batches = self._batches(samples, seed)
+        batches = self._batches(samples, model.samples_at_once(samples) or self.samples, seed)
         divergences: list[float] = []
         for step in range(self.steps):
             rate = self.rate * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
@@ -82,10 +82,10 @@ class CodeTuner(AbstractTuner):
                 return weights
         return tuple(latents[weight.name].quantized() for weight in weights)
 
-    def _batches(self, samples: SampleSet, seed: int) -> Iterator[SampleSet]:
+    def _batches(self, samples: SampleSet, most: int, seed: int) -> Iterator[SampleSet]:
         """Without end, in an order that changes from epoch to epoch."""
         generator = torch.Generator().manual_seed(seed)
-        size = max(1, min(self.samples, self.tokens // samples.tokens_per_sample, len(samples)))
+        size = max(1, min(most, self.samples, self.tokens // samples.tokens_per_sample, len(samples)))
         while True:
             order = torch.randperm(len(samples), generator=generator)
             for start in range(0, len(samples) - size + 1, size):

@@ -143,7 +143,11 @@ class Collection:
             if time.monotonic() - saved > self.checkpoint_seconds and first < len(samples):
                 state.save(sums, first, seconds)
                 saved = time.monotonic()
-        self._finish(model, samples, shard, numbers, sums, state)
+        if unseen := self._finish(model, samples, shard, numbers, sums, state):
+            progress.notice(
+                f"no sample reached {unseen[0]} ({len(unseen)} such weights): nothing tells what matters there, and "
+                "all of it is taken to matter alike. Give data that reach them, or leave them alone (--keep)."
+            )
         state.save({}, len(samples), seconds)
 
     def recomputes(self, model: Model) -> bool:
@@ -158,11 +162,27 @@ class Collection:
         numbers: Mapping[str, int],
         sums: Mapping[str, Tensor],
         state: _ShardState,
-    ) -> None:
+    ) -> list[str]:
+        """Write the guidance of these sites; the names of those that no sample reached.
+
+        Of these nothing is known: each of their weights is taken to matter as much as one of the others on average.
+        """
         units = model.objective.units(samples)
+        unseen: list[Site] = []
+        weights: list[float] = []
         for site in shard:
-            terms = [_term(self.statistics, site, use, sums, units) for use in site.uses]
-            write_site(state.folder, numbers[site.name], [term for term in terms if term is not None] or _unseen(site))
+            found = [_term(self.statistics, site, use, sums, units) for use in site.uses]
+            terms = [term for term in found if term is not None]
+            if terms:
+                write_site(state.folder, numbers[site.name], terms)
+                weights += [
+                    float(term.hessian.diagonal(dim1=1, dim2=2).mean() * term.row_weight.mean()) for term in terms
+                ]
+            else:
+                unseen.append(site)
+        for site in unseen:
+            write_site(state.folder, numbers[site.name], [_unseen(site, sum(weights) / max(len(weights), 1))])
+        return [site.name for site in unseen]
 
 
 def shards_of(sites: Sequence[Site], memory_bytes: int | None) -> list[tuple[Site, ...]]:
@@ -293,14 +313,11 @@ def _term(
     return statistics.term(site, use, mine, units)
 
 
-def _unseen(site: Site) -> list[QuadraticTerm]:
-    """A site that no sample reached: nothing is known, so that nothing matters but a trace of every weight."""
-    tiny = torch.finfo(torch.float32).tiny
-    return [
-        QuadraticTerm(
-            hessian=torch.eye(site.columns)[None] * tiny,
-            row_group=torch.zeros(site.rows, dtype=torch.int64),
-            row_weight=torch.ones(site.rows),
-            row_weight_error=torch.zeros(site.rows),
-        )
-    ]
+def _unseen(site: Site, weight: float) -> QuadraticTerm:
+    """A site that no sample reached: errors of all its weights count alike."""
+    return QuadraticTerm(
+        hessian=torch.eye(site.columns)[None] * max(weight, torch.finfo(torch.float32).tiny),
+        row_group=torch.zeros(site.rows, dtype=torch.int64),
+        row_weight=torch.ones(site.rows),
+        row_weight_error=torch.zeros(site.rows),
+    )

@@ -34,7 +34,7 @@ def run_side_by_side(model: Model, batch: SampleSet, visit: Visit) -> None:
         visit: Chooses weights.
     """
     assert isinstance(model.program, TorchProgram)
-    sites = separable_sites(model, batch.part(0, 1))
+    sites = separable_sites(model, batch.part(0, 1)) if model.samples_at_once(batch) is None else ()
     if not sites:
         return
     with patched(_forwards(model.program, sites, _Halves(sites, visit))), torch.no_grad(), suppress(_Finished):

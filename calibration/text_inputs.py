@@ -13,6 +13,8 @@ from guidedq.ir.model import InputSpec, Model
 TOKENS = "input_ids"
 DERIVED = ("attention_mask", "token_type_ids", "position_ids")
 """Inputs that follow from the tokens and their mask."""
+CACHE_NAMES = ("past", "cache")
+"""Words in the names of inputs that hold keys and values of earlier tokens: a text begins with none."""
 
 
 def reads_text(model: Model) -> bool:
@@ -22,7 +24,7 @@ def reads_text(model: Model) -> bool:
 
 def token_spec(model: Model) -> InputSpec | None:
     """The input for token ids, `None` if the model has none or takes more than text can give."""
-    rest = [spec for spec in model.inputs if spec.name not in DERIVED]
+    rest = [spec for spec in model.inputs if spec.name not in DERIVED and not _is_cache(spec)]
     if len(rest) != 1 or rest[0].dtype not in (torch.int64, torch.int32) or len(rest[0].shape) != 2:
         return None
     return rest[0] if rest[0].name == TOKENS or model.vocabulary_size is not None else None
@@ -55,7 +57,18 @@ def from_tokens(
     }
     inputs = {spec.name: tokens.to(spec.dtype)}
     inputs |= {other.name: derived[other.name].to(other.dtype) for other in model.inputs if other.name in derived}
+    inputs |= {other.name: _empty(other, len(tokens)) for other in model.inputs if _is_cache(other)}
     return SampleSet(inputs=inputs, mask=None if bool(real.all()) else real)
+
+
+def _is_cache(spec: InputSpec) -> bool:
+    """Whether an input holds what earlier tokens left: floats with one free axis, which counts them."""
+    named = any(word in spec.name.lower() for word in CACHE_NAMES)
+    return named and spec.dtype.is_floating_point and spec.shape[1:].count(None) == 1
+
+
+def _empty(spec: InputSpec, samples: int) -> Tensor:
+    return torch.zeros((samples, *(size or 0 for size in spec.shape[1:])), dtype=spec.dtype)
 
 
 def check_token_ids(model: Model, tokens: Tensor, where: str) -> None:

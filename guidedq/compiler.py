@@ -39,6 +39,7 @@ from guidedq.rounding import rounded
 from guidedq.solving import as_probe, settled, solved_again
 from guidedq.stages import Emission
 from guidedq.tuning import Tuning
+from guidedq.written import LARGEST_CHECKED, check_written
 
 CURVE_BITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 """Sizes at which the report draws its rate-distortion curve, as far as they are feasible."""
@@ -187,9 +188,15 @@ def _emit(job: Job, evidence: Evidence, decision: Decision, tuning: Tuning | Non
     """Write an allocation into a folder, in place of what may be there."""
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    checked = job.model.parameters <= LARGEST_CHECKED
     with job.stopwatch.time("emit"):
-        weights = rounded(job, evidence, decision.allocation, "round and pack")
-        emission = job.backend.emit(job.model, map(tuning.applied, weights) if tuning else weights, folder)
+        rows = rounded(job, evidence, decision.allocation, "round and pack")
+        weights = map(tuning.applied, rows) if tuning else rows
+        held = tuple(weights) if checked else ()
+        emission = job.backend.emit(job.model, held or weights, folder)
+    if checked:
+        with job.stopwatch.time("verify"):
+            check_written(job, held, evidence.calibration.probe, folder)
     give_back()
     return emission
 

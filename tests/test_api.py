@@ -214,3 +214,13 @@ def test_an_onnx_artifact_loads_into_the_runtime(tmp_path: Path) -> None:
     (output,) = session.run(None, {"x": values})
     assert output.shape == (40, 3)
     assert artifact.report.backend == "onnx"
+
+
+def test_a_file_that_computes_something_else_is_not_written(
+    model: Model, common: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = model.program
+    monkeypatch.setattr(PackedTorchBackend, "open", lambda *_: lambda batch: -wrong.predict(batch))
+    with pytest.raises(BackendError, match="differs from the weights"):
+        guidedq.compile(model, budget="5bits", out=tmp_path / "out", effort="quick", **common)
+    assert not (tmp_path / "out").exists()

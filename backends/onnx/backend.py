@@ -106,7 +106,7 @@ class OnnxBackend(AbstractBackend):
 
     def open(self, model: Model, folder: Path) -> Callable[[Batch], Tensor]:
         """The model as ONNX Runtime runs it, with its default options."""
-        return open_function(folder, model.output)
+        return open_function(folder, model.inputs, model.output)
 
     def load(self, folder: Path) -> Any:
         """An `onnxruntime.InferenceSession` with default options."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from onnx import ModelProto
 from torch import Tensor
 
 from guidedq.errors import ArtifactError, BackendError
-from guidedq.ir.model import OutputSpec
+from guidedq.ir.feeding import fed, in_turns, sample_count
+from guidedq.ir.model import InputSpec, OutputSpec
 from guidedq.ir.program import Batch
 
 from .emission import MODEL_FILE
@@ -42,11 +43,12 @@ def open_session(folder: Path) -> Any:
         raise ArtifactError(f"{path}: ONNX Runtime {onnxruntime.__version__} refuses it: {error}") from error
 
 
-def open_function(folder: Path, wanted: OutputSpec | None) -> Callable[[Batch], Tensor]:
+def open_function(folder: Path, inputs: Sequence[InputSpec], wanted: OutputSpec | None) -> Callable[[Batch], Tensor]:
     """The model as a function from named inputs to its main output in float32.
 
     Args:
         folder: Where the model file lies.
+        inputs: What the original takes; the file may lack some that its output does not depend on.
         wanted: The output that the original's program returns, its logarithm if it holds probabilities; of an exported
             module the one called `logits`, or the first.
     """
@@ -57,9 +59,20 @@ def open_function(folder: Path, wanted: OutputSpec | None) -> Callable[[Batch], 
     if wanted is not None and wanted.name in outputs:
         output = wanted.name
 
+    def run_part(batch: Batch) -> Batch:
+        feeds = {name: values.contiguous().numpy() for name, values in fed(inputs, batch).items() if name in known}
+        try:
+            return {output: torch.from_numpy(np.asarray(session.run([output], feeds)[0])).float()}
+        except Exception as error:  # the runtime's own exceptions have no common class
+            if (count := sample_count(batch)) == 1 or any(spec.batch for spec in inputs):
+                raise ArtifactError(f"ONNX Runtime fails on {folder / MODEL_FILE}: {error}") from error
+            # some of its kernels, RotaryEmbedding's for one, take no batch
+            parts = [run_part({name: values[index : index + 1] for name, values in batch.items()})
+                     for index in range(count)]  # fmt: skip
+            return {output: torch.cat([part[output] for part in parts])}
+
     def run(batch: Batch) -> Tensor:
-        feeds = {name: values.numpy() for name, values in batch.items() if name in known}
-        values = torch.from_numpy(np.asarray(session.run([output], feeds)[0])).float()
+        values = in_turns(inputs, batch, run_part)[output]
         if wanted is None or not wanted.probabilities:
             return values
         return values.clamp(min=torch.finfo(torch.float32).tiny).log()

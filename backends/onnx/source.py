@@ -27,7 +27,7 @@ def read_source(path: Path) -> ModelProto:
         BackendError: its operator set is too old and cannot be converted.
     """
     file = open_onnx(path)
-    file.load_external_data()
+    file.load()
     model = file.model
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset < SMALLEST_OPSET:

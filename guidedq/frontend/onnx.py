@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,27 @@ from torch import Tensor
 from guidedq.errors import ModelError, UnsupportedOperatorError
 from guidedq.frontend.onnx_file import open_onnx
 from guidedq.frontend.onnx_graph import build_graph, find_head
+from guidedq.frontend.onnx_inputs import input_specs
 from guidedq.frontend.onnx_meaning import MainOutput, find_meaning, main_output, with_logarithm
-from guidedq.frontend.onnx_types import ValueType, infer_types
+from guidedq.frontend.onnx_types import infer_types
 from guidedq.ir.forward_only import forward_only_program
 from guidedq.ir.model import InputSpec, Model, Objective, OutputSpec
-from guidedq.ir.onnx_interpreter import OnnxInterpreter, ParsedGraph, WeightedNode, find_weighted, parse_model
-from guidedq.ir.onnx_interpreter.tensors import dtype_of
+from guidedq.ir.onnx_interpreter import (
+    OnnxInterpreter,
+    ParsedGraph,
+    WeightedNode,
+    find_weighted,
+    parse_model,
+    quantized,
+)
+from guidedq.ir.onnx_interpreter.node import with_branches
+from guidedq.ir.onnx_interpreter.table import check_supported
 from guidedq.ir.program import AbstractProgram, TorchProgram
+
+SMALLEST_REPORTED = 256
+"""Values of a tensor that is worth a word when it is left as it is."""
+QUANTIZED_READERS = quantized.OPERATORS.keys()
+"""Operators that read codes."""
 
 
 def load_onnx(path: Path) -> Model:
@@ -33,7 +48,7 @@ def load_onnx(path: Path) -> Model:
     """
     file = open_onnx(path)
     digest = file.digest
-    file.load_external_data()
+    file.load()
     types = infer_types(file.model)
     try:
         whole = parse_model(file.model)
@@ -41,12 +56,14 @@ def load_onnx(path: Path) -> Model:
         raise type(error)(f"{path}: {error}") from error
     output = main_output(whole, types)
     parsed = whole.pruned(output.value)
-    weighted = find_weighted(parsed)
+    refusal = _refusal(parsed)
+    weighted = find_weighted(parsed, branches=refusal is None)
     head = find_head(parsed, weighted, output.value)
     meaning = find_meaning(parsed, weighted, types, output, head)
     predicts = meaning.objective is not Objective.VALUES
     output = replace(output, softmax=output.softmax and predicts)
-    program, notices = _program(file.model, parsed, weighted, types, output)
+    inputs = input_specs([entry for entry in file.model.graph.input if entry.name in parsed.inputs])
+    program = _program(file.model, parsed, weighted, inputs, output, forward_only=refusal is not None)
     tokenizer, told = _tokenizer(path.parent) if meaning.vocabulary_size else (None, ())
     return Model(
         name=path.stem,
@@ -56,45 +73,40 @@ def load_onnx(path: Path) -> Model:
         graph=build_graph(parsed, weighted, types, head.site if head and predicts else None),
         program=program,
         objective=meaning.objective,
-        inputs=_inputs(parsed, types),
+        inputs=inputs,
         parameters=_parameters(whole),
         tokenizer=tokenizer,
         vocabulary_size=meaning.vocabulary_size,
         context_length=meaning.context_length,
-        notices=(*notices, *told, *_notices(whole, parsed, output)),
+        notices=(*told, *_notices(whole, parsed, weighted, output, refusal)),
         output=OutputSpec(name=output.name, probabilities=output.softmax),
     )
+
+
+def _refusal(parsed: ParsedGraph) -> str | None:
+    """Why torch cannot run the graph, `None` if it can."""
+    try:
+        check_supported(parsed.nodes)
+    except UnsupportedOperatorError as error:
+        return str(error)
+    return next((f"the constant {name!r} cannot be read: {reason}" for name, reason in parsed.unreadable.items()), None)
 
 
 def _program(
     model: ModelProto,
     parsed: ParsedGraph,
     weighted: Sequence[WeightedNode],
-    types: Mapping[str, ValueType],
+    inputs: Sequence[InputSpec],
     output: MainOutput,
-) -> tuple[AbstractProgram, tuple[str, ...]]:
-    inputs = {spec.name: spec.dtype for spec in _inputs(parsed, types)}
-    try:
-        module = OnnxInterpreter(with_logarithm(parsed, output), weighted, inputs=inputs, output=output.value)
-    except UnsupportedOperatorError as error:
+    *,
+    forward_only: bool,
+) -> AbstractProgram:
+    if forward_only:
         weights = {entry.site: parsed.constants[entry.site] for entry in weighted}
-        program = forward_only_program(
-            model, weights, weighted, inputs=tuple(inputs), output=output.name, softmax=output.softmax
-        )
-        notice = f"{error} Guidance is forward-only: what each weight reads counts, not how the end loss answers."
-        return program, (notice,)
+        return forward_only_program(model, weights, weighted, inputs=inputs, output=output.name, softmax=output.softmax)
+    module = OnnxInterpreter(with_logarithm(parsed, output), weighted, inputs=inputs, output=output.value)
     module.eval()
-    return TorchProgram(module=module, aliases=module.aliases), ()
-
-
-def _inputs(parsed: ParsedGraph, types: Mapping[str, ValueType]) -> tuple[InputSpec, ...]:
-    specs: list[InputSpec] = []
-    for name in parsed.inputs:
-        kind = types[name]
-        if not kind.element or kind.shape is None:
-            raise ModelError(f"the input {name!r} declares no tensor type and rank. Export the model again with both.")
-        specs.append(InputSpec(name=name, dtype=dtype_of(kind.element), shape=kind.shape))
-    return tuple(specs)
+    return TorchProgram(module=module, aliases=module.aliases)
 
 
 def _parameters(parsed: ParsedGraph) -> int:
@@ -102,18 +114,44 @@ def _parameters(parsed: ParsedGraph) -> int:
     return sum(value.numel() for value in values)
 
 
-def _notices(whole: ParsedGraph, parsed: ParsedGraph, output: MainOutput) -> tuple[str, ...]:
-    """What the user should know: outputs that do not count, weights that no guidance reaches, probabilities."""
+def _notices(
+    whole: ParsedGraph, parsed: ParsedGraph, weighted: Sequence[WeightedNode], output: MainOutput, refusal: str | None
+) -> tuple[str, ...]:
+    """What the user should know: what guides, outputs that do not count, weights left as they are, probabilities."""
     notices: list[str] = []
+    if refusal is not None:
+        notices.append(
+            f"{refusal} Guidance is forward-only: what each weight reads counts, not how the end loss answers."
+        )
     if len(whole.outputs) > 1:
         others = ", ".join(name for name in whole.outputs if name != output.name)
         notices.append(f"the loss is about the output {output.name!r}; not about {others}.")
     idle = [name for name, value in whole.constants.items() if name not in parsed.constants and value.ndim > 1]
     if idle:
         notices.append(f"the output does not depend on {idle[0]!r} ({len(idle)} such weights): left as they are.")
+    notices.extend(_left_alone(parsed, weighted))
     if output.softmax:
         notices.append(f"the output {output.name!r} holds probabilities: their logarithm is taken.")
     return tuple(notices)
+
+
+def _left_alone(parsed: ParsedGraph, weighted: Sequence[WeightedNode]) -> Iterator[str]:
+    """The matrices that are no sites, by the kinds of operator that read them; and those that are quantized already."""
+    sites = {entry.site for entry in weighted}
+    readers: defaultdict[str, set[str]] = defaultdict(set)
+    for node in with_branches(parsed.nodes):
+        for name in node.inputs:
+            readers[name].add(node.operator)
+    left: defaultdict[str, list[Tensor]] = defaultdict(list)
+    for name, value in parsed.constants.items():
+        if name not in sites and value.ndim > 1 and value.numel() >= SMALLEST_REPORTED:
+            left[", ".join(sorted(readers[name])) or "control flow"].append(value)
+    for operators, values in left.items():
+        count = f"{len(values)} tensors of {sum(value.numel() for value in values)} values"
+        if values[0].is_floating_point():
+            yield f"{count} that {operators} reads are no weights that can be quantized: left as they are."
+        elif operators in QUANTIZED_READERS:
+            yield f"{count} that {operators} reads are quantized already: left as they are."
 
 
 def _tokenizer(folder: Path) -> tuple[Any, tuple[str, ...]]:

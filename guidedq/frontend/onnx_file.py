@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -16,11 +17,16 @@ from onnx import GraphProto, ModelProto, TensorProto
 from onnx.inliner import inline_local_functions
 
 from guidedq.errors import ModelError
+from guidedq.frontend.onnx_rewrites import rewrite
 
 OLDEST_OPSET = 11
 """Older operator sets spell bounds, pads and slices as attributes, which the interpreter does not read."""
 NEWEST_OPSET = 25
 """The newest operator set that the interpreter's operators were checked against."""
+LARGEST_FILE = (1 << 31) - 1
+"""Bytes of a protobuf message."""
+LARGEST_TENSOR = 1 << 48
+"""Values of a tensor: far more than any machine holds, far less than what overflows 64 bits."""
 HASHED_AT_ONCE = 1 << 20
 """Bytes read at once when a file is hashed."""
 
@@ -50,14 +56,18 @@ class OnnxFile:
                     state.update(block)
         return state.hexdigest()
 
-    def load_external_data(self) -> None:
-        """Read the external tensors into `model`."""
+    def load(self) -> None:
+        """Read the external tensors into `model`, and rewrite it so that its weights are found."""
         for tensor in _tensors(self.model.graph):
             if tensor.data_location == TensorProto.EXTERNAL:
                 path, offset, length = _place(tensor, self.path)
                 tensor.raw_data = np.fromfile(path, dtype=np.uint8, count=length, offset=offset).tobytes()
                 tensor.data_location = TensorProto.DEFAULT
                 del tensor.external_data[:]
+        try:
+            rewrite(self.model)
+        except (ValueError, TypeError, AttributeError) as error:  # what onnx raises for values that do not fit a shape
+            raise ModelError(f"{self.path}: a tensor is damaged: {error}. Export the model again.") from error
 
 
 def open_onnx(path: Path) -> OnnxFile:
@@ -69,6 +79,11 @@ def open_onnx(path: Path) -> OnnxFile:
     """
     if not path.is_file():
         raise ModelError(f"no such file: {path}.")
+    if path.stat().st_size > LARGEST_FILE:
+        raise ModelError(
+            f"{path} has {path.stat().st_size} bytes, more than the 2 GiB that such a file can have. Export the model "
+            "again with external data."
+        )
     try:
         model = onnx.load_model(str(path), load_external_data=False)
     except DecodeError as error:
@@ -97,8 +112,22 @@ def _check_whole(path: Path, model: ModelProto) -> None:
             "onnx.version_converter, or export it again with another opset_version."
         )
     for tensor in _tensors(model.graph):
+        if any(size < 0 for size in tensor.dims) or prod(tensor.dims) > LARGEST_TENSOR:
+            raise ModelError(f"{path}: tensor {tensor.name!r} has the shape {list(tensor.dims)}, which cannot be.")
         if not _is_external(tensor):
             _check_size(path, tensor)
+    _check_names(path, model.graph)
+
+
+def _check_names(path: Path, graph: GraphProto) -> None:
+    """Refuse a name that two tensors or nodes give to their values."""
+    made = Counter(tensor.name for tensor in graph.initializer)
+    made.update(name for node in graph.node for name in node.output if name)
+    if twice := [name for name, count in made.items() if count > 1]:
+        raise ModelError(
+            f"{path}: {len(twice)} names stand for two values each, {twice[0]!r} for one. The file is damaged; export "
+            "the model again."
+        )
 
 
 def _check_size(path: Path, tensor: TensorProto) -> None:
@@ -136,9 +165,14 @@ def _place(tensor: TensorProto, model_path: Path) -> tuple[Path, int, int]:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     path = _inside(model_path, location, tensor.name)
-    offset = int(entries.get("offset", 0))
     size = path.stat().st_size
-    length = int(entries["length"]) if "length" in entries else (_bytes_of(tensor) or size - offset)
+    try:
+        offset = int(entries.get("offset", 0))
+        length = int(entries["length"]) if "length" in entries else (_bytes_of(tensor) or size - offset)
+    except ValueError as error:
+        raise ModelError(
+            f"{model_path}: tensor {tensor.name!r} has no readable place in {path.name}: {error}."
+        ) from error
     if offset < 0 or length < 0 or offset + length > size:
         raise ModelError(
             f"{path}: tensor {tensor.name!r} lies at bytes {offset} to {offset + length}, but the file has {size}. "

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from guidedq.frontend.onnx_types import UNKNOWN, ValueType
 from guidedq.ir.graph import Graph, Site, Use, UseKind, operator_graph
 from guidedq.ir.onnx_interpreter import ParsedGraph, WeightedNode
 from guidedq.ir.onnx_interpreter.dependence import MEASURING
-from guidedq.ir.onnx_interpreter.node import Node
+from guidedq.ir.onnx_interpreter.node import Node, with_branches
 
 PLUMBING = frozenset(
     {
@@ -49,18 +49,24 @@ def build_graph(
     nodes: list[tuple[str, Mapping[str, Any]]] = []
     edges: list[tuple[str, str]] = []
     origins: dict[str, tuple[str, ...]] = dict.fromkeys(parsed.inputs, ())
-    for node in parsed.nodes:
+
+    def visit(node: Node) -> None:
         entry = readers.get(node.name)
         reads = [name for name in (entry.reads if entry else node.reads) if name in origins]
         if node.operator in MEASURING or (not reads and entry is None):
-            continue
+            return
         sources = tuple(dict.fromkeys(source for name in reads for source in origins[name]))
-        if entry is not None or _computes(node, types):
+        if any(inner.name in readers for inner in with_branches([node])) and entry is None:
+            sources = _through_branches(node, origins, visit)
+        elif entry is not None or _computes(node, types):
             attributes = {"operator": node.operator} | ({"site": entry.site} if entry else {})
             nodes.append((node.name, attributes))
             edges.extend((source, node.name) for source in sources)
             sources = (node.name,)
         origins.update((name, sources) for name in node.outputs if name)
+
+    for node in parsed.nodes:
+        visit(node)
     return Graph(
         operators=operator_graph(nodes, edges), sites=_sites(weighted), shared_inputs=_shared(weighted), head=head
     )
@@ -80,6 +86,17 @@ def find_head(parsed: ParsedGraph, weighted: Sequence[WeightedNode], output: str
             return None
         value = data[0]
     return None
+
+
+def _through_branches(
+    node: Node, origins: dict[str, tuple[str, ...]], visit: Callable[[Node], None]
+) -> tuple[str, ...]:
+    """Visit the nodes of both branches of an If; the operators that its results come from."""
+    for branch in node.branches:
+        for inner in branch.nodes:
+            visit(inner)
+    ends = [name for branch in node.branches for name in branch.outputs]
+    return tuple(dict.fromkeys(source for name in ends for source in origins.get(name, ())))
 
 
 def _computes(node: Node, types: Mapping[str, ValueType]) -> bool:

@@ -56,14 +56,21 @@ class Meaning:
 
 
 def main_output(parsed: ParsedGraph, types: Mapping[str, ValueType]) -> MainOutput:
-    """The first floating point output, or the first with a preferred name where there are several.
+    """The first floating point output that depends on an input, or the first of these with a preferred name.
 
     Raises:
-        ModelError: no output is a floating point tensor.
+        ModelError: no output is a floating point tensor, or none depends on an input.
     """
     floating = [name for name in parsed.outputs if types.get(name, UNKNOWN).may_float]
     if not floating:
         raise ModelError(f"no output of the model is a floating point tensor; it has {sorted(parsed.outputs)}.")
+    depends = influences(parsed)
+    floating = [name for name in floating if depends[parsed.outputs[name]]]
+    if not floating:
+        raise ModelError(
+            f"no output of the model depends on an input: {', '.join(sorted(parsed.outputs))} are constant. There "
+            "is no loss to guide by; export the model again with its inputs connected."
+        )
     named = (name for word in PREFERRED_OUTPUTS for name in floating if word in name.lower())
     name = next(named, floating[0])
     value = parsed.outputs[name]
@@ -96,8 +103,10 @@ def find_meaning(
     depends = influences(parsed)
     tokens = _token_input(parsed.inputs, types)
     tables = [entry for entry in weighted if entry.kind is UseKind.EMBEDDING]
-    words = max((entry.shape for entry in tables if tokens in depends[entry.activation]), default=None)
-    places = [entry.shape[0] for entry in tables if _is_positional(depends[entry.activation], entry, words)]
+    words = max((entry.shape for entry in tables if tokens in depends.get(entry.activation, frozenset())), default=None)
+    places = [
+        entry.shape[0] for entry in tables if _is_positional(depends.get(entry.activation, frozenset()), entry, words)
+    ]
     vocabulary, limit = (words[0] if words else None), max(places, default=None)
     shape = types.get(output.name, UNKNOWN).shape
     rows = None if head is None else (head.shape[-1] if head.storage.value == "in_out" else head.shape[0])

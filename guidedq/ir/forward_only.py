@@ -12,6 +12,8 @@ from onnx import ModelProto, ValueInfoProto, helper
 from torch import Tensor, nn
 
 from guidedq.errors import ModelError
+from guidedq.ir.feeding import fed, in_turns, sample_count
+from guidedq.ir.model import InputSpec
 from guidedq.ir.onnx_interpreter.rounding_nodes import rounding_nodes
 from guidedq.ir.onnx_interpreter.weighted import WeightedNode
 from guidedq.ir.program import AbstractProgram, ActivationRounding, Batch
@@ -34,7 +36,7 @@ class ForwardOnlyProgram(AbstractProgram):
         session: Runs `model`.
         weights: The stored weight of each site.
         weighted: The nodes that read a site, by operator name.
-        inputs: Names of the model's own inputs.
+        inputs: The model's own inputs.
         output: Name of the output.
         softmax: Whether the output holds probabilities: their logarithm is returned.
     """
@@ -43,7 +45,7 @@ class ForwardOnlyProgram(AbstractProgram):
     session: Any
     weights: Mapping[str, Tensor]
     weighted: Mapping[str, WeightedNode]
-    inputs: tuple[str, ...]
+    inputs: tuple[InputSpec, ...]
     output: str
     softmax: bool = False
 
@@ -79,7 +81,7 @@ class ForwardOnlyProgram(AbstractProgram):
         """What each operator is given."""
         values = {name: self.weighted[name].activation for name in operators}
         seen = self._run(self.session, batch, weights or {}, sorted(set(values.values())))
-        samples = next((len(tensor) for tensor in batch.values() if tensor.ndim), 1)
+        samples = sample_count(batch)
         return {name: self.weighted[name].operand(seen[value], samples) for name, value in values.items()}
 
     def _rounding_session(self, activations: ActivationRounding) -> Any:
@@ -102,19 +104,22 @@ class ForwardOnlyProgram(AbstractProgram):
     def _run(
         self, session: Any, batch: Batch, weights: Mapping[str, Tensor], wanted: Sequence[str]
     ) -> dict[str, Tensor]:
-        if set(batch) != set(self.inputs):
-            raise ModelError(f"the model takes the inputs {sorted(self.inputs)}, found {sorted(batch)}.")
+        return in_turns(self.inputs, batch, lambda part: self._run_part(session, part, weights, wanted))
+
+    def _run_part(
+        self, session: Any, batch: Batch, weights: Mapping[str, Tensor], wanted: Sequence[str]
+    ) -> dict[str, Tensor]:
+        given = fed(self.inputs, batch)
         types = {entry.name: entry.type for entry in session.get_inputs()}
-        feeds = {name: _array(values, types[name]) for name, values in batch.items()}
-        feeds |= {name: _array(values, types.get(name, "")) for name, values in weights.items()}
-        own = [name for name in wanted if name in self.inputs]  # an input that an operator reads as it is
-        asked = [name for name in wanted if name not in self.inputs]
+        feeds = {name: _array(values, types.get(name, "")) for name, values in {**given, **weights}.items()}
+        own = [name for name in wanted if name in given]  # an input that an operator reads as it is
+        asked = [name for name in wanted if name not in given]
         try:
             results = session.run(asked, feeds) if asked else []
         except Exception as error:  # the runtime raises types of its own
             raise ModelError(f"ONNX Runtime failed: {error}") from error
         found = {name: torch.from_numpy(np.array(result)) for name, result in zip(asked, results, strict=True)}
-        return found | {name: batch[name] for name in own}
+        return found | {name: given[name] for name in own}
 
 
 def forward_only_program(
@@ -122,7 +127,7 @@ def forward_only_program(
     weights: Mapping[str, Tensor],
     weighted: Sequence[WeightedNode],
     *,
-    inputs: Sequence[str],
+    inputs: Sequence[InputSpec],
     output: str,
     softmax: bool,
 ) -> ForwardOnlyProgram:
@@ -132,7 +137,7 @@ def forward_only_program(
         model: With tensors loaded and functions inlined; it is copied.
         weights: The stored weight of each site.
         weighted: The nodes that read them.
-        inputs: Names of the model's own inputs.
+        inputs: The model's own inputs.
         output: Name of the output.
         softmax: Whether the output holds probabilities.
 

@@ -45,11 +45,22 @@ class Objective(StrEnum):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputSpec:
-    """One named input: its dtype, and its shape with `None` where any size goes (the first axis is the sample)."""
+    """One named input, as stages see it: the first axis is the sample.
+
+    Attributes:
+        name: Its name.
+        dtype: Its dtype.
+        shape: `None` where any size goes.
+        sample_axis: The axis of the samples in what the model itself takes; `None` if it has none there, so that all
+            samples must give it the same values (a sampling rate, say).
+        batch: How many samples the model takes at once, where its file fixes that.
+    """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int | None, ...]
+    sample_axis: int | None = 0
+    batch: int | None = None
 
 
 @final
@@ -105,6 +116,15 @@ class Model:
     context_length: int | None = None
     notices: tuple[str, ...] = ()
     output: OutputSpec | None = None
+
+    def samples_at_once(self, samples: SampleSet) -> int | None:
+        """How many of these samples it takes at once, `None` if there is no limit.
+
+        That is what its file fixes, or one, where an input without a sample axis differs from sample to sample.
+        """
+        fixed = next((spec.batch for spec in self.inputs if spec.batch is not None), None)
+        shared = [samples.inputs[spec.name] for spec in self.inputs if spec.sample_axis is None]
+        return fixed if all(bool((values == values[:1]).all()) for values in shared) else 1
 
     def matrix(self, site: Site) -> Float[Tensor, "out in"]:
         """The site's weight as a float32 matrix.

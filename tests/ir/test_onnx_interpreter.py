@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from guidedq.errors import ModelError, UnsupportedOperatorError
 from guidedq.ir.graph import Storage, UseKind
+from guidedq.ir.model import InputSpec
 from guidedq.ir.onnx_interpreter import OnnxInterpreter, find_weighted, parse_model
 from guidedq.ir.program import TorchProgram
 
@@ -67,7 +68,8 @@ def _interpreter(model, **inputs):
     graph = graph.pruned(output)
     weighted = find_weighted(graph)
     types = inputs or dict.fromkeys(graph.inputs, torch.float32)
-    return OnnxInterpreter(graph, weighted, inputs=types, output=output).eval(), weighted
+    specs = [InputSpec(name=name, dtype=dtype, shape=(None,)) for name, dtype in types.items()]
+    return OnnxInterpreter(graph, weighted, inputs=specs, output=output).eval(), weighted
 
 
 def _runtime(model, **batch):

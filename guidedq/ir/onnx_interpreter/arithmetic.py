@@ -104,24 +104,6 @@ def dropout(_node: Node, values: Tensor, *_settings: Tensor | None) -> tuple[Ten
     return values, torch.ones_like(values, dtype=torch.bool)
 
 
-def dequantize(node: Node, codes: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
-    """`(codes - zero point) scale`, per tensor, per slice of an axis, or per block along it."""
-    axis = node.integer("axis", 1)
-    block_size = node.integer("block_size", 0)
-
-    def spread(values: Tensor) -> Tensor:
-        if block_size:
-            return values.repeat_interleave(block_size, dim=axis).narrow(axis, 0, codes.shape[axis])
-        if values.ndim == 1 and values.numel() > 1:
-            return values.reshape([-1 if index == axis % codes.ndim else 1 for index in range(codes.ndim)])
-        return values if values.ndim != 1 else values.reshape(())
-
-    centred = codes.to(scale.dtype)
-    if zero_point is not None:
-        centred = centred - spread(zero_point).to(scale.dtype)
-    return centred * spread(scale)
-
-
 OPERATORS: Mapping[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "Abs": unary(torch.abs),
     "Acos": unary(torch.acos),
@@ -143,7 +125,6 @@ OPERATORS: Mapping[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "Clip": clip,
     "Cos": unary(torch.cos),
     "Cosh": unary(torch.cosh),
-    "DequantizeLinear": dequantize,
     "Div": divide,
     "Dropout": dropout,
     "Einsum": einsum,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from guidedq.ir.graph import Storage, UseKind
 from guidedq.ir.onnx_interpreter.dependence import influences
-from guidedq.ir.onnx_interpreter.node import Node
+from guidedq.ir.onnx_interpreter.node import Node, with_branches
 from guidedq.ir.onnx_interpreter.parsing import ParsedGraph
 from guidedq.ir.onnx_interpreter.tensors import HALF_DTYPES
 from guidedq.ir.onnx_interpreter.weighted import WeightedNode
@@ -31,14 +31,15 @@ ROTARY_TOLERANCE = 5e-3
 """How far a table of cosines may be off: four times what rounding to bfloat16 makes of values up to one."""
 
 
-def find_weighted(graph: ParsedGraph) -> tuple[WeightedNode, ...]:
-    """The nodes that read a quantizable weight, in execution order.
+def find_weighted(graph: ParsedGraph, *, branches: bool = True) -> tuple[WeightedNode, ...]:
+    """The nodes that read a quantizable weight, in execution order, those in the branches of an If among them if asked.
 
     A weight is left alone if something else reads it too (another kind of node, a branch, an output of the model), or
     if its readers see it in two orientations: then quantizing it would do more than its sites tell.
     """
     transposed = _transposed_weights(graph)
-    candidates = [found for node in graph.nodes if (found := _weighted(node, graph.constants, transposed)) is not None]
+    nodes = with_branches(graph.nodes) if branches else graph.nodes
+    candidates = [found for node in nodes if (found := _weighted(node, graph.constants, transposed)) is not None]
     absorbed = _absorbed(graph, candidates, transposed)
     by_site: defaultdict[str, list[WeightedNode]] = defaultdict(list)
     for candidate in candidates:
@@ -68,7 +69,13 @@ def _weighted(node: Node, constants: Mapping[str, Tensor], transposed: Mapping[s
     read, activation = node.inputs[index], node.inputs[1 - index]
     site = transposed.get(read, read) if kind is UseKind.LINEAR else read
     weight = constants.get(site)
-    if weight is None or weight.dtype not in WEIGHT_DTYPES or not weight.numel() or weight.ndim not in ranks:
+    if (
+        not activation
+        or weight is None
+        or weight.dtype not in WEIGHT_DTYPES
+        or not weight.numel()
+        or weight.ndim not in ranks
+    ):
         return None
     if activation in constants or node.integer("transA", 0):
         return None
@@ -117,9 +124,10 @@ def _read_counts(graph: ParsedGraph, absorbed: frozenset[str]) -> defaultdict[st
     """How often each value is read; reads through an absorbed Transpose count as reads of the weight."""
     sources = {node.outputs[0]: node.inputs[0] for node in graph.nodes if node.outputs[0] in absorbed}
     counts: defaultdict[str, int] = defaultdict(int)
-    for node in graph.nodes:
+    for node in with_branches(graph.nodes):
         if node.outputs[0] not in absorbed:
-            for name in node.reads:
+            ends = [name for branch in node.branches for name in branch.outputs]
+            for name in (*node.inputs, *ends) if node.branches else node.reads:
                 counts[sources.get(name, name)] += 1
     for name in graph.outputs.values():
         counts[name] += 1

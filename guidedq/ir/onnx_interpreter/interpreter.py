@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
-from guidedq.errors import ModelError, UnsupportedOperatorError
+from guidedq.errors import UnsupportedOperatorError
+from guidedq.ir.feeding import fed, in_turns, sample_count
+from guidedq.ir.model import InputSpec
 from guidedq.ir.onnx_interpreter.execution import failure, run_node
 from guidedq.ir.onnx_interpreter.node import Node, Value
 from guidedq.ir.onnx_interpreter.parsing import ParsedGraph
@@ -40,7 +42,7 @@ class OnnxInterpreter(nn.Module):
         graph: ParsedGraph,
         weighted: Sequence[WeightedNode],
         *,
-        inputs: Mapping[str, torch.dtype],
+        inputs: Sequence[InputSpec],
         output: str,
     ) -> None:
         """Build it.
@@ -48,19 +50,19 @@ class OnnxInterpreter(nn.Module):
         Args:
             graph: What to run.
             weighted: The nodes of `graph` that are to be submodules.
-            inputs: The inputs by name with the dtype that the graph declares.
+            inputs: What the graph takes.
             output: Name of the value to return.
 
         Raises:
             UnsupportedOperatorError: an operator cannot be run; the message names it and its node.
         """
         super().__init__()
-        by_node = {entry.node.name: entry for entry in weighted}
-        self._steps = _schedule(graph, by_node, output)
+        self._weighted = {entry.node.name: entry for entry in weighted}
+        self._steps = _schedule(graph, self._weighted, output)
         check_supported(step.node for step in self._steps)
         for name, reason in graph.unreadable.items():
             raise UnsupportedOperatorError(f"the constant {name!r} cannot be read: {reason}")
-        self._inputs = dict(inputs)
+        self._inputs = tuple(inputs)
         self._output = output
         self.aliases: dict[str, str] = {}
         self._hold_weights(graph)
@@ -74,10 +76,13 @@ class OnnxInterpreter(nn.Module):
         Raises:
             ModelError: an input is missing or unknown, or an operator fails; the message names the node.
         """
+        return in_turns(self._inputs, inputs, lambda part: {self._output: self._run_all(part)})[self._output]
+
+    def _run_all(self, inputs: Mapping[str, Tensor]) -> Tensor:
         values = self._start(inputs)
-        samples = next((len(tensor) for tensor in inputs.values() if tensor.ndim), 1)
+        samples = sample_count(inputs)
         for step in self._steps:
-            results = self._run(step, values, samples)
+            results = self._run(step.node, values, samples=samples)
             for name, result in zip(step.node.outputs, results, strict=False):
                 if name:
                     values[name] = result
@@ -87,10 +92,10 @@ class OnnxInterpreter(nn.Module):
         assert isinstance(output, Tensor)
         return output
 
-    def _run(self, step: _Step, values: Mapping[str, Value], samples: int) -> tuple[Value, ...]:
-        weighted = step.weighted
+    def _run(self, node: Node, values: Mapping[str, Value], *, samples: int) -> tuple[Value, ...]:
+        weighted = self._weighted.get(node.name)
         if weighted is None:
-            return run_node(step.node, values)
+            return run_node(node, values, partial(self._run, samples=samples))
         activation = values[weighted.activation]
         bias = values[weighted.bias] if weighted.bias else None
         assert isinstance(activation, Tensor)
@@ -99,34 +104,30 @@ class OnnxInterpreter(nn.Module):
             operand = weighted.operand(activation, samples)
             offset = weighted.offset(bias)
             arguments = (operand,) if offset is None else (operand, offset)
-            result: Tensor = self.get_submodule(step.node.name)(*arguments)
+            result: Tensor = self.get_submodule(node.name)(*arguments)
             parted = operand.ndim > activation.ndim and not weighted.spread
             return (result.flatten(0, 1) if parted else result,)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise failure(step.node, values, error) from error
+            raise failure(node, values, error) from error
 
     def _start(self, inputs: Mapping[str, Tensor]) -> dict[str, Value]:
-        if set(inputs) != set(self._inputs):
-            raise ModelError(f"the model takes the inputs {sorted(self._inputs)}, found {sorted(inputs)}.")
         values: dict[str, Value] = {name: getattr(self.constants, leaf) for name, leaf in self._constant_names.items()}
-        for name, dtype in self._inputs.items():
-            values[name] = inputs[name].to(computing_dtype(dtype))
+        given = fed(self._inputs, inputs)
+        values.update((spec.name, given[spec.name].to(computing_dtype(spec.dtype))) for spec in self._inputs)
         return values
 
     def _hold_weights(self, graph: ParsedGraph) -> None:
         """Make the submodules; uses of one site share its parameter."""
         parameters: dict[str, nn.Parameter] = {}
-        for step in self._steps:
-            if (weighted := step.weighted) is None:
-                continue
+        for name, weighted in self._weighted.items():
             if weighted.site not in parameters:
                 parameters[weighted.site] = nn.Parameter(graph.constants[weighted.site], requires_grad=False)
-                self.aliases[weighted.site] = f"{step.node.name}.weight"
-            self.add_module(step.node.name, weighted.module(parameters[weighted.site]))
+                self.aliases[weighted.site] = f"{name}.weight"
+            self.add_module(name, weighted.module(parameters[weighted.site]))
 
     def _hold_constants(self, graph: ParsedGraph) -> None:
         read = {name for step in self._steps for name in (step.weighted.reads if step.weighted else step.node.reads)}
-        read.add(self._output)
+        read = (read | {self._output}) - {weighted.site for weighted in self._weighted.values()}
         for index, (name, value) in enumerate(graph.constants.items()):
             if name in read:
                 self._constant_names[name] = f"c{index}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
@@ -45,6 +45,13 @@ class Node:
         """Every outer value that it needs: its inputs and what its branches capture."""
         captured = [name for value in self.attributes.values() if isinstance(value, Body) for name in value.captures]
         return tuple(name for name in (*self.inputs, *captured) if name)
+
+    @property
+    def branches(self) -> tuple[Body, ...]:
+        """The graphs of an If, of which one runs, once; other inner graphs may run many times."""
+        if self.operator != "If" or self.domain:
+            return ()
+        return tuple(value for value in self.attributes.values() if isinstance(value, Body))
 
     def integer(self, name: str, default: int) -> int:
         """An integer attribute."""
@@ -89,3 +96,11 @@ class Body:
     nodes: tuple[Node, ...]
     constants: Mapping[str, Tensor]
     captures: tuple[str, ...]
+
+
+def with_branches(nodes: Sequence[Node]) -> Iterator[Node]:
+    """The nodes, each If followed by those of its branches."""
+    for node in nodes:
+        yield node
+        for branch in node.branches:
+            yield from with_branches(branch.nodes)

@@ -128,8 +128,8 @@ class _Reader:
             inputs = tuple(aliases.get(name, name) for name in proto.input)
             if missing := [name for name in inputs if name and name not in made]:
                 raise ModelError(
-                    f"node {proto.name or index!r} ({proto.op_type}) reads {missing[0]!r}, which nothing makes before. "
-                    "The file is damaged; export the model again."
+                    f"node {proto.name or index!r} ({proto.op_type}) reads {missing[0]!r}, which nothing makes before: "
+                    "the graph has a circle, a loose end, or is not in order. Export the model again."
                 )
             if _is_identity(proto):
                 continue

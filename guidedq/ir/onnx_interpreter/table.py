@@ -13,6 +13,8 @@ from guidedq.ir.onnx_interpreter import (
     indexing,
     neural,
     normalization,
+    quantized,
+    recurrent,
     reductions,
     resize,
     sequences,
@@ -33,6 +35,8 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
         indexing,
         neural,
         normalization,
+        quantized,
+        recurrent,
         reductions,
         resize,
         sequences,
@@ -41,8 +45,15 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     for name, function in family.OPERATORS.items()
 }
 
-CONTROL_FLOW = frozenset({("", "If"), ("", "Loop")})
+CONTROL_FLOW = frozenset({("", "If"), ("", "Loop"), ("", "Scan")})
 """Run by the interpreter itself, since they hold graphs of their own."""
+
+REFUSALS: Mapping[str, Callable[[Node], str | None]] = {
+    **dict.fromkeys(recurrent.GATES, recurrent.refusal),
+    "Resize": resize.refusal,
+    "Scan": lambda node: None if node.opset >= 9 else "before opset 9 its first axis is a batch",
+}
+"""Operators that run with some settings only: why not with these, `None` if they do."""
 
 FIRST_OUTPUT_ONLY = frozenset({"MaxPool", "BatchNormalization"})
 """Operators whose further outputs (indices, training statistics) are not computed."""
@@ -74,4 +85,5 @@ def _refusal(node: Node) -> str | None:
         return "it is in training mode"
     if node.operator == "Cast" and (target := node.integer("to", 1)) not in DTYPES.keys() - WIDER_THAN_THEIR_DTYPE:
         return f"element type {target} as the target of a cast"
-    return resize.refusal(node) if node.operator == "Resize" else None
+    refusal = REFUSALS.get(node.operator)
+    return None if refusal is None else refusal(node)

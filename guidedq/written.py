@@ -1,0 +1,48 @@
+"""Is what was written what was decided? The file's own output beside that of the weights that were rounded for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from guidedq.artifacts.quantized_weight import QuantizedWeight
+from guidedq.artifacts.samples import SampleSet
+from guidedq.errors import BackendError
+from guidedq.job import Job
+from guidedq.rounding import DequantizedOnUse
+
+SAMPLES = 2
+"""Compared: weights in a wrong place show in each."""
+LARGEST_CHECKED = 50_000_000
+"""Parameters. Of a larger model weights are rounded and written one by one, and are never held at once: what its file is
+worth, the measurement tells."""
+TOLERANCE = 0.25
+"""Of the output's size. Runtimes round activations on their own account, which makes some hundredths in deep models; a
+weight in a wrong place makes all of it."""
+
+
+def check_written(job: Job, weights: Sequence[QuantizedWeight], samples: SampleSet, folder: Path) -> None:
+    """Make sure that the file in `folder` computes what these weights compute.
+
+    It may differ by a quarter of the output's size, or by as much as quantization itself changed the output.
+
+    Raises:
+        BackendError: it does not; the file is not to be used.
+    """
+    batch = samples.part(0, SAMPLES).inputs
+    stored = DequantizedOnUse({weight.name: (job.model.graph.site(weight.name), weight) for weight in weights})
+    expected = job.model.program.predict(batch, weights=stored, activations=job.activations()).double()
+    found = job.backend.open(job.model, folder)(batch).double()
+    if found.shape != expected.shape:
+        raise BackendError(f"the file gives an output {list(found.shape)}, expected {list(expected.shape)}. {REPORT}")
+    allowed = max(
+        TOLERANCE * float(expected.norm()), float((expected - job.model.program.predict(batch).double()).norm())
+    )
+    if not (difference := float((found - expected).norm())) <= allowed:
+        raise BackendError(
+            f"the file that was written differs from the weights that were rounded for it: by {difference:.3g}, "
+            f"at most {allowed:.3g} is to be expected. {REPORT}"
+        )
+
+
+REPORT = "Nothing was written. This is a fault of guidedq or of the runtime: please report it with the model."

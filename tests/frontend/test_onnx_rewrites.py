@@ -1,0 +1,138 @@
+"""Rewrites of ONNX graphs: ONNX Runtime gives the same before and after, and weights are found, and stored once."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper, parser
+
+from guidedq.frontend.onnx import load_onnx
+from guidedq.frontend.onnx_rewrites import rewrite
+
+NORM = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[n, 4, 8, 8] x) => (float[n, 6, p, q] y)
+{
+    a = Conv <kernel_shape = [3, 3]> (x, w, b)
+    c = BatchNormalization <epsilon = 0.01> (a, scale, offset, mean, variance)
+    d = Relu (c)
+    e = Conv <kernel_shape = [1, 1]> (d, v)
+    y = BatchNormalization (e, scale, other, mean, variance)
+}
+"""
+BRANCHES = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[n, 4] x, int64 rate) => (float[n, 6] y)
+{
+    fast = Constant <value_int = 16000> ()
+    is_fast = Equal (rate, fast)
+    y = If (is_fast) <
+        then_branch = quick () => (float[n, 6] t) { w = Constant <value = float[4, 6] {TENSOR}> () t = MatMul (x, w) },
+        else_branch = slow () => (float[n, 6] u) { w = Constant <value = float[4, 6] {TENSOR2}> () u = MatMul (x, w) }
+    >
+}
+"""
+TIED = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (int64[n, s] input_ids) => (float[n, s, 40] logits)
+{
+    words = Gather (table, input_ids)
+    a = MatMul (words, first)
+    b = MatMul (words, second)
+    c = Add (a, b)
+    logits = MatMul (c, head)
+}
+"""
+
+
+def _branches():
+    random = np.random.default_rng(3)
+    texts = (", ".join(f"{value:.6f}" for value in random.normal(size=24)) for _ in range(2))
+    return parser.parse_model(BRANCHES.replace("TENSOR2", next(texts)).replace("TENSOR", next(texts)))
+
+
+def _with(text, arrays):
+    model = parser.parse_model(text)
+    model.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in arrays.items())
+    return model
+
+
+def _norm():
+    random = np.random.default_rng(1)
+    shapes = {
+        "w": (6, 4, 3, 3),
+        "b": (6,),
+        "v": (6, 6, 1, 1),
+        "scale": (6,),
+        "offset": (6,),
+        "other": (6,),
+        "mean": (6,),
+    }
+    arrays = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return _with(NORM, arrays | {"variance": random.uniform(0.5, 2, size=6).astype(np.float32)})
+
+
+def _tied():
+    random = np.random.default_rng(2)
+    table, square = random.normal(size=(40, 32)), random.normal(size=(32, 32))
+    arrays = {"head": table.T, "first": square, "second": square, "table": table}
+    return _with(TIED, {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in arrays.items()})
+
+
+def _run(model, **feeds):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)[0]
+
+
+IMAGES = np.random.default_rng(0).normal(size=(3, 4, 8, 8)).astype(np.float32)
+ROWS = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("make", "feeds"),
+    [
+        (_norm, {"x": IMAGES}),
+        (_branches, {"x": ROWS, "rate": np.array(16000)}),
+        (_branches, {"x": ROWS, "rate": np.array(8000)}),
+        (_tied, {"input_ids": np.arange(12).reshape(3, 4)}),
+    ],
+    ids=["norm", "then", "else", "tied"],
+)
+def test_the_rewritten_graph_gives_what_the_graph_gave(make, feeds):
+    model = make()
+    expected = _run(model, **feeds)
+    rewrite(model)
+    onnx.checker.check_model(model, full_check=True)
+    np.testing.assert_allclose(_run(model, **feeds), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norms_become_part_of_the_convolutions_before_them(tmp_path):
+    model = _norm()
+    rewrite(model)
+    assert [node.op_type for node in model.graph.node] == ["Conv", "Relu", "Conv"]
+    assert {tensor.name for tensor in model.graph.initializer} == {"w", "v", "offset", "other"}
+
+
+def test_a_batch_norm_whose_convolution_something_else_reads_is_left(tmp_path):
+    model = _norm()
+    model.graph.node[2].input[0] = "a"
+    rewrite(model)
+    assert [node.op_type for node in model.graph.node].count("BatchNormalization") == 1 - 1 + 1
+
+
+def test_equal_weights_are_one_site_and_a_transposed_copy_is_a_tie(tmp_path):
+    onnx.save(_tied(), tmp_path / "tied.onnx")
+    model = load_onnx(tmp_path / "tied.onnx")
+    assert {site.name: len(site.uses) for site in model.graph.sites} == {"table": 2, "first": 2}
+    assert model.parameters == 40 * 32 + 32 * 32
+
+
+def test_weights_of_both_branches_of_an_if_are_sites(tmp_path):
+    onnx.save(_branches(), tmp_path / "branches.onnx")
+    model = load_onnx(tmp_path / "branches.onnx")
+    assert [site.shape for site in model.graph.sites] == [(4, 6), (4, 6)]
+    assert model.parameters == 48
