@@ -14,7 +14,7 @@ from guidedq.rounding import DequantizedOnUse
 SAMPLES = 2
 """Compared: weights in a wrong place show in each."""
 LARGEST_CHECKED = 50_000_000
-"""Parameters. Of a larger model weights are rounded and written one by one, and are never held at once: what its file is
+"""Parameters. Of a larger model weights are rounded and written one by one, never held at once: what its file is
 worth, the measurement tells."""
 TOLERANCE = 0.25
 """Of the output's size. Runtimes round activations on their own account, which makes some hundredths in deep models; a
