@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, final, get_args
 
 from torch import Tensor
 
@@ -22,11 +22,12 @@ from .accounting import count_footprint, stored_bytes
 from .candidates import offered_formats
 from .emission import write_model
 from .export import export_model
+from .qdq import QDQ_OPSET
 from .runtime import check_model, notices_of, open_function, open_session
-from .settings import INTEGER_LEVEL, Settings
+from .settings import INTEGER_LEVEL, Settings, Style
 from .skeleton import Skeleton, build_skeleton
 from .source import read_source
-from .unpacking import BITWISE_OPSET
+from .unpacking import BITWISE_OPSET, SMALLEST_OPSET
 
 REPRESENTATIVE_BLOCK = 64
 """The block whose rounding of activations is forecast, before the formats are known: half and twice of it differ by
@@ -45,21 +46,36 @@ class OnnxBackend(AbstractBackend):
         opset: Version of the standard operators for models that are exported; an ONNX file keeps its own.
         fused: Give the sites that read one tensor (query, key, value; gate, up) one format.
         external_bytes: Models that could be larger than this keep their tensors in `model.onnx.data`.
+        style: `native` is unpacked at load; `qdq` stands behind DequantizeLinear, for other runtimes too; `baked` is
+            unpacked already, what has no container staying in floats. The budget counts the file in any style.
     """
 
     accuracy_level: int = INTEGER_LEVEL
     opset: int = 21
     fused: bool = False
     external_bytes: int = 1_500_000_000
+    style: Style = "native"
 
     def __post_init__(self) -> None:
         if not 0 <= self.accuracy_level <= INTEGER_LEVEL:
             raise BackendError(f"accuracy_level is 0 to {INTEGER_LEVEL}, found {self.accuracy_level}.")
         if self.opset < BITWISE_OPSET:
             raise BackendError(f"models are exported in opset {BITWISE_OPSET} or newer, found {self.opset}.")
+        if self.style not in get_args(Style):
+            raise BackendError(f"style {self.style!r}: expected {', '.join(get_args(Style))}.")
+        if self.style == "qdq" and self.opset < QDQ_OPSET:
+            raise BackendError(f"style qdq needs opset {QDQ_OPSET} or newer, found {self.opset}.")
 
     def entropy_code(self, model: Model, *, asked: bool) -> EntropyCode | None:
-        """Rice codes, unpacked to float while the model loads, some 3 million weights a second: for small models."""
+        """Rice codes, unpacked to float while the model loads, some 3 million weights a second: for small models.
+
+        Raises:
+            BackendError: they are asked for in a style in which nothing is unpacked.
+        """
+        if self.style != "native":
+            if asked:
+                raise BackendError(f"coding=entropy is unpacked at load: style {self.style} stores fixed widths alone.")
+            return None
         parameters = sum(site.parameters for site in model.graph.quantizable)
         return "rice" if asked or parameters <= CODED_PARAMETERS else None
 
@@ -101,17 +117,17 @@ class OnnxBackend(AbstractBackend):
 
     def open(self, model: Model, folder: Path) -> Callable[[Batch], Tensor]:
         """The model as ONNX Runtime runs it, with its default options."""
-        return open_function(folder, model.output)
+        return open_function(folder, model.output, self.accuracy_level)
 
     def load(self, folder: Path) -> Any:
         """An `onnxruntime.InferenceSession` with default options."""
-        return open_session(folder)
+        return open_session(folder, self.accuracy_level)
 
     def _prepare(self, model: Model) -> tuple[Skeleton, Settings]:
         """The graph without its weights, and how it will be written."""
         sites = model.graph.quantizable
         if model.source == "onnx":
-            proto = read_source(model.path)
+            proto = read_source(model.path, QDQ_OPSET if self.style == "qdq" else SMALLEST_OPSET)
             names = {site.name: site.name for site in sites}
         else:
             proto, names = export_model(model, self.opset)
@@ -122,5 +138,6 @@ class OnnxBackend(AbstractBackend):
             opset=skeleton.opset,
             element_type=skeleton.element_type,
             external=largest > self.external_bytes,
+            style=self.style,
         )
         return skeleton, settings

@@ -23,6 +23,7 @@ from .patch import (
     StoredTensor,
     names_of_length,
     refer_to_data_file,
+    stored_values,
 )
 from .settings import Settings
 from .site_writer import segments_of, write_site
@@ -32,6 +33,8 @@ from .unpacking import DOMAIN, RUNTIME_DOMAIN, library
 MODEL_FILE = "model.onnx"
 FUNCTIONS_IR_VERSION = 8
 """The first version of the file format that has model-local functions."""
+SMALL_INTEGERS_IR_VERSION = 10
+"""The first with 4-bit integers; 2-bit integers came with an operator set that has a later version anyway."""
 
 
 def write_model(
@@ -100,6 +103,8 @@ def _finish(
     )
     if functions:
         proto.ir_version = max(proto.ir_version, FUNCTIONS_IR_VERSION)
+    if settings.style == "qdq":
+        proto.ir_version = max(proto.ir_version, SMALL_INTEGERS_IR_VERSION)
     _drop_idle_shapes(proto)
 
 
@@ -147,11 +152,12 @@ class _Store:
         if self._stream is not None and tensor.payload_bytes >= INLINE_BYTES:
             self._write(header, values)
         else:
-            header.raw_data = values.tobytes()
+            header.raw_data = stored_values(values)
         self._proto.graph.initializer.append(header)
 
     def _write(self, header: TensorProto, values: Any) -> None:
         assert self._stream is not None
         self._stream.write(b"\0" * (-self._stream.tell() % EXTERNAL_ALIGNMENT))
-        refer_to_data_file(header, self._stream.tell(), values.nbytes)
-        self._stream.write(values.tobytes())
+        content = stored_values(values)
+        refer_to_data_file(header, self._stream.tell(), len(content))
+        self._stream.write(content)

@@ -68,8 +68,10 @@ def uniform_container(slot: Slot, format: AffineFormat, block: int, settings: Se
     return 4 if format.bits <= 4 else 8
 
 
-def is_plain(slot: Slot, format: AffineFormat, container: int, block: int) -> bool:
-    """Whether the codes are stored as the runtime takes them: they fill the container and need no padding."""
+def is_plain(slot: Slot, format: AffineFormat, container: int, block: int, settings: Settings) -> bool:
+    """Whether the codes are stored as the runtime takes them: they fill the container and need no padding, or must."""
+    if settings.style == "baked":
+        return True
     unpadded = not slot.linear or slot.site.columns % block == 0
     return format.bits == container and unpadded and slot.site.parameters >= PLAIN_PARAMETERS
 
@@ -81,7 +83,7 @@ def write_uniform(
     columns = slot.site.columns
     groups = rows.format.groups(columns)
     scales = store_scales(patch, rows, columns)
-    if is_plain(slot, rows.format, container, block):
+    if is_plain(slot, rows.format, container, block, settings):
         data, zero_points = _store_plain(patch, slot, rows, container, block)
         return Packed(
             data=data,
@@ -182,7 +184,13 @@ def _store_plain(patch: Patch, slot: Slot, rows: AffineRows, container: int, blo
     groups = rows.format.groups(columns)
     width = -(-columns * container // BYTE_BITS)
     shape = (rows.count, groups, block * container // BYTE_BITS) if slot.linear else (rows.count, width)
-    data = patch.store(np.uint8, shape, lambda: container_bytes(rows.codes, container).reshape(shape))
+    padding = groups * block - columns if slot.linear else 0
+    middle = 2 ** (container - 1) - 2 ** (rows.format.bits - 1) if rows.format.symmetric else 0
+
+    def packed() -> np.ndarray:
+        return container_bytes(np.pad(rows.codes + np.uint8(middle), ((0, 0), (0, padding))), container).reshape(shape)
+
+    data = patch.store(np.uint8, shape, packed)
     if rows.format.symmetric:
         return data, None
     zero_width = -(-groups * container // BYTE_BITS)

@@ -19,14 +19,18 @@ from guidedq.ir.model import OutputSpec
 from guidedq.ir.program import Batch
 
 from .emission import MODEL_FILE
-from .settings import Settings
+from .settings import INTEGER_LEVEL, Settings
 from .unpacking import DOMAIN, UNPACKING_OPERATORS
 
 MAIN_OUTPUT = "logits"
 
 
-def open_session(folder: Path) -> Any:
+def open_session(folder: Path, accuracy_level: int = INTEGER_LEVEL) -> Any:
     """A session of ONNX Runtime with its default options.
+
+    Args:
+        folder: Where the model file lies.
+        accuracy_level: Of matrix products that the runtime makes of DequantizeLinear; those in the file say their own.
 
     Raises:
         ArtifactError: there is no model file in `folder`, or the runtime refuses it.
@@ -37,20 +41,35 @@ def open_session(folder: Path) -> Any:
     if not path.is_file():
         raise ArtifactError(f"{folder} holds no {MODEL_FILE}: it is not a folder that the onnx backend wrote.")
     try:
-        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(path), session_options(accuracy_level), providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # the runtime's own exceptions have no common class
         raise ArtifactError(f"{path}: ONNX Runtime {onnxruntime.__version__} refuses it: {error}") from error
 
 
-def open_function(folder: Path, wanted: OutputSpec | None) -> Callable[[Batch], Tensor]:
+def session_options(accuracy_level: int) -> Any:
+    """The runtime's default options, but for the accuracy level of products behind DequantizeLinear."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if accuracy_level != INTEGER_LEVEL:  # which is the default
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
+    return options
+
+
+def open_function(
+    folder: Path, wanted: OutputSpec | None, accuracy_level: int = INTEGER_LEVEL
+) -> Callable[[Batch], Tensor]:
     """The model as a function from named inputs to its main output in float32.
 
     Args:
         folder: Where the model file lies.
         wanted: The output that the original's program returns, its logarithm if it holds probabilities; of an exported
             module the one called `logits`, or the first.
+        accuracy_level: As for `open_session`.
     """
-    session = open_session(folder)
+    session = open_session(folder, accuracy_level)
     known = {entry.name for entry in session.get_inputs()}
     outputs = [entry.name for entry in session.get_outputs()]
     output = MAIN_OUTPUT if MAIN_OUTPUT in outputs else outputs[0]
@@ -115,13 +134,13 @@ def notices_of(path: Path, settings: Settings) -> tuple[str, ...]:
     return tuple(notices)
 
 
-def loaded_by_runtime(path: Path) -> ModelProto:
+def loaded_by_runtime(path: Path, accuracy_level: int = INTEGER_LEVEL) -> ModelProto:
     """The graph that ONNX Runtime runs, after its own optimization, without the tensors' values."""
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
-        options = onnxruntime.SessionOptions()
+        options = session_options(accuracy_level)
         options.optimized_model_filepath = str(optimized)
         options.log_severity_level = 3
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")

@@ -16,6 +16,7 @@ from guidedq.errors import BudgetError
 
 DATA = "Data"
 SEARCH = "What may be chosen"
+WRITTEN = "How it is written"
 WORK = "How it runs"
 
 
@@ -32,6 +33,14 @@ class EffortName(StrEnum):
     QUICK = "quick"
     STANDARD = "standard"
     THOROUGH = "thorough"
+
+
+class OnnxStyleName(StrEnum):
+    """How an ONNX file holds quantized weights."""
+
+    NATIVE = "native"
+    QDQ = "qdq"
+    BAKED = "baked"
 
 
 ModelArgument = Annotated[
@@ -129,6 +138,15 @@ SetOption = Annotated[
         "`guidedq stages` lists all.",
     ),
 ]
+OnnxStyleOption = Annotated[
+    OnnxStyleName | None,
+    typer.Option(
+        "--onnx-style",
+        rich_help_panel=WRITTEN,
+        help="native: unpacked while ONNX Runtime loads it, the smallest file. qdq: behind DequantizeLinear, for other "
+        "runtimes too. baked: unpacked already, the fastest to load. Default: native.",
+    ),
+]
 WorkspaceOption = Annotated[
     Path | None,
     typer.Option(
@@ -171,6 +189,7 @@ class JobOptions:
     recipe: RecipeOption = "default"
     effort: EffortOption = None
     set: SetOption = None
+    onnx_style: OnnxStyleOption = None
     workspace: WorkspaceOption = None
     max_memory: MemoryOption = None
     threads: ThreadsOption = None
@@ -196,12 +215,13 @@ class JobOptions:
         }
 
     def settings(self) -> list[str]:
-        """The options that change the recipe, as settings; those of --set come last and win."""
+        """The options that change the recipe or the backend, as settings; those of --set come last and win."""
         options = {
             "min-bits": self.min_bits,
             "max-bits": self.max_bits,
             "scope": self.scope,
             "keep": ",".join(self.keep) if self.keep else None,
+            "onnx-style": self.onnx_style,
         }
         named = [f"{name}={value}" for name, value in options.items() if value is not None]
         return [*named, *(self.set or ())]
