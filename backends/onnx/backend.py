@@ -23,7 +23,7 @@ from .candidates import offered_formats
 from .emission import write_model
 from .export import export_model
 from .qdq import QDQ_OPSET
-from .runtime import check_model, notices_of, open_function, open_session
+from .runtime import check_model, facts_of, notices_of, open_function, open_session
 from .settings import INTEGER_LEVEL, Settings, Style
 from .skeleton import Skeleton, build_skeleton
 from .source import read_source
@@ -106,13 +106,16 @@ class OnnxBackend(AbstractBackend):
     def emit(self, model: Model, weights: Iterable[QuantizedWeight], folder: Path) -> Emission:
         """Write `model.onnx`; check it against the standard, and that the runtime loads it and folds the unpacking."""
         skeleton, settings = self._prepare(model)
-        (path, *more), sizes = write_model(skeleton, weights, settings, folder)
+        written = write_model(skeleton, weights, settings, folder)
+        path, *more = written.files
         faults = check_model(path, model.path if model.source == "onnx" else None)
+        facts = facts_of(path, written.tensors, self.accuracy_level)
         return Emission(
             weights_file=path,
-            site_bytes=sizes,
+            site_bytes=written.site_bytes,
             more_files=tuple(more),
-            notices=(*faults, *notices_of(path, settings)),
+            notices=(*faults, *notices_of(facts)),
+            runtime=facts,
         )
 
     def open(self, model: Model, folder: Path) -> Callable[[Batch], Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, final
 
@@ -37,10 +38,24 @@ SMALL_INTEGERS_IR_VERSION = 10
 """The first with 4-bit integers; 2-bit integers came with an operator set that has a later version anyway."""
 
 
-def write_model(
-    skeleton: Skeleton, weights: Iterable[QuantizedWeight], settings: Settings, folder: Path
-) -> tuple[tuple[Path, ...], Mapping[str, int]]:
-    """Write the model into `folder`, and give its files, the model itself first, and the bytes of each site.
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        files: The model itself first.
+        site_bytes: Bytes of each site.
+        tensors: The site that each stored tensor belongs to.
+    """
+
+    files: tuple[Path, ...]
+    site_bytes: Mapping[str, int]
+    tensors: Mapping[str, str]
+
+
+def write_model(skeleton: Skeleton, weights: Iterable[QuantizedWeight], settings: Settings, folder: Path) -> Written:
+    """Write the model into `folder`.
 
     Weights are taken one by one. The skeleton is used up: it becomes the model.
 
@@ -51,6 +66,7 @@ def write_model(
     nodes: dict[int, list[NodeProto]] = {LOADING: []}
     removed: set[int] = set()
     sizes: dict[str, int] = {}
+    tensors: dict[str, str] = {}
     missing = dict.fromkeys(skeleton.slots)
     with (folder / DATA_FILE).open("wb") if settings.external else _Nowhere() as stream:
         store = _Store(skeleton.proto, stream if settings.external else None)
@@ -69,6 +85,7 @@ def write_model(
                 sizes[weight.name] += slot.removed_bytes
             for tensor in patch.tensors:
                 store.add(tensor)
+                tensors[tensor.name] = weight.name
             for place, placed in patch.nodes.items():
                 nodes.setdefault(place, []).extend(placed)
     if missing:
@@ -76,7 +93,8 @@ def write_model(
     _finish(skeleton.proto, nodes, removed, shared, settings)
     path = folder / MODEL_FILE
     path.write_bytes(skeleton.proto.SerializeToString(deterministic=True))
-    return ((path, folder / DATA_FILE) if settings.external else (path,)), sizes
+    files = (path, folder / DATA_FILE) if settings.external else (path,)
+    return Written(files=files, site_bytes=sizes, tensors=tensors)
 
 
 def _finish(

@@ -25,9 +25,6 @@ SMALLEST_OPSET = 13
 """Below it, Unsqueeze and Squeeze take their axes as attributes, and much else differs."""
 BITWISE_OPSET = 18
 
-UNPACKING_OPERATORS = frozenset({"BitShift", "MatMulInteger", "TopK"})
-"""Operators that must be gone after the runtime has folded the constants (beyond those of the model itself)."""
-
 
 def library(names: Iterable[str], *, opset: int, element_type: int, accuracy_level: int) -> tuple[FunctionProto, ...]:
     """The functions called `names` and those that they call, sorted by name.

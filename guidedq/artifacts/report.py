@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 from guidedq.artifacts.forecast import Forecast
+from guidedq.artifacts.runtime import RuntimeFacts
 from guidedq.errors import ArtifactError
 from guidedq.strict_json import json_text, read_json
 
@@ -132,6 +133,7 @@ class Report:
     versions: Mapping[str, str]
     seed: int
     notices: tuple[str, ...]
+    runtime: RuntimeFacts | None = None
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -158,6 +160,7 @@ class Report:
                 "measured": MeasuredFacts(**content.pop("measured")),
                 "probes": tuple(ProbePoint(**probe) for probe in content.pop("probes")),
                 "notices": tuple(content.pop("notices")),
+                "runtime": None if (runtime := content.pop("runtime", None)) is None else RuntimeFacts.of(runtime),
             }
             return Report(**parts, **content, curve=points, sites=sites)
         except (OSError, KeyError, TypeError, ValueError) as error:

@@ -90,6 +90,7 @@ def build_report(
         | {"python": platform.python_version()},
         seed=job.seed,
         notices=(*model.notices, *emission.notices),
+        runtime=emission.runtime,
     )
 
 
