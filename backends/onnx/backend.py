@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final, get_args
+from typing import Any, final
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from guidedq.stages import AbstractBackend, Emission
 
 from .accounting import count_footprint, stored_bytes
 from .candidates import offered_formats
+from .casting import Cast, cast_tensors
 from .emission import write_model
 from .export import export_model
 from .qdq import QDQ_OPSET
@@ -48,6 +49,8 @@ class OnnxBackend(AbstractBackend):
         external_bytes: Models that could be larger than this keep their tensors in `model.onnx.data`.
         style: `native` is unpacked at load; `qdq` stands behind DequantizeLinear, for other runtimes too; `baked` is
             unpacked already, what has no container staying in floats. The budget counts the file in any style.
+        cast: `fp16` or `bf16` stores tensors that are no sites (norms, biases) in 16 bits, restored at load, and sites
+            left alone in that type. Activations stay as they are.
     """
 
     accuracy_level: int = INTEGER_LEVEL
@@ -55,14 +58,13 @@ class OnnxBackend(AbstractBackend):
     fused: bool = False
     external_bytes: int = 1_500_000_000
     style: Style = "native"
+    cast: Cast = "none"
 
     def __post_init__(self) -> None:
         if not 0 <= self.accuracy_level <= INTEGER_LEVEL:
             raise BackendError(f"accuracy_level is 0 to {INTEGER_LEVEL}, found {self.accuracy_level}.")
         if self.opset < BITWISE_OPSET:
             raise BackendError(f"models are exported in opset {BITWISE_OPSET} or newer, found {self.opset}.")
-        if self.style not in get_args(Style):
-            raise BackendError(f"style {self.style!r}: expected {', '.join(get_args(Style))}.")
         if self.style == "qdq" and self.opset < QDQ_OPSET:
             raise BackendError(f"style qdq needs opset {QDQ_OPSET} or newer, found {self.opset}.")
 
@@ -81,8 +83,11 @@ class OnnxBackend(AbstractBackend):
 
     def footprint(self, model: Model, formats: Sequence[RoundedFormat]) -> Footprint:
         """The exact bytes of every site, from the model's own graph; see `AbstractBackend.footprint`."""
-        skeleton, settings = self._prepare(model)
-        offered = {site.name: offered_formats(site, model.matrix(site), formats) for site in model.graph.quantizable}
+        skeleton, settings, _ = self._prepare(model)
+        left = "bf16" if self.cast == "bf16" else "fp16"
+        offered = {
+            site.name: offered_formats(site, model.matrix(site), formats, left) for site in model.graph.quantizable
+        }
         return count_footprint(skeleton, offered, settings)
 
     def fuses(self, graph: Graph) -> Sequence[Sequence[str]]:
@@ -105,7 +110,7 @@ class OnnxBackend(AbstractBackend):
 
     def emit(self, model: Model, weights: Iterable[QuantizedWeight], folder: Path) -> Emission:
         """Write `model.onnx`; check it against the standard, and that the runtime loads it and folds the unpacking."""
-        skeleton, settings = self._prepare(model)
+        skeleton, settings, told = self._prepare(model)
         written = write_model(skeleton, weights, settings, folder)
         path, *more = written.files
         faults = check_model(path, model.path if model.source == "onnx" else None)
@@ -114,7 +119,7 @@ class OnnxBackend(AbstractBackend):
             weights_file=path,
             site_bytes=written.site_bytes,
             more_files=tuple(more),
-            notices=(*faults, *notices_of(facts)),
+            notices=(*faults, *told, *notices_of(facts)),
             runtime=facts,
         )
 
@@ -126,14 +131,15 @@ class OnnxBackend(AbstractBackend):
         """An `onnxruntime.InferenceSession` with default options."""
         return open_session(folder, self.accuracy_level)
 
-    def _prepare(self, model: Model) -> tuple[Skeleton, Settings]:
-        """The graph without its weights, and how it will be written."""
+    def _prepare(self, model: Model) -> tuple[Skeleton, Settings, tuple[str, ...]]:
+        """The graph without its weights, how it will be written, and what the user should know of that."""
         sites = model.graph.quantizable
         if model.source == "onnx":
             proto = read_source(model.path, QDQ_OPSET if self.style == "qdq" else SMALLEST_OPSET)
             names = {site.name: site.name for site in sites}
         else:
             proto, names = export_model(model, self.opset)
+        told = cast_tensors(proto, {*names.values()}, self.cast)
         skeleton = build_skeleton(proto, sites, names)
         largest = stored_bytes(skeleton.proto, external=False) + sum(2 * site.parameters for site in sites)
         settings = Settings(
@@ -143,4 +149,4 @@ class OnnxBackend(AbstractBackend):
             external=largest > self.external_bytes,
             style=self.style,
         )
-        return skeleton, settings
+        return skeleton, settings, told

@@ -35,6 +35,14 @@ class EffortName(StrEnum):
     THOROUGH = "thorough"
 
 
+class CastName(StrEnum):
+    """How tensors that are not quantized are stored."""
+
+    NONE = "none"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
 class OnnxStyleName(StrEnum):
     """How an ONNX file holds quantized weights."""
 
@@ -138,6 +146,15 @@ SetOption = Annotated[
         "`guidedq stages` lists all.",
     ),
 ]
+CastOption = Annotated[
+    CastName | None,
+    typer.Option(
+        "--cast",
+        rich_help_panel=WRITTEN,
+        help="ONNX: store what is not quantized (norms, biases) in 16 bits; what is out of range stays in float32. "
+        "Default: none.",
+    ),
+]
 OnnxStyleOption = Annotated[
     OnnxStyleName | None,
     typer.Option(
@@ -190,6 +207,7 @@ class JobOptions:
     effort: EffortOption = None
     set: SetOption = None
     onnx_style: OnnxStyleOption = None
+    cast: CastOption = None
     workspace: WorkspaceOption = None
     max_memory: MemoryOption = None
     threads: ThreadsOption = None
@@ -222,6 +240,7 @@ class JobOptions:
             "scope": self.scope,
             "keep": ",".join(self.keep) if self.keep else None,
             "onnx-style": self.onnx_style,
+            "cast": self.cast,
         }
         named = [f"{name}={value}" for name, value in options.items() if value is not None]
         return [*named, *(self.set or ())]
