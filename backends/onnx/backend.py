@@ -19,13 +19,15 @@ from guidedq.quant.formats import EntropyCode, EntropyFormat, RoundedFormat
 from guidedq.stages import AbstractBackend, Emission
 
 from .accounting import count_footprint, stored_bytes
+from .cached import cached_call
 from .candidates import offered_formats
 from .casting import Cast, cast_tensors
 from .emission import write_model
-from .export import export_model
+from .export import export_model, plain_call
+from .genai import write_folder
 from .qdq import QDQ_OPSET
 from .runtime import check_model, facts_of, notices_of, open_function, open_session
-from .settings import INTEGER_LEVEL, Settings, Style
+from .settings import INTEGER_LEVEL, Layout, Settings, Style
 from .skeleton import Skeleton, build_skeleton
 from .source import read_source
 from .unpacking import BITWISE_OPSET, SMALLEST_OPSET
@@ -51,6 +53,7 @@ class OnnxBackend(AbstractBackend):
             unpacked already, what has no container staying in floats. The budget counts the file in any style.
         cast: `fp16` or `bf16` stores tensors that are no sites (norms, biases) in 16 bits, restored at load, and sites
             left alone in that type. Activations stay as they are.
+        layout: `genai` gives a language model's graph a cache, and puts beside it what ONNX Runtime GenAI needs.
     """
 
     accuracy_level: int = INTEGER_LEVEL
@@ -59,6 +62,7 @@ class OnnxBackend(AbstractBackend):
     external_bytes: int = 1_500_000_000
     style: Style = "native"
     cast: Cast = "none"
+    layout: Layout = "plain"
 
     def __post_init__(self) -> None:
         if not 0 <= self.accuracy_level <= INTEGER_LEVEL:
@@ -115,11 +119,12 @@ class OnnxBackend(AbstractBackend):
         path, *more = written.files
         faults = check_model(path, model.path if model.source == "onnx" else None)
         facts = facts_of(path, written.tensors, self.accuracy_level)
+        beside = write_folder(model, folder) if self.layout == "genai" else ()
         return Emission(
             weights_file=path,
             site_bytes=written.site_bytes,
             more_files=tuple(more),
-            notices=(*faults, *told, *notices_of(facts)),
+            notices=(*faults, *told, *beside, *notices_of(facts)),
             runtime=facts,
         )
 
@@ -134,11 +139,12 @@ class OnnxBackend(AbstractBackend):
     def _prepare(self, model: Model) -> tuple[Skeleton, Settings, tuple[str, ...]]:
         """The graph without its weights, how it will be written, and what the user should know of that."""
         sites = model.graph.quantizable
+        cached = cached_call(model) if self.layout == "genai" else None
         if model.source == "onnx":
             proto = read_source(model.path, QDQ_OPSET if self.style == "qdq" else SMALLEST_OPSET)
             names = {site.name: site.name for site in sites}
         else:
-            proto, names = export_model(model, self.opset)
+            proto, names = export_model(model, cached or plain_call(model), self.opset)
         told = cast_tensors(proto, {*names.values()}, self.cast)
         skeleton = build_skeleton(proto, sites, names)
         largest = stored_bytes(skeleton.proto, external=False) + sum(2 * site.parameters for site in sites)

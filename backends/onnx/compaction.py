@@ -108,13 +108,13 @@ def _value(attribute: onnx.AttributeProto) -> Any:
     return helper.get_attribute_value(attribute) if attribute.type else None
 
 
-def shorten_names(proto: ModelProto, inputs: Sequence[str], output: str) -> Mapping[str, str]:
-    """Give every value a short name, except the model's inputs and output; gives the new names by the old."""
+def shorten_names(proto: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> Mapping[str, str]:
+    """Give every value a short name, except the model's inputs and outputs; gives the new names by the old."""
     graph = proto.graph
     renamed: dict[str, str] = {"": ""}
     renamed.update({entry.name: name for entry, name in zip(graph.input, inputs, strict=True)})
-    renamed[graph.output[0].name] = output
-    fresh = _short_names({*inputs, output})
+    renamed.update({entry.name: name for entry, name in zip(graph.output, outputs, strict=True)})
+    fresh = _short_names({*inputs, *outputs})
     for name in _in_order(graph):
         if name not in renamed:
             renamed[name] = next(fresh)

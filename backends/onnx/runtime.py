@@ -18,6 +18,7 @@ from guidedq.errors import ArtifactError, BackendError
 from guidedq.ir.model import OutputSpec
 from guidedq.ir.program import Batch
 
+from .cached import empty_cache
 from .emission import MODEL_FILE
 from .reading_back import runtime_facts
 from .settings import INTEGER_LEVEL
@@ -79,7 +80,7 @@ def open_function(
         output = wanted.name
 
     def run(batch: Batch) -> Tensor:
-        feeds = {name: values.numpy() for name, values in batch.items() if name in known}
+        feeds = {name: values.numpy() for name, values in batch.items() if name in known} | empty_cache(session, batch)
         values = torch.from_numpy(np.asarray(session.run([output], feeds)[0])).float()
         if wanted is None or not wanted.probabilities:
             return values

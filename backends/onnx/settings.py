@@ -12,6 +12,8 @@ Style = Literal["native", "qdq", "baked"]
 
 INTEGER_LEVEL = 4
 """The accuracy level at which MatMulNBits rounds activations to int8 and computes in integers."""
+Layout = Literal["plain", "genai"]
+"""What lies in the folder: the model alone, or with a cache and all that ONNX Runtime GenAI needs to generate."""
 
 
 @final

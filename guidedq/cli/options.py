@@ -43,6 +43,13 @@ class CastName(StrEnum):
     BF16 = "bf16"
 
 
+class OnnxLayoutName(StrEnum):
+    """What lies in the folder of an ONNX file."""
+
+    PLAIN = "plain"
+    GENAI = "genai"
+
+
 class OnnxStyleName(StrEnum):
     """How an ONNX file holds quantized weights."""
 
@@ -155,6 +162,15 @@ CastOption = Annotated[
         "Default: none.",
     ),
 ]
+OnnxLayoutOption = Annotated[
+    OnnxLayoutName | None,
+    typer.Option(
+        "--onnx-layout",
+        rich_help_panel=WRITTEN,
+        help="genai: a language model with a cache, genai_config.json and the tokenizer, for ONNX Runtime GenAI. "
+        "Default: plain.",
+    ),
+]
 OnnxStyleOption = Annotated[
     OnnxStyleName | None,
     typer.Option(
@@ -207,6 +223,7 @@ class JobOptions:
     effort: EffortOption = None
     set: SetOption = None
     onnx_style: OnnxStyleOption = None
+    onnx_layout: OnnxLayoutOption = None
     cast: CastOption = None
     workspace: WorkspaceOption = None
     max_memory: MemoryOption = None
@@ -240,6 +257,7 @@ class JobOptions:
             "scope": self.scope,
             "keep": ",".join(self.keep) if self.keep else None,
             "onnx-style": self.onnx_style,
+            "onnx-layout": self.onnx_layout,
             "cast": self.cast,
         }
         named = [f"{name}={value}" for name, value in options.items() if value is not None]
