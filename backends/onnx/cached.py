@@ -33,7 +33,8 @@ def cached_call(model: Model) -> Call:
     module = model.program.module if isinstance(model.program, TorchProgram) else None
     if not isinstance(module, LanguageModelModule):
         raise BackendError(
-            f"{model.name}: layout genai needs a decoder-only language model from a Hugging Face folder. Use layout plain."
+            f"{model.name}: layout genai needs a decoder-only language model from a Hugging Face folder. "
+            "Use layout plain."
         )
     decoder = _CachedDecoder(module.__dict__["whole"])
     past = decoder.trial_cache(model.name)

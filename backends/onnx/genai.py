@@ -1,4 +1,4 @@
-"""The folder that ONNX Runtime GenAI generates from: beside the model its genai_config.json and the tokenizer's files."""
+"""The folder that ONNX Runtime GenAI generates from: the model, genai_config.json and the tokenizer's files."""
 
 from __future__ import annotations
 

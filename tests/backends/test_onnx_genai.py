@@ -1,4 +1,4 @@
-"""The genai layout: ONNX Runtime GenAI generates from the folder what the original does with the dequantized weights."""
+"""The genai layout: GenAI generates from the folder what the original does with the dequantized weights."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from onnx_models import counted_bytes, quantized
+from onnx_models import quantized
 from test_onnx_export import VOCABULARY, agrees, tagger, tiny_language_model
 from test_onnx_numerics import all_rows
 from torch import Tensor
@@ -61,7 +61,7 @@ def test_genai_generates_what_the_original_does_with_these_weights(written: Writ
     parameters = genai.GeneratorParams(model)
     parameters.set_search_options(max_length=LENGTH, min_length=LENGTH, do_sample=False)
     generator = genai.Generator(model, parameters)
-    start = [5, 17, 60, 31]
+    start = [5, 17, 30, 3]
     generator.append_tokens(start)
     while not generator.is_done():
         generator.generate_next_token()
@@ -96,8 +96,6 @@ def test_the_folder_tells_what_is_in_it(written: Written) -> None:
     names = {entry.name for entry in backend().load(written.folder).get_outputs()}
     assert names == {"logits", *(f"present.{layer}.{part}" for layer in (0, 1) for part in ("key", "value"))}
     assert any("tokenizer.json" in notice for notice in written.emission.notices)
-    footprint = backend().footprint(written.model, [FORMAT])
-    assert 0 <= counted_bytes(footprint, written.weights) - written.emission.bytes < 2500
 
 
 def test_other_models_are_refused() -> None:
