@@ -10,7 +10,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from .gather import write_gather
-from .packed import is_plain, smallest_block, uniform_container, write_mixed, write_uniform
+from .packed import is_large, smallest_block, uniform_container, write_mixed, write_uniform
 from .patch import Patch
 from .settings import Settings
 from .skeleton import Reader, Slot
@@ -27,7 +27,7 @@ def write_packed(patch: Patch, slot: Slot, segments: Sequence[AffineRows], setti
         packed = write_mixed(patch, slot, segments, settings, container=container, block=block)
     else:
         container = uniform_container(slot, formats[0], block, settings)
-        if len(slot.readers) == 1 and slot.linear and not is_plain(slot, formats[0], container, block, settings):
+        if len(slot.readers) == 1 and slot.linear and not is_large(slot, formats[0], container, block, settings):
             _write_compact(patch, slot, segments[0], settings, container=container, block=block)
             return
         packed = write_uniform(patch, slot, segments[0], settings, container=container, block=block)

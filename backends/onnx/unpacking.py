@@ -18,6 +18,7 @@ import onnx.parser
 from onnx import FunctionProto
 
 from .functions import BITWISE, COMMON, SHIFTS_ONLY
+from .spare_bits import ODD_WIDTHS, function_text
 
 DOMAIN = "gq"
 RUNTIME_DOMAIN = "com.microsoft"
@@ -49,7 +50,9 @@ def library(names: Iterable[str], *, opset: int, element_type: int, accuracy_lev
 
 def _sources(opset: int) -> Mapping[str, tuple[str, str]]:
     """Signature and body of every function, by name."""
-    bodies = COMMON | (BITWISE if opset >= BITWISE_OPSET else SHIFTS_ONLY)
+    bodies = COMMON | (
+        BITWISE | dict(function_text(*widths) for widths in ODD_WIDTHS) if opset >= BITWISE_OPSET else SHIFTS_ONLY
+    )
     return {signature.split()[0]: (signature, body) for signature, body in bodies.items()}
 
 
