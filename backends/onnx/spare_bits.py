@@ -1,9 +1,9 @@
 """Large weights of odd widths: rows lie in the container as they are, and its spare bits hold further rows.
 
-A container slot of 4 or 8 bits has bits to spare above a code of 3, 5, 6 or 7. So `b` rows of container bytes have room
+A slot of 4 or 8 bits has bits to spare above a code of 3, 5, 6 or 7. So `b` rows of container bytes have room
 for `container - b` rows more: their codes, cut into pieces, stand in the spare bits of the others. One mask restores the
-first rows, a mask and a right shift each piece, and one Concat puts the last rows below the first: no more than some five
-times the container is held while the runtime folds it, and every odd width has one function of its own.
+first rows, a mask and a right shift each piece, and one Concat puts the last rows below the first: some five times the
+container is held while the runtime folds it, and every odd width has one function of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ODD_WIDTHS = ((3, 4), (5, 8), (6, 8), (7, 8))
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Bits of a hidden part's codes, `length` from `target` on, and where they lie: part `row`, from bit `source` on."""
+    """Bits of a hidden part's codes, `length` from `target` on, which lie in stored part `row`, from `source` on."""
 
     hidden: int
     row: int
