@@ -1,7 +1,7 @@
 """Large weights of odd widths: rows lie in the container as they are, and its spare bits hold further rows.
 
-A slot of 4 or 8 bits has bits to spare above a code of 3, 5, 6 or 7. So `b` rows of container bytes have room
-for `container - b` rows more: their codes, cut into pieces, stand in the spare bits of the others. One mask restores the
+A slot of 4 or 8 bits has bits to spare above a code of 3, 5, 6 or 7. So `b` rows of container bytes have room for
+`container - b` rows more: their codes, cut into pieces, stand in the spare bits of the others. One mask restores the
 first rows, a mask and a right shift each piece, and one Concat puts the last rows below the first: some five times the
 container is held while the runtime folds it, and every odd width has one function of its own.
 """

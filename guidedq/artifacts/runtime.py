@@ -57,5 +57,6 @@ class RuntimeFacts:
     @staticmethod
     def of(content: Mapping[str, Any]) -> RuntimeFacts:
         """The facts from plain values, as JSON has them."""
-        sites = {name: tuple(RuntimeNode(**node) for node in nodes) for name, nodes in content["sites"].items()}
-        return RuntimeFacts(**{**content, "sites": sites})
+        facts = dict(content)
+        sites = {name: tuple(RuntimeNode(**node) for node in nodes) for name, nodes in facts.pop("sites").items()}
+        return RuntimeFacts(sites=sites, **facts)
