@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from guidedq.artifacts.report import PlanPoint, Report, read_report
+from guidedq.backend_settings import with_backend_settings
 from guidedq.budget import parse_budget
 from guidedq.compiler import Artifact, compile_model, plan_model
 from guidedq.errors import ArtifactError, CalibrationError, OutputError
@@ -206,8 +207,7 @@ def make_job(
     progress: Progress | None = None,
 ) -> Job:
     """Resolve what the user said into a job: stages by name, the sampler that fits, the graph rewritten."""
-    changes = [*(effort_settings(effort) if effort is not None else ()), *settings]
-    chosen = (load_recipe(recipe) if isinstance(recipe, str) else recipe).with_settings(changes)
+    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     files, evaluation = _paths(data), _paths(eval_data)
     if missing := [path for path in (*files, *evaluation) if not path.exists()]:
         raise CalibrationError(f"no such data: {', '.join(map(str, missing))}.")
@@ -221,6 +221,8 @@ def make_job(
     for notice in loaded.notices:
         told.notice(notice)
     writer: AbstractBackend = backend if isinstance(backend, AbstractBackend) else _backend(backend, loaded)
+    writer, changes = with_backend_settings(writer, settings)
+    chosen = recipe.with_settings([*(effort_settings(effort) if effort is not None else ()), *changes])
     return Job(
         model=_rewritten(loaded, chosen, writer),
         backend=writer,

@@ -26,6 +26,7 @@ from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Forecast, Probe
 from guidedq.artifacts.guidance import AbstractGuidance, AbstractSequenceGradients, SiteGuidance
 from guidedq.artifacts.quantized_weight import QuantizedWeight, RoundedSegment
+from guidedq.artifacts.runtime import RuntimeFacts
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
 from guidedq.ir.graph import Graph, Site
 from guidedq.ir.model import Model
@@ -237,12 +238,14 @@ class Emission:
         site_bytes: What each site takes in it.
         more_files: Further files that hold weights.
         notices: What the user should know about how the runtime will run it.
+        runtime: What the runtime makes of it, if the backend reads that back.
     """
 
     weights_file: Path
     site_bytes: Mapping[str, int]
     more_files: tuple[Path, ...] = ()
     notices: tuple[str, ...] = ()
+    runtime: RuntimeFacts | None = None
 
     @property
     def bytes(self) -> int:

@@ -48,12 +48,15 @@ def count_footprint(skeleton: Skeleton, offered: Mapping[str, Sequence[Format]],
         offered: What is asked for by site: affine formats, of which it gets those that it can hold, then a float.
         settings: How the model is written.
     """
-    mixable = sum(slot.site.parameters for slot in skeleton.slots.values()) >= MIXED_MODEL_PARAMETERS
+    mixable = (
+        settings.style == "native"
+        and sum(slot.site.parameters for slot in skeleton.slots.values()) >= MIXED_MODEL_PARAMETERS
+    )
     shared = Shared(names=repeat("x" * names_length(skeleton)))
     counted: dict[object, SiteFootprint] = {}
     sites: dict[str, SiteFootprint] = {}
     for name, slot in skeleton.slots.items():
-        held = tuple(f for f in offered[name] if can_hold(slot, f))
+        held = tuple(f for f in offered[name] if can_hold(slot, f, settings))
         alike = (held, _what_counts(slot))
         if alike not in counted:
             coded = any(isinstance(format, EntropyFormat) for format in held)

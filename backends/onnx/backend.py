@@ -20,15 +20,19 @@ from guidedq.quant.formats import EntropyCode, EntropyFormat, RoundedFormat
 from guidedq.stages import AbstractBackend, Emission
 
 from .accounting import count_footprint, stored_bytes
+from .cached import cached_call
 from .candidates import offered_formats
+from .casting import Cast, cast_tensors
 from .compaction import compacted
 from .emission import write_model
-from .export import export_model
-from .runtime import check_model, notices_of, open_function, open_session
-from .settings import INTEGER_LEVEL, Settings
+from .export import export_model, plain_call
+from .genai import write_folder
+from .qdq import QDQ_OPSET
+from .runtime import check_model, facts_of, notices_of, open_function, open_session
+from .settings import INTEGER_LEVEL, Layout, Settings, Style
 from .skeleton import Skeleton, build_skeleton
 from .source import read_source
-from .unpacking import BITWISE_OPSET
+from .unpacking import BITWISE_OPSET, SMALLEST_OPSET
 
 REPRESENTATIVE_BLOCK = 64
 """The block whose rounding of activations is forecast, before the formats are known: half and twice of it differ by
@@ -50,6 +54,11 @@ class OnnxBackend(AbstractBackend):
             outputs and drops the names of nodes; `auto` does so where it tells, in models of up to 4 million weights.
         fused: Give the sites that read one tensor (query, key, value; gate, up) one format.
         external_bytes: Models that could be larger than this keep their tensors in `model.onnx.data`.
+        style: `native` is unpacked at load; `qdq` stands behind DequantizeLinear, for other runtimes too; `baked` is
+            unpacked already, what has no container staying in floats. The budget counts the file in any style.
+        cast: `fp16` or `bf16` stores tensors that are no sites (norms, biases) in 16 bits, restored at load, and sites
+            left alone in that type. Activations stay as they are.
+        layout: `genai` gives a language model's graph a cache, and puts beside it what ONNX Runtime GenAI needs.
     """
 
     accuracy_level: int = INTEGER_LEVEL
@@ -57,21 +66,37 @@ class OnnxBackend(AbstractBackend):
     names: Literal["auto", "keep", "short"] = "auto"
     fused: bool = False
     external_bytes: int = 1_500_000_000
+    style: Style = "native"
+    cast: Cast = "none"
+    layout: Layout = "plain"
 
     def __post_init__(self) -> None:
         if not 0 <= self.accuracy_level <= INTEGER_LEVEL:
             raise BackendError(f"accuracy_level is 0 to {INTEGER_LEVEL}, found {self.accuracy_level}.")
         if self.opset < BITWISE_OPSET:
             raise BackendError(f"models are exported in opset {BITWISE_OPSET} or newer, found {self.opset}.")
+        if self.style == "qdq" and self.opset < QDQ_OPSET:
+            raise BackendError(f"style qdq needs opset {QDQ_OPSET} or newer, found {self.opset}.")
 
     def entropy_code(self, model: Model, *, asked: bool) -> EntropyCode | None:
-        """Rice codes, unpacked to float while the model loads, some 3 million weights a second: for small models."""
+        """Rice codes, unpacked to float while the model loads, some 3 million weights a second: for small models.
+
+        Raises:
+            BackendError: they are asked for in a style in which nothing is unpacked.
+        """
+        if self.style != "native":
+            if asked:
+                raise BackendError(f"coding=entropy is unpacked at load: style {self.style} stores fixed widths alone.")
+            return None
         return "rice" if asked or _parameters(model) <= CODED_PARAMETERS else None
 
     def footprint(self, model: Model, formats: Sequence[RoundedFormat]) -> Footprint:
         """The exact bytes of every site, from the model's own graph; see `AbstractBackend.footprint`."""
-        skeleton, settings = self._prepare(model)
-        offered = {site.name: offered_formats(site, model.matrix(site), formats) for site in model.graph.quantizable}
+        skeleton, settings, _ = self._prepare(model)
+        left = "bf16" if self.cast == "bf16" else "fp16"
+        offered = {
+            site.name: offered_formats(site, model.matrix(site), formats, left) for site in model.graph.quantizable
+        }
         return count_footprint(skeleton, offered, settings)
 
     def fuses(self, graph: Graph) -> Sequence[Sequence[str]]:
@@ -94,38 +119,45 @@ class OnnxBackend(AbstractBackend):
 
     def emit(self, model: Model, weights: Iterable[QuantizedWeight], folder: Path) -> Emission:
         """Write `model.onnx`; check it against the standard, and that the runtime loads it and folds the unpacking."""
-        skeleton, settings = self._prepare(model)
-        (path, *more), sizes = write_model(skeleton, weights, settings, folder)
+        skeleton, settings, told = self._prepare(model)
+        written = write_model(skeleton, weights, settings, folder)
+        path, *more = written.files
         faults = check_model(path, model.path if model.source == "onnx" else None)
+        facts = facts_of(path, written.tensors, self.accuracy_level)
+        beside = write_folder(model, folder) if self.layout == "genai" else ()
         return Emission(
             weights_file=path,
-            site_bytes=sizes,
+            site_bytes=written.site_bytes,
             more_files=tuple(more),
-            notices=(*faults, *notices_of(path, settings)),
+            notices=(*faults, *told, *beside, *notices_of(facts)),
+            runtime=facts,
         )
 
     def open(self, model: Model, folder: Path) -> Callable[[Batch], Tensor]:
         """The model as ONNX Runtime runs it, with its default options."""
-        return open_function(folder, model.inputs, model.output)
+        return open_function(folder, model.inputs, model.output, self.accuracy_level)
 
     def load(self, folder: Path) -> Any:
         """An `onnxruntime.InferenceSession` with default options."""
-        return open_session(folder)
+        return open_session(folder, self.accuracy_level)
 
     def _source(self, model: Model) -> tuple[ModelProto, Mapping[str, str]]:
         """The user's own graph, and what each site's weight is called in it."""
-        proto, names = read_source(model.path), [site.name for site in model.graph.quantizable]
+        proto = read_source(model.path, QDQ_OPSET if self.style == "qdq" else SMALLEST_OPSET)
+        names = [site.name for site in model.graph.quantizable]
         if self.names == "short" or (self.names == "auto" and _parameters(model) <= CODED_PARAMETERS):
             return compacted(proto, names)
         return proto, {name: name for name in names}
 
-    def _prepare(self, model: Model) -> tuple[Skeleton, Settings]:
-        """The graph without its weights, and how it will be written."""
+    def _prepare(self, model: Model) -> tuple[Skeleton, Settings, tuple[str, ...]]:
+        """The graph without its weights, how it will be written, and what the user should know of that."""
         sites = model.graph.quantizable
+        cached = cached_call(model) if self.layout == "genai" else None
         if model.source == "onnx":
             proto, names = self._source(model)
         else:
-            proto, names = export_model(model, self.opset)
+            proto, names = export_model(model, cached or plain_call(model), self.opset)
+        told = cast_tensors(proto, {*names.values()}, self.cast)
         skeleton = build_skeleton(proto, sites, names)
         largest = stored_bytes(skeleton.proto, external=False) + sum(2 * site.parameters for site in sites)
         settings = Settings(
@@ -133,8 +165,9 @@ class OnnxBackend(AbstractBackend):
             opset=skeleton.opset,
             element_type=skeleton.element_type,
             external=largest > self.external_bytes,
+            style=self.style,
         )
-        return skeleton, settings
+        return skeleton, settings, told
 
 
 def _parameters(model: Model) -> int:

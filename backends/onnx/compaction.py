@@ -14,6 +14,8 @@ import onnx
 import torch
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
+from .casting import TYPES, half_tensor
+
 HELD_ELEMENTS = 256
 """Tensors of this many elements, and all matrices, are kept out of constant folding, so that no weight is changed."""
 FOLDING_ROUNDS = 2
@@ -198,19 +200,11 @@ def store_small(graph: GraphProto, weights: frozenset[str]) -> None:
         if tensor.name in weights or tensor.data_type != TensorProto.FLOAT:
             continue
         values = torch.from_numpy(numpy_helper.to_array(tensor).copy())
-        half = next(
-            (kind for kind in (torch.float16, torch.bfloat16) if torch.equal(values.to(kind).float(), values)), None
-        )
+        half = next((kind for kind, (dtype, _) in TYPES.items() if torch.equal(values.to(dtype).float(), values)), None)
         if values.numel() < HELD_ELEMENTS or half is None:
             continue
         name = tensor.name
-        stored = helper.make_tensor(
-            f"{name}_",
-            TensorProto.FLOAT16 if half is torch.float16 else TensorProto.BFLOAT16,
-            list(tensor.dims),
-            values.to(half).view(torch.int16).numpy().tobytes(),
-            raw=True,
-        )
+        stored = half_tensor(values, f"{name}_", half)
         tensor.CopyFrom(stored)
         casts.append(helper.make_node("Cast", [stored.name], [name], to=TensorProto.FLOAT))
     nodes = [*casts, *(onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node)]

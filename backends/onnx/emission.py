@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, final
 
@@ -23,6 +24,7 @@ from .patch import (
     StoredTensor,
     names_of_length,
     refer_to_data_file,
+    stored_values,
 )
 from .settings import Settings
 from .site_writer import segments_of, write_site
@@ -32,12 +34,28 @@ from .unpacking import DOMAIN, RUNTIME_DOMAIN, library
 MODEL_FILE = "model.onnx"
 FUNCTIONS_IR_VERSION = 8
 """The first version of the file format that has model-local functions."""
+SMALL_INTEGERS_IR_VERSION = 10
+"""The first with 4-bit integers; 2-bit integers came with an operator set that has a later version anyway."""
 
 
-def write_model(
-    skeleton: Skeleton, weights: Iterable[QuantizedWeight], settings: Settings, folder: Path
-) -> tuple[tuple[Path, ...], Mapping[str, int]]:
-    """Write the model into `folder`, and give its files, the model itself first, and the bytes of each site.
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        files: The model itself first.
+        site_bytes: Bytes of each site.
+        tensors: The site that each stored tensor belongs to.
+    """
+
+    files: tuple[Path, ...]
+    site_bytes: Mapping[str, int]
+    tensors: Mapping[str, str]
+
+
+def write_model(skeleton: Skeleton, weights: Iterable[QuantizedWeight], settings: Settings, folder: Path) -> Written:
+    """Write the model into `folder`.
 
     Weights are taken one by one. The skeleton is used up: it becomes the model.
 
@@ -48,6 +66,7 @@ def write_model(
     nodes: dict[int, list[NodeProto]] = {LOADING: []}
     removed: set[int] = set()
     sizes: dict[str, int] = {}
+    tensors: dict[str, str] = {}
     missing = dict.fromkeys(skeleton.slots)
     with (folder / DATA_FILE).open("wb") if settings.external else _Nowhere() as stream:
         store = _Store(skeleton.proto, stream if settings.external else None)
@@ -66,6 +85,7 @@ def write_model(
                 sizes[weight.name] += slot.removed_bytes
             for tensor in patch.tensors:
                 store.add(tensor)
+                tensors[tensor.name] = weight.name
             for place, placed in patch.nodes.items():
                 nodes.setdefault(place, []).extend(placed)
     if missing:
@@ -73,7 +93,8 @@ def write_model(
     _finish(skeleton.proto, nodes, removed, shared, settings)
     path = folder / MODEL_FILE
     path.write_bytes(skeleton.proto.SerializeToString(deterministic=True))
-    return ((path, folder / DATA_FILE) if settings.external else (path,)), sizes
+    files = (path, folder / DATA_FILE) if settings.external else (path,)
+    return Written(files=files, site_bytes=sizes, tensors=tensors)
 
 
 def _finish(
@@ -100,6 +121,8 @@ def _finish(
     )
     if functions:
         proto.ir_version = max(proto.ir_version, FUNCTIONS_IR_VERSION)
+    if settings.style == "qdq":
+        proto.ir_version = max(proto.ir_version, SMALL_INTEGERS_IR_VERSION)
     _drop_idle_shapes(proto)
 
 
@@ -147,11 +170,12 @@ class _Store:
         if self._stream is not None and tensor.payload_bytes >= INLINE_BYTES:
             self._write(header, values)
         else:
-            header.raw_data = values.tobytes()
+            header.raw_data = stored_values(values)
         self._proto.graph.initializer.append(header)
 
     def _write(self, header: TensorProto, values: Any) -> None:
         assert self._stream is not None
         self._stream.write(b"\0" * (-self._stream.tell() % EXTERNAL_ALIGNMENT))
-        refer_to_data_file(header, self._stream.tell(), values.nbytes)
-        self._stream.write(values.tobytes())
+        content = stored_values(values)
+        refer_to_data_file(header, self._stream.tell(), len(content))
+        self._stream.write(content)

@@ -6,6 +6,8 @@ import logging
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
 from typing import Any, final
 
 import torch
@@ -20,12 +22,47 @@ from guidedq.ir.program import TorchProgram
 from .compaction import fold_constants, shorten_names, store_small, strip
 
 
-def export_model(model: Model, opset: int) -> tuple[ModelProto, Mapping[str, str]]:
-    """Export the model's program.
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """How the exporter calls a module.
 
-    Inputs are the model's own; the output is called `logits` or `output`. Constants are folded, all other names are
-    shortened, and traces of the machine that exported are left out. Parameters that fp16 or bf16 hold without loss
-    are stored so.
+    Attributes:
+        module: Takes its inputs in order, and gives its outputs in order.
+        inputs: Their names.
+        values: Inputs to try it with.
+        free: For each input the axes of any size.
+        outputs: Their names.
+    """
+
+    module: nn.Module
+    inputs: tuple[str, ...]
+    values: tuple[Tensor, ...]
+    free: tuple[tuple[int, ...], ...]
+    outputs: tuple[str, ...]
+
+
+def plain_call(model: Model) -> Call:
+    """The model's own inputs; the output is called `logits` or `output`.
+
+    Raises:
+        BackendError: the model runs outside torch.
+    """
+    batch, names = trial_batch(model.inputs), [spec.name for spec in model.inputs]
+    return Call(
+        module=_Positional(_program(model).module, names),
+        inputs=tuple(names),
+        values=tuple(batch[name] for name in names),
+        free=tuple(tuple(axis for axis, size in enumerate(spec.shape) if size is None) for spec in model.inputs),
+        outputs=("output" if model.objective is Objective.VALUES else "logits",),
+    )
+
+
+def export_model(model: Model, call: Call, opset: int) -> tuple[ModelProto, Mapping[str, str]]:
+    """Export the model's program as it is called.
+
+    Constants are folded, names of anything but inputs and outputs are shortened, and traces of the machine that
+    exported are left out. Parameters that fp16 or bf16 hold without loss are stored so.
 
     Returns:
         The graph, and what each site's weight is called in it.
@@ -33,17 +70,20 @@ def export_model(model: Model, opset: int) -> tuple[ModelProto, Mapping[str, str
     Raises:
         BackendError: the program cannot be exported.
     """
-    if not isinstance(model.program, TorchProgram):
-        raise BackendError(f"{model.name} runs outside torch and cannot be exported. Give it as an ONNX file.")
-    proto = _exported(model, model.program.module, opset)
-    found = _weight_names(model, model.program, proto)
+    proto = _exported(model, call, opset)
+    found = _weight_names(model, _program(model), proto)
     proto = fold_constants(proto, frozenset(found.values()))
     strip(proto)
-    output = "output" if model.objective is Objective.VALUES else "logits"
-    renamed = shorten_names(proto, [spec.name for spec in model.inputs], [output])
+    renamed = shorten_names(proto, call.inputs, call.outputs)
     names = {site: renamed[name] for site, name in found.items()}
     store_small(proto.graph, frozenset(names.values()))
     return proto, names
+
+
+def _program(model: Model) -> TorchProgram:
+    if not isinstance(model.program, TorchProgram):
+        raise BackendError(f"{model.name} runs outside torch and cannot be exported. Give it as an ONNX file.")
+    return model.program
 
 
 @final
@@ -59,18 +99,12 @@ class _Positional(nn.Module):
         return self.module(**dict(zip(self.names, values, strict=True)))
 
 
-def _exported(model: Model, module: nn.Module, opset: int) -> ModelProto:
+def _exported(model: Model, call: Call, opset: int) -> ModelProto:
     """The exporter's graph, before anything is folded: its parameters have the module's names and layout."""
-    free = [
-        {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if size is None}
-        for spec in model.inputs
-    ]
-    batch = trial_batch(model.inputs)
-    values = tuple(batch[spec.name] for spec in model.inputs)
-    adapted = _Positional(module, [spec.name for spec in model.inputs])
+    free = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in call.free]
     try:
         with torch.no_grad(), _quiet():
-            traced = torch.export.export(adapted, values, dynamic_shapes={"values": tuple(free)})
+            traced = torch.export.export(call.module, call.values, dynamic_shapes=_as_taken(call.module, free))
             program: Any = torch.onnx.export(
                 traced, (), dynamo=True, optimize=False, opset_version=opset, verbose=False
             )
@@ -81,6 +115,12 @@ def _exported(model: Model, module: nn.Module, opset: int) -> ModelProto:
             "Use the torch backend, or give the model as an ONNX file."
         ) from error
     return program.model_proto
+
+
+def _as_taken(module: nn.Module, free: Sequence[Any]) -> tuple[Any, ...]:
+    """One entry for each parameter of the module's `forward`, the last of which takes all that is left."""
+    named = len(signature(module.forward).parameters) - 1
+    return (*free[:named], tuple(free[named:]))
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from .gather import write_gather
-from .packed import is_plain, smallest_block, uniform_container, write_mixed, write_uniform
+from .packed import is_large, smallest_block, uniform_container, write_mixed, write_uniform
 from .patch import Patch
 from .settings import Settings
 from .skeleton import Reader, Slot
@@ -26,14 +27,15 @@ def write_packed(patch: Patch, slot: Slot, segments: Sequence[AffineRows], setti
         packed = write_mixed(patch, slot, segments, settings, container=container, block=block)
     else:
         container = uniform_container(slot, formats[0], block, settings)
-        if len(slot.readers) == 1 and slot.linear and not is_plain(slot, formats[0], container, block):
+        if len(slot.readers) == 1 and slot.linear and not is_large(slot, formats[0], container, block, settings):
             _write_compact(patch, slot, segments[0], settings, container=container, block=block)
             return
         packed = write_uniform(patch, slot, segments[0], settings, container=container, block=block)
     for reader in slot.linear:
         stored = [packed.data, packed.scales, *([packed.zero_points] if packed.zero_points else [])]
         function = "Matrix" if packed.zero_points else "MatrixS"
-        _write_product(patch, slot, reader, function, stored=stored, container=packed.container, block=packed.block)
+        sizes = _sizes(slot, packed.container, packed.block)
+        write_product(patch, slot, reader, partial(patch.call, function), stored=stored, **sizes)
     for reader in slot.gathers:
         write_gather(patch, slot, reader, packed, settings)
 
@@ -49,19 +51,33 @@ def _write_compact(
         stored.append(patch.constant(np.array(shift, dtype=np.uint8)))
         stored.append(patch.constant(np.array(2.0**-shift, dtype=np.float32)))
     function = "LinearS" if rows.format.symmetric else "Linear"
-    _write_product(patch, slot, slot.readers[0], function, stored=stored, container=container, block=block)
+    sizes = _sizes(slot, container, block)
+    write_product(patch, slot, slot.readers[0], partial(patch.call, function), stored=stored, **sizes)
 
 
-def _write_product(
-    patch: Patch, slot: Slot, reader: Reader, function: str, *, stored: Sequence[str], container: int, block: int
+def _sizes(slot: Slot, container: int, block: int) -> dict[str, int]:
+    return {"K": slot.site.columns, "N": slot.site.rows, "b": container, "g": block}
+
+
+def write_product(
+    patch: Patch, slot: Slot, reader: Reader, multiply: Callable[..., str], *, stored: Sequence[str], **options: Any
 ) -> None:
-    """Put the call in the reader's place, with what a Gemm does besides multiplying."""
+    """Put a node in the reader's place that multiplies, with what a Gemm does besides.
+
+    Args:
+        patch: Takes the nodes.
+        slot: The site.
+        reader: What is replaced.
+        multiply: Adds the node: takes its inputs, its output if that is given, its place and its options.
+        stored: The inputs besides the activation.
+        **options: Of the node.
+    """
     node, at = reader.node, reader.index
-    options: dict[str, Any] = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    asked: dict[str, Any] = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     activation, bias = node.input[0], node.input[2] if len(node.input) > 2 else ""
-    if options.get("transA", 0):
+    if asked.get("transA", 0):
         activation = patch.node("Transpose", [activation], at=at, perm=[1, 0])
-    alpha, beta = options.get("alpha", 1.0), options.get("beta", 1.0)
+    alpha, beta = asked.get("alpha", 1.0), asked.get("beta", 1.0)
     steps: list[tuple[str, str]] = []
     if node.op_type == "Gemm" and alpha != 1.0:
         steps.append(("Mul", _scalar(patch, alpha, slot.element_type)))
@@ -69,8 +85,7 @@ def _write_product(
         if beta != 1.0:
             bias = patch.node("Mul", [bias, _scalar(patch, beta, slot.element_type)], at=at)
         steps.append(("Add", bias))
-    sizes = {"K": slot.site.columns, "N": slot.site.rows, "b": container, "g": block}
-    value = patch.call(function, [activation, *stored], _output(node, last=not steps), at, **sizes, **_name(node))
+    value = multiply([activation, *stored], _output(node, last=not steps), at, **options, **_name(node))
     for index, (operator, operand) in enumerate(steps):
         value = patch.node(operator, [value, operand], _output(node, last=index == len(steps) - 1), at)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -21,11 +21,12 @@ from .layout import (
 from .patch import Patch
 from .settings import Settings
 from .skeleton import Slot
+from .spare_bits import ODD_WIDTHS, function_name, hide, parts_of_all
 from .streams import AffineRows, lane_shifts, store_order, store_scales, store_stream, stream_of
 
 PLAIN_PARAMETERS = 2**16
-"""From this size on, codes that fill their container are stored as the runtime wants them, so that nothing is left to
-do at load; below, one tensor less in the file counts for more."""
+"""From this size on, rows are stored as the runtime wants them, so that little is left to do at load; below, one tensor
+less in the file counts for more."""
 
 
 @final
@@ -68,10 +69,26 @@ def uniform_container(slot: Slot, format: AffineFormat, block: int, settings: Se
     return 4 if format.bits <= 4 else 8
 
 
-def is_plain(slot: Slot, format: AffineFormat, container: int, block: int) -> bool:
-    """Whether the codes are stored as the runtime takes them: they fill the container and need no padding."""
+def is_large(slot: Slot, format: AffineFormat, container: int, block: int, settings: Settings) -> bool:
+    """Whether rows are stored as the runtime takes them, if need be with some of them in the spare bits of others.
+
+    The codes fill the container, or have spare bits that rows divide into, and need no padding. In the baked style all
+    are stored so.
+    """
+    if settings.style == "baked":
+        return True
     unpadded = not slot.linear or slot.site.columns % block == 0
-    return format.bits == container and unpadded and slot.site.parameters >= PLAIN_PARAMETERS
+    return (
+        slot.site.parameters >= PLAIN_PARAMETERS
+        and unpadded
+        and (format.bits == container or hides(slot, format, container, settings))
+    )
+
+
+def hides(slot: Slot, format: AffineFormat, container: int, settings: Settings) -> bool:
+    """Whether rows of these codes can lie in the spare bits of others."""
+    odd = (format.bits, container) in ODD_WIDTHS and not format.symmetric
+    return odd and settings.bitwise and slot.site.rows % parts_of_all(format.bits, container) == 0
 
 
 def write_uniform(
@@ -81,8 +98,8 @@ def write_uniform(
     columns = slot.site.columns
     groups = rows.format.groups(columns)
     scales = store_scales(patch, rows, columns)
-    if is_plain(slot, rows.format, container, block):
-        data, zero_points = _store_plain(patch, slot, rows, container, block)
+    if is_large(slot, rows.format, container, block, settings):
+        data, zero_points = _store_large(patch, slot, rows, settings, container=container, block=block)
         return Packed(
             data=data,
             scales=scales,
@@ -177,13 +194,27 @@ def _arranged(patch: Patch, slot: Slot, stream: str, scales: str, *, container: 
     return patch.call("Data", [stream], K=slot.site.columns, b=container)
 
 
-def _store_plain(patch: Patch, slot: Slot, rows: AffineRows, container: int, block: int) -> tuple[str, str | None]:
-    columns = slot.site.columns
-    groups = rows.format.groups(columns)
+def _store_large(
+    patch: Patch, slot: Slot, rows: AffineRows, settings: Settings, *, container: int, block: int
+) -> tuple[str, str | None]:
+    columns, format = slot.site.columns, rows.format
+    groups = format.groups(columns)
     width = -(-columns * container // BYTE_BITS)
-    shape = (rows.count, groups, block * container // BYTE_BITS) if slot.linear else (rows.count, width)
-    data = patch.store(np.uint8, shape, lambda: container_bytes(rows.codes, container).reshape(shape))
-    if rows.format.symmetric:
+    shape = (groups, block * container // BYTE_BITS) if slot.linear else (width,)
+    padding = groups * block - columns if slot.linear else 0
+    middle = 2 ** (container - 1) - 2 ** (format.bits - 1) if format.symmetric else 0
+    hidden = settings.style == "native" and format.bits < container
+
+    def store(shape: tuple[int, ...], values: Callable[[], np.ndarray]) -> str:
+        def packed() -> np.ndarray:
+            bytes_of_rows = container_bytes(values(), container).reshape(rows.count, *shape)
+            return hide(bytes_of_rows, format.bits, container) if hidden else bytes_of_rows
+
+        count = rows.count * format.bits // container if hidden else rows.count
+        stored = patch.store(np.uint8, (count, *shape), packed)
+        return patch.call(function_name(format.bits), [stored]) if hidden else stored
+
+    data = store(shape, lambda: np.pad(rows.codes + np.uint8(middle), ((0, 0), (0, padding))))
+    if format.symmetric:
         return data, None
-    zero_width = -(-groups * container // BYTE_BITS)
-    return data, patch.store(np.uint8, (rows.count, zero_width), lambda: container_bytes(rows.zero_points, container))
+    return data, store((-(-groups * container // BYTE_BITS),), lambda: rows.zero_points)

@@ -18,6 +18,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from guidedq.errors import BackendError
 
+from .layout import BYTE_BITS, container_bytes
 from .unpacking import DOMAIN
 
 INLINE_BYTES = 1024
@@ -29,6 +30,8 @@ LARGEST_OFFSET = 10**13
 """Offsets are counted as if they had the digits of this one."""
 LOADING = -1
 """The place of nodes that depend on stored tensors only: before all others, folded while the model is loaded."""
+SMALL_BITS = {"uint4": 4, "int4": 4, "uint2": 2, "int2": 2}
+"""Bits of the integers that share bytes, by the name of their type."""
 _INITIAL = string.ascii_letters
 _FURTHER = string.ascii_letters + string.digits
 
@@ -54,8 +57,8 @@ class StoredTensor:
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of the values."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        """Bytes of the values; integers of less than a byte are packed."""
+        return -(-int(np.prod(self.shape, dtype=np.int64)) * bits_of(self.dtype) // BYTE_BITS)
 
     @property
     def data_type(self) -> int:
@@ -171,6 +174,20 @@ class Patch:
     def payload_bytes(self) -> int:
         """Bytes of the values that grow with the rows."""
         return sum(tensor.payload_bytes for tensor in self.tensors if tensor.per_row)
+
+
+def bits_of(dtype: np.dtype[Any]) -> int:
+    """Bits that a value takes in the file."""
+    return SMALL_BITS.get(dtype.name, BYTE_BITS * dtype.itemsize)
+
+
+def stored_values(values: np.ndarray) -> bytes:
+    """The values as they lie in the file: integers of less than a byte packed, the first lowest."""
+    bits = SMALL_BITS.get(values.dtype.name)
+    if bits is None:
+        return values.tobytes()
+    low = values.astype(np.int8).view(np.uint8) & np.uint8(2**bits - 1)
+    return container_bytes(low.reshape(1, -1), bits).tobytes()
 
 
 def name_length(needed: int, taken: Collection[str]) -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,28 @@ import torch
 from onnx import ModelProto
 from torch import Tensor
 
+from guidedq.artifacts.runtime import RuntimeFacts
 from guidedq.errors import ArtifactError, BackendError
 from guidedq.ir.feeding import fed, in_turns, sample_count
 from guidedq.ir.model import InputSpec, OutputSpec
 from guidedq.ir.program import Batch
 
+from .cached import empty_cache
 from .emission import MODEL_FILE
-from .settings import Settings
-from .unpacking import DOMAIN, UNPACKING_OPERATORS
+from .reading_back import runtime_facts
+from .settings import INTEGER_LEVEL
 
 MAIN_OUTPUT = "logits"
+LAYOUT_OPTIMIZER = "NchwcTransformer"
+"""Lays convolutions out for some processors; the graph read back is the same on all without it."""
 
 
-def open_session(folder: Path) -> Any:
+def open_session(folder: Path, accuracy_level: int = INTEGER_LEVEL) -> Any:
     """A session of ONNX Runtime with its default options.
+
+    Args:
+        folder: Where the model file lies.
+        accuracy_level: Of matrix products that the runtime makes of DequantizeLinear; those in the file say their own.
 
     Raises:
         ArtifactError: there is no model file in `folder`, or the runtime refuses it.
@@ -38,12 +45,26 @@ def open_session(folder: Path) -> Any:
     if not path.is_file():
         raise ArtifactError(f"{folder} holds no {MODEL_FILE}: it is not a folder that the onnx backend wrote.")
     try:
-        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(path), session_options(accuracy_level), providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # the runtime's own exceptions have no common class
         raise ArtifactError(f"{path}: ONNX Runtime {onnxruntime.__version__} refuses it: {error}") from error
 
 
-def open_function(folder: Path, inputs: Sequence[InputSpec], wanted: OutputSpec | None) -> Callable[[Batch], Tensor]:
+def session_options(accuracy_level: int) -> Any:
+    """The runtime's default options, but for the accuracy level of products behind DequantizeLinear."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if accuracy_level != INTEGER_LEVEL:  # which is the default
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
+    return options
+
+
+def open_function(
+    folder: Path, inputs: Sequence[InputSpec], wanted: OutputSpec | None, accuracy_level: int = INTEGER_LEVEL
+) -> Callable[[Batch], Tensor]:
     """The model as a function from named inputs to its main output in float32.
 
     Args:
@@ -51,8 +72,9 @@ def open_function(folder: Path, inputs: Sequence[InputSpec], wanted: OutputSpec 
         inputs: What the original takes; the file may lack some that its output does not depend on.
         wanted: The output that the original's program returns, its logarithm if it holds probabilities; of an exported
             module the one called `logits`, or the first.
+        accuracy_level: As for `open_session`.
     """
-    session = open_session(folder)
+    session = open_session(folder, accuracy_level)
     known = {entry.name for entry in session.get_inputs()}
     outputs = [entry.name for entry in session.get_outputs()]
     output = MAIN_OUTPUT if MAIN_OUTPUT in outputs else outputs[0]
@@ -61,6 +83,8 @@ def open_function(folder: Path, inputs: Sequence[InputSpec], wanted: OutputSpec 
 
     def run_part(batch: Batch) -> Batch:
         feeds = {name: values.contiguous().numpy() for name, values in fed(inputs, batch).items() if name in known}
+        if known - feeds.keys():
+            feeds = empty_cache(session, batch) | feeds
         try:
             return {output: torch.from_numpy(np.asarray(session.run([output], feeds)[0])).float()}
         except Exception as error:  # the runtime's own exceptions have no common class
@@ -102,56 +126,55 @@ def _fault(path: Path) -> str | None:
     return None
 
 
-def notices_of(path: Path, settings: Settings) -> tuple[str, ...]:
-    """What the runtime makes of the model, in words.
+def facts_of(path: Path, tensors: Mapping[str, str], accuracy_level: int) -> RuntimeFacts:
+    """What the runtime makes of the model.
+
+    Args:
+        path: The model file.
+        tensors: The site that each stored tensor belongs to.
+        accuracy_level: As for `open_session`.
 
     Raises:
         BackendError: the runtime refuses the model.
     """
-    model = loaded_by_runtime(path)
-    left = unfolded(model, onnx.load_model(str(path), load_external_data=False))
-    kinds = Counter(
-        f"{node.op_type} {_option(node, 'bits')} bits"
-        for node in model.graph.node
-        if node.op_type in ("MatMulNBits", "GatherBlockQuantized")
-    )
+    import onnxruntime
+
+    loaded = loaded_by_runtime(path, accuracy_level)
+    written = onnx.load_model(str(path), load_external_data=False)
+    for tensor in written.graph.initializer:
+        tensor.ClearField("raw_data")  # what it does not need is not copied
+    return runtime_facts(written, loaded, tensors, f"ONNX Runtime {onnxruntime.__version__}")
+
+
+def notices_of(facts: RuntimeFacts) -> tuple[str, ...]:
+    """What the user should know about how the runtime runs the model."""
     notices: list[str] = []
-    if kinds:
-        notices.append(
-            "ONNX Runtime runs " + ", ".join(f"{number} x {kind}" for kind, number in sorted(kinds.items())) + "."
+    levels = {node.accuracy_level for node in facts.kinds if node.accuracy_level is not None}
+    for level in sorted(levels):
+        rounding = (
+            "activations are rounded to int8 per block" if level == INTEGER_LEVEL else "activations stay in float"
         )
-    if any(kind.startswith("MatMulNBits") for kind in kinds):
-        rounding = "activations are rounded to int8 per block" if settings.integer else "activations stay in float"
-        notices.append(f"MatMulNBits accuracy_level is {settings.accuracy_level}: {rounding}.")
-    if left:
-        notices.append(f"{sum(left.values())} nodes that unpack weights were not folded at load; calls will be slow.")
+        notices.append(f"MatMulNBits accuracy_level is {level}: {rounding}.")
+    if facts.unfolded_nodes:
+        notices.append(f"{facts.unfolded_nodes} nodes that unpack weights are not folded at load: each call runs them.")
     return tuple(notices)
 
 
-def loaded_by_runtime(path: Path) -> ModelProto:
-    """The graph that ONNX Runtime runs, after its own optimization, without the tensors' values."""
+def loaded_by_runtime(path: Path, accuracy_level: int = INTEGER_LEVEL) -> ModelProto:
+    """The graph that ONNX Runtime runs, after its own optimization, without the tensors' values and their layout."""
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
-        options = onnxruntime.SessionOptions()
+        options = session_options(accuracy_level)
         options.optimized_model_filepath = str(optimized)
         options.log_severity_level = 3
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
         try:
-            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=[LAYOUT_OPTIMIZER]
+            )
         except Exception as error:  # the runtime's own exceptions have no common class
             raise BackendError(f"ONNX Runtime {onnxruntime.__version__} refuses {path.name}: {error}") from error
         return onnx.load_model(str(optimized), load_external_data=False)
-
-
-def unfolded(loaded: ModelProto, written: ModelProto) -> Counter[str]:
-    """Nodes of unpacking that are left in the loaded graph, by operator; those of the model itself are not counted."""
-    own = Counter(node.op_type for node in written.graph.node if node.domain != DOMAIN)
-    left = Counter(node.op_type for node in loaded.graph.node if node.op_type in UNPACKING_OPERATORS)
-    return left - own
-
-
-def _option(node: onnx.NodeProto, name: str) -> Any:
-    return next((onnx.helper.get_attribute_value(item) for item in node.attribute if item.name == name), None)

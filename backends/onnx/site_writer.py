@@ -12,6 +12,7 @@ from .convolution import write_dense, write_float
 from .matmul import write_packed
 from .packed import smallest_block
 from .patch import Patch
+from .qdq import write_qdq
 from .settings import Settings
 from .skeleton import Slot
 from .streams import AffineRows, CodedRows, FloatRows, StoredRows
@@ -20,15 +21,20 @@ MOST_SEGMENTS = 4
 """Two bits a row say which segment it belongs to."""
 
 
-def can_hold(slot: Slot, format: Format) -> bool:
-    """Whether rows of this format can be stored in the slot."""
+def can_hold(slot: Slot, format: Format, settings: Settings) -> bool:
+    """Whether rows of this format can be stored in the slot.
+
+    Where nothing may be unpacked at load, what the runtime has no container for (a convolution) stays in floats.
+    """
     if isinstance(format, FloatFormat):
         return True
     if isinstance(format, EntropyFormat):
-        return format.code == "rice"
+        return format.code == "rice" and settings.style == "native"
     if format.outliers:
         return False
-    return not slot.readers or smallest_block(slot, [format]) is not None
+    if settings.style == "qdq":
+        return True
+    return smallest_block(slot, [format]) is not None if slot.readers else settings.style == "native"
 
 
 def segments_of(weight: QuantizedWeight) -> list[StoredRows]:
@@ -78,8 +84,10 @@ def write_site(patch: Patch, slot: Slot, segments: Sequence[StoredRows], setting
         return False
     affine = [rows for rows in segments if isinstance(rows, AffineRows)]
     for rows in affine:
-        if not can_hold(slot, rows.format):
+        if not can_hold(slot, rows.format, settings):
             raise FormatError(f"{slot.site.name}: the onnx backend cannot hold {rows.format} here.")
+    if settings.style == "qdq" and isinstance(first, AffineRows):
+        return write_qdq(patch, slot, first, settings)
     if slot.readers and len(affine) == len(segments):
         write_packed(patch, slot, affine, settings)
         return True

@@ -17,10 +17,10 @@ EXPORTER_KEYS = ("pkg.torch", "pkg.onnxscript", "namespace")
 STACK_TRACE = 'File "'
 
 
-def read_source(path: Path) -> ModelProto:
+def read_source(path: Path, least_opset: int = SMALLEST_OPSET) -> ModelProto:
     """The model of the file, its tensors loaded, without the exporter's traces.
 
-    Operator sets older than 13 are converted to it: the operators that unpack weights begin there.
+    Operator sets older than `least_opset` are converted to it: the operators that the writers use begin there.
 
     Raises:
         ModelError: the file cannot be read.
@@ -30,18 +30,18 @@ def read_source(path: Path) -> ModelProto:
     file.load()
     model = file.model
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if opset < SMALLEST_OPSET:
-        model = _converted(path, model, opset)
+    if opset < least_opset:
+        model = _converted(path, model, opset, least_opset)
     _strip_graph(model.graph)
     return model
 
 
-def _converted(path: Path, model: ModelProto, opset: int) -> ModelProto:
+def _converted(path: Path, model: ModelProto, opset: int, wanted: int) -> ModelProto:
     try:
-        return version_converter.convert_version(model, SMALLEST_OPSET)
+        return version_converter.convert_version(model, wanted)
     except (RuntimeError, ValueError) as error:
         raise BackendError(
-            f"{path.name} is written in opset {opset}, expected at least {SMALLEST_OPSET}, and it cannot be converted "
+            f"{path.name} is written in opset {opset}, expected at least {wanted}, and it cannot be converted "
             f"({error}). Export it again with a newer opset_version, or use the torch backend."
         ) from error
 

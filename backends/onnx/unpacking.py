@@ -18,15 +18,13 @@ import onnx.parser
 from onnx import FunctionProto
 
 from .functions import BITWISE, COMMON, SHIFTS_ONLY
+from .spare_bits import ODD_WIDTHS, function_text
 
 DOMAIN = "gq"
 RUNTIME_DOMAIN = "com.microsoft"
 SMALLEST_OPSET = 13
 """Below it, Unsqueeze and Squeeze take their axes as attributes, and much else differs."""
 BITWISE_OPSET = 18
-
-UNPACKING_OPERATORS = frozenset({"BitShift", "MatMulInteger", "TopK"})
-"""Operators that must be gone after the runtime has folded the constants (beyond those of the model itself)."""
 
 
 def library(names: Iterable[str], *, opset: int, element_type: int, accuracy_level: int) -> tuple[FunctionProto, ...]:
@@ -52,7 +50,9 @@ def library(names: Iterable[str], *, opset: int, element_type: int, accuracy_lev
 
 def _sources(opset: int) -> Mapping[str, tuple[str, str]]:
     """Signature and body of every function, by name."""
-    bodies = COMMON | (BITWISE if opset >= BITWISE_OPSET else SHIFTS_ONLY)
+    bodies = COMMON | (
+        BITWISE | dict(function_text(*widths) for widths in ODD_WIDTHS) if opset >= BITWISE_OPSET else SHIFTS_ONLY
+    )
     return {signature.split()[0]: (signature, body) for signature, body in bodies.items()}
 
 

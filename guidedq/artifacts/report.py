@@ -12,6 +12,7 @@ from typing import Any, final
 from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.forecast import Forecast
 from guidedq.artifacts.manifest import FileEntry
+from guidedq.artifacts.runtime import RuntimeFacts
 from guidedq.errors import ArtifactError
 from guidedq.strict_json import json_text, read_json
 
@@ -177,6 +178,7 @@ class Report:
     sampling: SamplingFacts | None = None
     version: int = REPORT_VERSION
     files: Mapping[str, FileEntry] = field(default_factory=dict[str, FileEntry])
+    runtime: RuntimeFacts | None = None
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -210,6 +212,7 @@ class Report:
                 "sampling": _sampling(content.pop("sampling", None)),
                 "files": {name: FileEntry(**entry) for name, entry in content.pop("files", {}).items()},
                 "diagnostics": tuple(Diagnostic(**check) for check in content.pop("diagnostics", ())),
+                "runtime": None if (runtime := content.pop("runtime", None)) is None else RuntimeFacts.of(runtime),
             }
             return Report(**parts, **content, curve=points, sites=sites)
         except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:

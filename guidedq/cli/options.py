@@ -16,6 +16,7 @@ from guidedq.errors import BudgetError
 
 DATA = "Data"
 SEARCH = "What may be chosen"
+WRITTEN = "How it is written"
 WORK = "How it runs"
 
 
@@ -32,6 +33,29 @@ class EffortName(StrEnum):
     QUICK = "quick"
     STANDARD = "standard"
     THOROUGH = "thorough"
+
+
+class CastName(StrEnum):
+    """How tensors that are not quantized are stored."""
+
+    NONE = "none"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+class OnnxLayoutName(StrEnum):
+    """What lies in the folder of an ONNX file."""
+
+    PLAIN = "plain"
+    GENAI = "genai"
+
+
+class OnnxStyleName(StrEnum):
+    """How an ONNX file holds quantized weights."""
+
+    NATIVE = "native"
+    QDQ = "qdq"
+    BAKED = "baked"
 
 
 ModelArgument = Annotated[
@@ -136,6 +160,33 @@ SetOption = Annotated[
         "`guidedq stages` lists all.",
     ),
 ]
+CastOption = Annotated[
+    CastName | None,
+    typer.Option(
+        "--cast",
+        rich_help_panel=WRITTEN,
+        help="ONNX: store what is not quantized (norms, biases) in 16 bits; what is out of range stays in float32. "
+        "Default: none.",
+    ),
+]
+OnnxLayoutOption = Annotated[
+    OnnxLayoutName | None,
+    typer.Option(
+        "--onnx-layout",
+        rich_help_panel=WRITTEN,
+        help="genai: a language model with a cache, genai_config.json and the tokenizer, for ONNX Runtime GenAI. "
+        "Default: plain.",
+    ),
+]
+OnnxStyleOption = Annotated[
+    OnnxStyleName | None,
+    typer.Option(
+        "--onnx-style",
+        rich_help_panel=WRITTEN,
+        help="native: unpacked while ONNX Runtime loads it, the smallest file. qdq: behind DequantizeLinear, for other "
+        "runtimes too. baked: unpacked already, the fastest to load. Default: native.",
+    ),
+]
 WorkspaceOption = Annotated[
     Path | None,
     typer.Option(
@@ -178,6 +229,9 @@ class JobOptions:
     recipe: RecipeOption = "default"
     effort: EffortOption = None
     set: SetOption = None
+    onnx_style: OnnxStyleOption = None
+    onnx_layout: OnnxLayoutOption = None
+    cast: CastOption = None
     workspace: WorkspaceOption = None
     max_memory: MemoryOption = None
     threads: ThreadsOption = None
@@ -203,12 +257,15 @@ class JobOptions:
         }
 
     def settings(self) -> list[str]:
-        """The options that change the recipe, as settings; those of --set come last and win."""
+        """The options that change the recipe or the backend, as settings; those of --set come last and win."""
         options = {
             "min-bits": self.min_bits,
             "max-bits": self.max_bits,
             "scope": self.scope,
             "keep": ",".join(self.keep) if self.keep else None,
+            "onnx-style": self.onnx_style,
+            "onnx-layout": self.onnx_layout,
+            "cast": self.cast,
         }
         named = [f"{name}={value}" for name, value in options.items() if value is not None]
         return [*named, *(self.set or ())]

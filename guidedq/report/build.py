@@ -112,6 +112,7 @@ def build_report(
             evaluation_files=tuple(map(str, job.evaluation_data)),
         ),
         files=files,
+        runtime=emission.runtime,
     )
 
 

@@ -10,6 +10,7 @@ from itertools import accumulate, pairwise
 from typing import Any, final
 
 from guidedq.artifacts.report import Report
+from guidedq.artifacts.runtime import RuntimeFacts
 from guidedq.report.depth import depth_figure, row_shares
 from guidedq.report.drawing import inline_svg
 from guidedq.report.palette import WIDTH_COLOURS
@@ -18,6 +19,7 @@ from guidedq.report.wording import (
     agreement_name,
     bytes_text,
     checked_text,
+    folded_text,
     increase_text,
     interval_text,
     loss_text,
@@ -66,6 +68,7 @@ def page(report: Report) -> str:
         stages=_stages(report.seconds),
         time=time_text(report),
         facts=_facts(report),
+        runtime=_runtime(report.runtime),
     )
     return re.sub(r"\n\s*\n+", "\n", text)
 
@@ -151,6 +154,27 @@ def _stages(seconds: Mapping[str, float]) -> list[Mapping[str, str]]:
         {"name": name, "seconds": seconds_text(value), "bar": f"{100 * value / longest:.1f}" if longest > 0 else "0"}
         for name, value in seconds.items()
     ]
+
+
+def _runtime(facts: RuntimeFacts | None) -> Mapping[str, Any] | None:
+    """The kinds of operators that read weights, and the sites of each."""
+    if facts is None:
+        return None
+    states = {"codes": "read as codes", "folded": "dequantized at load", "stored": "as stored"}
+    sites = {node: [name for name, nodes in facts.sites.items() if node in nodes] for node in facts.kinds}
+    rows = [
+        {
+            "operator": node.operator,
+            "bits": node.bits or "float",
+            "block": node.block_size or "",
+            "level": "" if node.accuracy_level is None else node.accuracy_level,
+            "weight": states.get(node.weight, "dequantized at every call"),
+            "count": count,
+            "sites": sites[node][0] if len(sites[node]) == 1 else f"{len(sites[node])} sites",
+        }
+        for node, count in facts.kinds.items()
+    ]
+    return {"name": facts.name, "rows": rows, "folded": folded_text(facts)}
 
 
 def _facts(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.forecast import Forecast
 from guidedq.artifacts.report import Report
+from guidedq.artifacts.runtime import RuntimeFacts, RuntimeNode
 from guidedq.quant.formats import EntropyFormat, FloatFormat, parse_format
 
 BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
@@ -114,6 +115,31 @@ def perplexity(loss: float) -> float:
 def share_text(share: float) -> str:
     """`93.2%`."""
     return f"{100 * share:.1f}%"
+
+
+def node_text(node: RuntimeNode) -> str:
+    """One operator as it is run: `MatMulNBits 4 bits block 64 level 4`, `Conv float`."""
+    words = [node.operator, f"{node.bits} bits" if node.bits else "float"]
+    words += [f"block {node.block_size}"] if node.block_size else []
+    words += [f"level {node.accuracy_level}"] if node.accuracy_level is not None else []
+    return " ".join(words) + (", dequantized at every call" if node.weight == "each call" else "")
+
+
+def runtime_text(facts: RuntimeFacts) -> str:
+    """What the runtime makes of the model, in one line."""
+    kinds = ", ".join(f"{count} x {node_text(node)}" for node, count in facts.kinds.items())
+    return f"{kinds}; {folded_text(facts)}"
+
+
+def folded_text(facts: RuntimeFacts) -> str:
+    """How many of the nodes that unpack weights are gone once the model is loaded."""
+    folded = facts.unpacking_nodes - facts.unfolded_nodes
+    left = f", {facts.unfolded_nodes} left" if facts.unfolded_nodes else ""
+    return (
+        f"{folded} of {facts.unpacking_nodes} unpacking nodes folded at load{left}"
+        if facts.unpacking_nodes
+        else ("nothing to unpack")
+    )
 
 
 def agreement_name(objective: str) -> str:
