@@ -19,11 +19,12 @@ Copies law.json and law.toml to --results, the figures to docs/pictures, and put
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import shutil
 from pathlib import Path
 
 import numpy as np
-from compile_models import machine
 
 from guidedq.law.effective import fit_training_law
 from guidedq.law.forms import Form
@@ -58,7 +59,7 @@ def page(law: Law) -> str:
     )
     alphas, shares = training_ranges(law)
     return PAGE.format(
-        machine="{cores} cores, {system}, Python {python}".format(**machine()),
+        machine=f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}",
         uniform=increases(law, UNIFORM),
         guided=increases(law, GUIDED),
         growth=growths(law),

@@ -43,7 +43,9 @@ def print_law(law: Law, out: Path | None) -> None:
         terms = f"{t.floor:.3g} + {t.a:.3g} / N^{t.alpha:.3g} + {t.b:.3g} / D^{t.beta:.3g}"
         print_facts([("training law", f"{t.source}: L(N, D) = {terms} {law.unit}")])
     if out is not None:
-        print_facts([("files", f"{out} (ask it: guidedq law --predict {out / 'law.toml'} --bits 3.5)")])
+        told = any(one.forms for one in law.allocations.values())
+        asking = f" (ask it: guidedq law --predict {out / 'law.toml'} --bits 3.5)" if told else ""
+        print_facts([("files", f"{out}{asking}")])
 
 
 def print_answer(law: Law, allocation: str, asked: Prediction, others: Sequence[Prediction]) -> None:
