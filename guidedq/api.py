@@ -15,7 +15,7 @@ from guidedq.ir.model import Model, Objective, check_sites
 from guidedq.job import Job
 from guidedq.progress import Progress, SilentProgress
 from guidedq.recipe import Recipe, effort_settings, load_recipe
-from guidedq.registry import available, parse_stage, stage_text
+from guidedq.registry import available, name_of, parse_stage, stage_text, with_options
 from guidedq.stages import AbstractBackend, AbstractRewrite, AbstractSampler
 from guidedq.workspace import Workspace, default_workspace
 
@@ -29,6 +29,7 @@ def compile(
     budget: str,
     data: PathLike | Sequence[PathLike] = (),
     backend: str | AbstractBackend | None = None,
+    activations: str | None = None,
     out: PathLike | None = None,
     recipe: str | Recipe = "default",
     effort: str | None = None,
@@ -51,6 +52,7 @@ def compile(
         data: Calibration data: .txt, .jsonl, .npz, .safetensors, or folders of these.
         backend: `"torch"`, `"onnx"`, with options in braces; by default the one that fits the model's source.
         out: Folder to write; by default `<model>-<budget>` in the working directory.
+        activations: `"none"`, `"dynamic"` or `"static"`: an option of the ONNX backend; by default as the backend says.
         recipe: A recipe, its name, or a TOML file.
         effort: How much time rounding may take: `"quick"`, `"standard"`, `"thorough"`; by default as the recipe says.
         settings: Changes to it, `"round.damping-fraction=0.02"`.
@@ -75,6 +77,7 @@ def compile(
         model,
         data=data,
         backend=backend,
+        activations=activations,
         recipe=recipe,
         effort=effort,
         settings=settings,
@@ -128,6 +131,7 @@ def make_job(
     *,
     data: PathLike | Sequence[PathLike] = (),
     backend: str | AbstractBackend | None = None,
+    activations: str | None = None,
     recipe: str | Recipe = "default",
     effort: str | None = None,
     settings: Sequence[str] = (),
@@ -155,6 +159,8 @@ def make_job(
     for notice in loaded.notices:
         told.notice(notice)
     writer: AbstractBackend = backend if isinstance(backend, AbstractBackend) else _backend(backend, loaded)
+    if activations is not None:
+        writer = with_options(writer, f"the {name_of(writer, 'backend')} backend", {"activations": activations})
     return Job(
         model=_rewritten(loaded, chosen, writer),
         backend=writer,

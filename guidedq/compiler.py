@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
+from guidedq.activation_choice import with_integers
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Probe
 from guidedq.artifacts.report import PlanPoint, Report
@@ -69,7 +70,9 @@ def compile_model(
         check_weights(job.model, job.model.graph.quantizable)
         footprint = job.footprint()
         limit = limit_of(budget, job, footprint)
-    evidence = gather(job, footprint)
+    evidence = with_integers(job, gather(job, footprint), limit)
+    for notice in evidence.notices:
+        job.progress.notice(notice)
     sizes = _feasible(job, footprint, curve_bits)
     probes = probed(job, evidence)
     check_reach(job, evidence, limit)
@@ -112,7 +115,7 @@ def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
         check_weights(job.model, job.model.graph.quantizable)
         footprint = job.footprint()
         limits = [limit_of(budget, job, footprint) for budget in budgets]
-    evidence = gather(job, footprint)
+    evidence = with_integers(job, gather(job, footprint), max(limits))
     probes = probed(job, evidence)
     for limit in limits:
         check_reach(job, evidence, limit)
@@ -151,7 +154,8 @@ def _emit(job: Job, evidence: Evidence, decision: Decision, tuning: Tuning | Non
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     with job.stopwatch.time("emit"):
         weights = rounded(job, evidence, decision.allocation, "round and pack")
-        emission = job.backend.emit(job.model, map(tuning.applied, weights) if tuning else weights, folder)
+        applied = map(tuning.applied, weights) if tuning else weights
+        emission = job.backend.emit(job.model, applied, folder, evidence.rounding)
     give_back()
     return emission
 

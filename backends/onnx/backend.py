@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 from torch import Tensor
 
+from guidedq.artifacts.activations import ActivationPlace
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.errors import BackendError
+from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Graph, UseKind
 from guidedq.ir.model import Model
-from guidedq.ir.program import ActivationRounding, Batch
+from guidedq.ir.onnx_interpreter import parse_model
+from guidedq.ir.program import Batch
 from guidedq.quant.formats import EntropyCode, EntropyFormat, RoundedFormat
 from guidedq.stages import AbstractBackend, Emission
 
@@ -22,12 +25,15 @@ from .accounting import count_footprint, stored_bytes
 from .candidates import offered_formats
 from .emission import write_model
 from .export import export_model
+from .integer import put_integer_operators, whole_rounding
+from .integer_places import dynamic_places, static_places
 from .runtime import check_model, notices_of, open_function, open_session
 from .settings import INTEGER_LEVEL, Settings
 from .skeleton import Skeleton, build_skeleton
 from .source import read_source
 from .unpacking import BITWISE_OPSET
 
+Activations = Literal["none", "dynamic", "static"]
 REPRESENTATIVE_BLOCK = 64
 """The block whose rounding of activations is forecast, before the formats are known: half and twice of it differ by
 less than a tenth in the error that they make."""
@@ -44,12 +50,17 @@ class OnnxBackend(AbstractBackend):
         accuracy_level: How MatMulNBits computes: 4 rounds activations to int8 and is the fast one, 0 to 3 use floats.
         opset: Version of the standard operators for models that are exported; an ONNX file keeps its own.
         fused: Give the sites that read one tensor (query, key, value; gate, up) one format.
+        activations: How activations meet weights: `none` as they are (MatMulNBits at level 4 rounds them on its own
+            account), `static` in uint8 with ranges from the calibration, so that convolutions and matrix products are
+            computed in integers, `dynamic` in uint8 with the range of every call, for matrix products. Sites that this
+            would hurt stay as under `none`.
         external_bytes: Models that could be larger than this keep their tensors in `model.onnx.data`.
     """
 
     accuracy_level: int = INTEGER_LEVEL
     opset: int = 21
     fused: bool = False
+    activations: Activations = "none"
     external_bytes: int = 1_500_000_000
 
     def __post_init__(self) -> None:
@@ -65,7 +76,8 @@ class OnnxBackend(AbstractBackend):
 
     def footprint(self, model: Model, formats: Sequence[RoundedFormat]) -> Footprint:
         """The exact bytes of every site, from the model's own graph; see `AbstractBackend.footprint`."""
-        skeleton, settings = self._prepare(model)
+        places = self.places(model)
+        skeleton, settings = self._prepare(model, whole_rounding(places, model.graph.quantizable) if places else None)
         offered = {site.name: offered_formats(site, model.matrix(site), formats) for site in model.graph.quantizable}
         return count_footprint(skeleton, offered, settings)
 
@@ -73,7 +85,7 @@ class OnnxBackend(AbstractBackend):
         """ONNX Runtime fuses none by itself; the groups that read one tensor if `fused` is set."""
         return graph.shared_inputs if self.fused else ()
 
-    def activations(self, model: Model, formats: Sequence[RoundedFormat]) -> ActivationRounding | None:
+    def own_rounding(self, model: Model, formats: Sequence[RoundedFormat]) -> ActivationRounding | None:
         """MatMulNBits at accuracy level 4 rounds what it multiplies to symmetric int8 per block of inputs.
 
         Weights stored by their entropy are multiplied in float.
@@ -87,9 +99,34 @@ class OnnxBackend(AbstractBackend):
             operators={use.operator: REPRESENTATIVE_BLOCK for use in uses if use.kind is UseKind.LINEAR}
         )
 
-    def emit(self, model: Model, weights: Iterable[QuantizedWeight], folder: Path) -> Emission:
+    def places(self, model: Model) -> Sequence[ActivationPlace]:
+        """Around convolutions and matrix products; see `AbstractBackend.places`."""
+        if self.activations == "none":
+            return ()
+        if model.source != "onnx":
+            raise BackendError(
+                f"--activations {self.activations} takes ONNX files; {model.name} is a {model.source} model. "
+                "Export it to ONNX first."
+            )
+        parsed, sites = parse_model(read_source(model.path)), model.graph.quantizable
+        found = (dynamic_places if self.activations == "dynamic" else static_places)(parsed, sites)
+        if not found:
+            raise BackendError(
+                f"{model.name} has no float32 weight in a matrix product"
+                + (" or convolution" if self.activations == "static" else "")
+                + f" that ONNX Runtime computes in integers: leave --activations {self.activations} out."
+            )
+        return found
+
+    def emit(
+        self,
+        model: Model,
+        weights: Iterable[QuantizedWeight],
+        folder: Path,
+        activations: ActivationRounding | None = None,
+    ) -> Emission:
         """Write `model.onnx`; check it against the standard, and that the runtime loads it and folds the unpacking."""
-        skeleton, settings = self._prepare(model)
+        skeleton, settings = self._prepare(model, activations)
         (path, *more), sizes = write_model(skeleton, weights, settings, folder)
         faults = check_model(path, model.path if model.source == "onnx" else None)
         return Emission(
@@ -107,12 +144,14 @@ class OnnxBackend(AbstractBackend):
         """An `onnxruntime.InferenceSession` with default options."""
         return open_session(folder)
 
-    def _prepare(self, model: Model) -> tuple[Skeleton, Settings]:
-        """The graph without its weights, and how it will be written."""
+    def _prepare(self, model: Model, rounding: ActivationRounding | None) -> tuple[Skeleton, Settings]:
+        """The graph without its weights, and how it will be written, sites of `rounding` with integer operators."""
         sites = model.graph.quantizable
         if model.source == "onnx":
             proto = read_source(model.path)
             names = {site.name: site.name for site in sites}
+            if rounding is not None and rounding.rows:
+                put_integer_operators(proto, parse_model(proto), sites, rounding)
         else:
             proto, names = export_model(model, self.opset)
         skeleton = build_skeleton(proto, sites, names)

@@ -93,7 +93,7 @@ class Skeleton:
     @property
     def names(self) -> frozenset[str]:
         """Every name that the graph uses, its inner graphs included, and those of the weights."""
-        return frozenset(_names(self.proto.graph)) | {slot.name for slot in self.slots.values()}
+        return frozenset(graph_names(self.proto.graph)) | {slot.name for slot in self.slots.values()}
 
 
 def build_skeleton(proto: ModelProto, sites: Sequence[Site], names: Mapping[str, str]) -> Skeleton:
@@ -217,14 +217,15 @@ def _uses(graph: GraphProto) -> _Uses:
         for position, name in enumerate(node.input):
             uses[name].append((index, position))
         for inner in _inner_graphs(node):
-            for name in set(_names(inner)):
+            for name in set(graph_names(inner)):
                 uses[name].append((-1, 0))
     for output in graph.output:
         uses[output.name].append((-1, 0))
     return uses
 
 
-def _names(graph: GraphProto) -> Iterator[str]:
+def graph_names(graph: GraphProto) -> Iterator[str]:
+    """Every name that a graph uses, its inner graphs included."""
     for entry in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
         yield entry.name
     for sparse in graph.sparse_initializer:
@@ -233,7 +234,7 @@ def _names(graph: GraphProto) -> Iterator[str]:
         yield from node.input
         yield from node.output
         for inner in _inner_graphs(node):
-            yield from _names(inner)
+            yield from graph_names(inner)
 
 
 def _inner_graphs(node: NodeProto) -> Iterator[GraphProto]:

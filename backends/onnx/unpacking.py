@@ -18,12 +18,16 @@ import onnx.parser
 from onnx import FunctionProto
 
 from .functions import BITWISE, COMMON, SHIFTS_ONLY
+from .integer_functions import integer_functions
 
 DOMAIN = "gq"
 RUNTIME_DOMAIN = "com.microsoft"
 SMALLEST_OPSET = 13
 """Below it, Unsqueeze and Squeeze take their axes as attributes, and much else differs."""
 BITWISE_OPSET = 18
+
+AXES_OPSET = 18
+"""From it on, ReduceMax takes its axes as an input."""
 
 UNPACKING_OPERATORS = frozenset({"BitShift", "MatMulInteger", "TopK"})
 """Operators that must be gone after the runtime has folded the constants (beyond those of the model itself)."""
@@ -53,6 +57,7 @@ def library(names: Iterable[str], *, opset: int, element_type: int, accuracy_lev
 def _sources(opset: int) -> Mapping[str, tuple[str, str]]:
     """Signature and body of every function, by name."""
     bodies = COMMON | (BITWISE if opset >= BITWISE_OPSET else SHIFTS_ONLY)
+    bodies |= integer_functions(axes_are_inputs=opset >= AXES_OPSET)
     return {signature.split()[0]: (signature, body) for signature, body in bodies.items()}
 
 

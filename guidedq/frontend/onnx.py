@@ -84,7 +84,7 @@ def _program(
         notice = f"{error} Guidance is forward-only: what each weight reads counts, not how the end loss answers."
         return program, (notice,)
     module.eval()
-    return TorchProgram(module=module, aliases=module.aliases), ()
+    return TorchProgram(module=module, aliases=module.aliases, values=module.values), ()
 
 
 def _inputs(parsed: ParsedGraph, types: Mapping[str, ValueType]) -> tuple[InputSpec, ...]:
