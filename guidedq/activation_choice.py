@@ -1,4 +1,4 @@
-"""Which sites are computed in integers: those whose rounding of activations and weights costs little of the forecast."""
+"""Which sites are computed in integers: those whose rounding to integers costs little of the forecast."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from guidedq.quant.integer import IntegerGrid, integer_grid, round_rows
 from guidedq.registry import stage_text
 from guidedq.report.wording import loss_text
 from guidedq.workspace import finish, is_finished, load_histograms, save_histograms, storing
+
+MOST_SAMPLES = 128
+"""Of a histogram: a place has some thousand values in each, so that a hundred samples fill every bin that matters."""
 
 
 def with_integers(job: Job, evidence: Evidence, limit: int) -> Evidence:
@@ -61,7 +64,7 @@ def with_integers(job: Job, evidence: Evidence, limit: int) -> Evidence:
 
 def _histograms(job: Job, evidence: Evidence, places: Sequence[ActivationPlace]) -> Sequence[ActivationHistogram]:
     """What the guide hears at the places, or heard in an earlier run."""
-    samples = evidence.calibration.tuning
+    samples = evidence.calibration.tuning.part(0, MOST_SAMPLES)
     text = stage_text(job.recipe.guide, "guide")
     key = (job.model.digest, samples.digest, text, str(job.seed), repr(places))
     entry = job.workspace.entry("activations", *key)
@@ -88,9 +91,7 @@ def _distortion(job: Job, evidence: Evidence, limit: int) -> float:
     """What the weights lose in a file of this size."""
     low, high = size_range(job.model.graph, evidence.footprint)
     limits = [min(max(limit, low), high)]
-    (allocation,) = job.recipe.allocate.allocate(
-        job.model.graph, evidence.distortions, evidence.footprint, limits
-    )
+    (allocation,) = job.recipe.allocate.allocate(job.model.graph, evidence.distortions, evidence.footprint, limits)
     return allocation.distortion
 
 
@@ -107,11 +108,7 @@ def _rounding(
         operators={name: size for name, size in others.items() if name not in mine},
         dynamic=tuple(name for place in places if place.dynamic for name in place.operators if name in mine),
         inputs={
-            name: grids[place.name]
-            for place in places
-            if not place.dynamic
-            for name in place.operators
-            if name in mine
+            name: grids[place.name] for place in places if not place.dynamic for name in place.operators if name in mine
         },
         values={place.name: grids[place.name] for place in places if not place.operators},
         rows={site.name: 1 if site.storage is Storage.IN_OUT else 0 for site in sites},

@@ -249,7 +249,7 @@ def _typed(value: Any, wanted: Any, spelled: str) -> Any:
     arguments = get_args(wanted)
     if isinstance(value, list) and arguments and arguments[-1] is Ellipsis:
         return tuple(_typed(item, arguments[0], spelled) for item in cast("list[Any]", value))
-    if wanted is float and type(value) in (int, float):
+    if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if value in arguments or (wanted in (bool, int, str) and type(value) is wanted):
         return value
@@ -278,5 +278,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return (
-        str(value) if isinstance(value, int | float) else json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+        str(value)
+        if isinstance(value, int | float)
+        else json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
     )

@@ -309,7 +309,7 @@ class AbstractBackend(ABC):
 
     @abstractmethod
     def own_rounding(self, model: Model, formats: Sequence[RoundedFormat]) -> ActivationRounding | None:
-        """The rounding of activations that the runtime does on its own account, `None` if it computes in floating point.
+        """The rounding of activations that the runtime does on its own account, `None` if it does none.
 
         Args:
             model: What is compiled.

@@ -133,7 +133,7 @@ class OnnxBackend(AbstractBackend):
             weights_file=path,
             site_bytes=sizes,
             more_files=tuple(more),
-            notices=(*faults, *notices_of(path, settings)),
+            notices=(*faults, *notices_of(path, settings, _integer_nodes(model, activations))),
         )
 
     def open(self, model: Model, folder: Path) -> Callable[[Batch], Tensor]:
@@ -163,3 +163,9 @@ class OnnxBackend(AbstractBackend):
             external=largest > self.external_bytes,
         )
         return skeleton, settings
+
+
+def _integer_nodes(model: Model, rounding: ActivationRounding | None) -> int:
+    """How many operators are to be computed in integers."""
+    sites = [site for site in model.graph.quantizable if rounding is not None and site.name in rounding.rows]
+    return sum(len(site.uses) for site in sites)

@@ -85,9 +85,7 @@ class _Writer:
         self._opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
         self._makers = {name: index for index, node in enumerate(proto.graph.node) for name in node.output if name}
         taken = frozenset(graph_names(proto.graph))
-        self._names: Iterator[str] = names_of_length(
-            name_length(NAMES_PER_NODE * len(proto.graph.node), taken), taken
-        )
+        self._names: Iterator[str] = names_of_length(name_length(NAMES_PER_NODE * len(proto.graph.node), taken), taken)
         self._nodes: defaultdict[int, list[NodeProto]] = defaultdict(list)
         self._after: defaultdict[int, list[NodeProto]] = defaultdict(list)
         self._replaced: set[int] = set()

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
-_LARGEST = {True: "m = ReduceMax <keepdims = 0> (a, {axes})", False: "m = ReduceMax <axes = [{axis}], keepdims = 0> (a)"}
+_LARGEST = {
+    True: "m = ReduceMax <keepdims = 0> (a, {axes})",
+    False: "m = ReduceMax <axes = [{axis}], keepdims = 0> (a)",
+}
 """By whether the opset takes axes as an input, which it does from 18."""
 _SCALES = """
     l = Constant <value_float = 64.0> ()
@@ -38,21 +41,22 @@ def integer_functions(*, axes_are_inputs: bool) -> dict[str, str]:
     c = Cast <to = 2> (i)
     q = QuantizeLinear(x, r, c)
     y = DequantizeLinear(q, r, c)""",
-        # a weight whose rows lie along its first axis, or along its second, as int8 codes and scales
-        "Rows8 (w) => (q, r)": rows,
-        "Columns8 (w) => (q, r)": columns,
+        # a weight whose rows lie along its first axis, or along its second, as int8 codes, scales and zeros: the
+        # runtime makes no integer kernel of a Gemm whose weight has no stated zero points
+        "Rows8 (w) => (q, r, z)": rows,
+        "Columns8 (w) => (q, r, z)": columns,
         "Rows8F (w) => (y)": """
-    q, r = gq.Rows8(w)
-    y = DequantizeLinear <axis = 0> (q, r)""",
+    q, r, z = gq.Rows8(w)
+    y = DequantizeLinear <axis = 0> (q, r, z)""",
         "Columns8F (w) => (y)": """
-    q, r = gq.Columns8(w)
-    y = DequantizeLinear <axis = 1> (q, r)""",
+    q, r, z = gq.Columns8(w)
+    y = DequantizeLinear <axis = 1> (q, r, z)""",
         # products whose left side is rounded to the grid of its own values
         "Dynamic (x, w) => (y)": """
-    q, r = gq.Columns8(w)
+    q, r, z = gq.Columns8(w)
     y = gq.Product(x, q, r)""",
         "DynamicT (x, w) => (y)": """
-    t, r = gq.Rows8(w)
+    t, r, z = gq.Rows8(w)
     q = Transpose <perm = [1, 0]> (t)
     y = gq.Product(x, q, r)""",
         "Product (x, q, r) => (y)": """

@@ -1,7 +1,7 @@
 """Where activations would have to be rounded for ONNX Runtime to compute a site in integers.
 
-Its optimizer makes an integer kernel of a node between DequantizeLinear and QuantizeLinear: of a convolution if both what
-it reads and what it writes are rounded, of a matrix product if what it reads is. Sums and averages between rounded
+Its optimizer makes an integer kernel of a node between DequantizeLinear and QuantizeLinear: of a convolution if both
+what it reads and what it writes are rounded, of a matrix product if what it reads is. Sums and averages between rounded
 values become integer kernels too, if what they write is rounded.
 """
 
@@ -145,9 +145,7 @@ def _wanted(
     return dict(wanted)
 
 
-def _read_places(
-    nodes: Mapping[str, Node], sites: Sequence[Site], *, dynamic: bool
-) -> tuple[ActivationPlace, ...]:
+def _read_places(nodes: Mapping[str, Node], sites: Sequence[Site], *, dynamic: bool) -> tuple[ActivationPlace, ...]:
     """One place for every value that some of these nodes read, rounded for them alone."""
     operators: defaultdict[str, list[str]] = defaultdict(list)
     for name, node in nodes.items():

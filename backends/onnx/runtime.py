@@ -23,6 +23,8 @@ from .settings import Settings
 from .unpacking import DOMAIN, UNPACKING_OPERATORS
 
 MAIN_OUTPUT = "logits"
+INTEGER_KERNELS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"})
+"""What its optimizer makes of convolutions and matrix products between rounded values."""
 
 
 def open_session(folder: Path) -> Any:
@@ -89,8 +91,13 @@ def _fault(path: Path) -> str | None:
     return None
 
 
-def notices_of(path: Path, settings: Settings) -> tuple[str, ...]:
+def notices_of(path: Path, settings: Settings, integer_nodes: int = 0) -> tuple[str, ...]:
     """What the runtime makes of the model, in words.
+
+    Args:
+        path: The model file.
+        settings: How it was written.
+        integer_nodes: How many of its nodes were meant to be computed in integers.
 
     Raises:
         BackendError: the runtime refuses the model.
@@ -110,9 +117,20 @@ def notices_of(path: Path, settings: Settings) -> tuple[str, ...]:
     if any(kind.startswith("MatMulNBits") for kind in kinds):
         rounding = "activations are rounded to int8 per block" if settings.integer else "activations stay in float"
         notices.append(f"MatMulNBits accuracy_level is {settings.accuracy_level}: {rounding}.")
+    if integer_nodes:
+        notices.append(integer_notice(model, integer_nodes))
     if left:
         notices.append(f"{sum(left.values())} nodes that unpack weights were not folded at load; calls will be slow.")
     return tuple(notices)
+
+
+def integer_notice(loaded: ModelProto, integer_nodes: int) -> str:
+    """Which integer kernels are in the loaded graph, and how many nodes that were meant to become one did not."""
+    kernels = Counter(node.op_type for node in loaded.graph.node if node.op_type in INTEGER_KERNELS)
+    listed = ", ".join(f"{number} x {kind}" for kind, number in sorted(kernels.items())) or "nothing"
+    missing = integer_nodes - kernels.total()
+    rest = f"; {missing} more nodes stay in float, rounded all the same" if missing > 0 else ""
+    return f"ONNX Runtime computes in integers: {listed}{rest}."
 
 
 def loaded_by_runtime(path: Path) -> ModelProto:

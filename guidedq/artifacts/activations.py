@@ -12,7 +12,7 @@ from torch import Tensor
 from guidedq.quant.integer import IntegerGrid, round_to_grid
 
 BINS = 8192
-"""Of a histogram: 32 to each step of the grid that holds its whole range, so that a grid 8 times finer is still told."""
+"""Of a histogram: 32 to each step of the grid that holds the whole range, so that a grid 8 times finer is told."""
 
 
 @final

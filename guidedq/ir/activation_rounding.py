@@ -19,8 +19,8 @@ class ActivationRounding:
     """Which activations are rounded, and how.
 
     Attributes:
-        operators: The operators whose inputs are rounded to symmetric int8 per block of inputs, `scale = max |x| / 127`,
-            with the block size of each: what ONNX Runtime's MatMulNBits does at accuracy level 4.
+        operators: The operators whose inputs are rounded to symmetric int8 per block of inputs, `scale = max |x| /
+            127`, with the block size of each: what ONNX Runtime's MatMulNBits does at accuracy level 4.
         dynamic: The operators whose inputs are rounded to uint8, with a grid for every call.
         inputs: The operators whose inputs are rounded to uint8, with the grid of each.
         values: The values that are rounded to uint8 for all that read them, with the grid of each.

@@ -1,7 +1,7 @@
 """Eight-bit integers for computing: unsigned ones for activations, signed ones for the rows of a weight.
 
-What runtimes have kernels for: activations uint8 with one scale and zero point for the whole tensor, weights int8 with a
-scale for every row and no zero point. On every processor the sums come out exactly.
+What runtimes have kernels for: activations uint8 with one scale and zero point for the whole tensor, weights int8 with
+a scale for every row and no zero point. The sums come out exactly on every processor.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ LEVELS = 255
 MIDDLE = 128
 """Zero point of a symmetric grid: codes 1 to 255 are as many below zero as above."""
 LARGEST_SIGNED = 64
-"""Codes of weights are -64 to 64: processors without VNNI add two products of a uint8 and an int8 in 16 bits, where they
-saturate, and 2 * 255 * 64 is the most that is safe. ONNX Runtime's own quantizer leaves this to `reduce_range`."""
+"""Codes of weights are -64 to 64: processors without VNNI add two products of a uint8 and an int8 in 16 bits, where
+they saturate, and 2 * 255 * 64 is the most that is safe. ONNX Runtime's own quantizer leaves this to `reduce_range`."""
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 """Stands in for the scale of what is zero throughout."""
 

@@ -32,8 +32,7 @@ class PercentileRange(AbstractRange):
 
     def grid(self, histogram: ActivationHistogram) -> IntegerGrid:
         """See `AbstractRange`; the ends are those of bins."""
-        shares = histogram.counts.double().cumsum(0)
-        shares /= shares[-1]
+        shares = histogram.counts.double().cumsum(0) / histogram.counts.double().sum()
         beyond = (1 - self.percentile / 100) / 2
         bins, width = len(shares), (histogram.high - histogram.low) / len(shares)
         first = int(torch.searchsorted(shares, beyond, right=True))
