@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import fsum
 
 from guidedq.artifacts.activations import ActivationHistogram, ActivationPlace
 from guidedq.decision import size_range
@@ -52,7 +53,7 @@ def with_integers(job: Job, evidence: Evidence, limit: int) -> Evidence:
         whole = _distortion(job, evidence, limit) + sum(costs.values()) + sum(by_weight.values())
     chosen = {name for name, cost in by_site.items() if cost <= job.recipe.activation_budget * whole}
     kept = [place for place in places if chosen.intersection(place.sites)]
-    loss = sum(costs[place.name] for place in kept) + sum(by_weight[name] for name in chosen)
+    loss = fsum((*(costs[place.name] for place in kept), *(by_weight[name] for name in by_weight if name in chosen)))
     rounded = [site for site in sites if site.name in chosen]
     return replace(
         evidence,

@@ -56,7 +56,7 @@ def test_sites_above_the_share_stay_in_float(job_of):
 
 
 def test_the_range_is_chosen_as_the_recipe_says(job_of):
-    guided, widest = chosen(job_of()), chosen(job_of("range=min-max"))
+    guided, widest = (chosen(job_of("activation-budget=1.0", f"range={name}")) for name in ("guided", "min-max"))
     assert guided.rounding.values.keys() == widest.rounding.values.keys()
     assert guided.rounding_loss < widest.rounding_loss
     for name, grid in guided.rounding.values.items():
@@ -69,9 +69,7 @@ def test_without_activations_nothing_is_measured_or_rounded(job_of):
 
 
 def test_a_compiled_file_has_integer_kernels_and_a_forecast_that_counts_them(job_of, tmp_path):
-    budget, options = "8bits", {"budget": "60000bits"}
-    del budget, options
-    report = guidedq.compile(**job_of("activation-budget=1.0"), budget="60bits", out=tmp_path / "out").report
+    report = guidedq.compile(**job_of("activation-budget=1.0"), budget="48bits", out=tmp_path / "out").report
     assert any("3 of 3 sites are computed in integers" in notice for notice in report.notices)
     assert any("2 x QLinearConv" in notice for notice in report.notices)
     operators = {node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node}
@@ -80,6 +78,6 @@ def test_a_compiled_file_has_integer_kernels_and_a_forecast_that_counts_them(job
     assert 0.3 < report.measured.kl / report.forecast.kl < 3
 
 
-def test_the_torch_backend_says_that_it_has_no_such_option():
+def test_the_torch_backend_says_that_it_has_no_such_option(tmp_path):
     with pytest.raises(GuidedQError, match="the torch backend has no option 'activations'"):
-        guidedq.plan("demo", budgets=["4bits"], activations="static")
+        make_job(convolutions(tmp_path), backend="torch", activations="static")

@@ -9,22 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from integer_networks import convolutions, loaded, products
 from onnx import helper
 from onnx.numpy_helper import from_array
-from integer_networks import convolutions, loaded, products
 from onnx_models import counted_bytes, quantized
 
+from guidedq.artifacts.samples import SampleSet
 from guidedq.backends.onnx.backend import OnnxBackend
 from guidedq.backends.onnx.runtime import loaded_by_runtime
 from guidedq.calibration.histograms import collect_histograms
 from guidedq.errors import BackendError
-from guidedq.frontend.onnx import load_onnx
 from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Storage
 from guidedq.progress import SilentProgress
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
 from guidedq.quant.integer import integer_grid
-from guidedq.artifacts.samples import SampleSet
 
 CODES_OFF = 0.02
 """Relative to the largest output: where a sum falls between two codes, float and integer arithmetic may choose
@@ -40,9 +39,7 @@ def samples_of(model, count: int = 12) -> SampleSet:
 def whole(model, backend) -> ActivationRounding:
     """Rounding at every place of the backend, on grids of min-max."""
     places = backend.places(model)
-    seen = collect_histograms(
-        model, samples_of(model), places, gradients=False, seed=0, progress=SilentProgress()
-    )
+    seen = collect_histograms(model, samples_of(model), places, gradients=False, seed=0, progress=SilentProgress())
     grids = {place.name: integer_grid(one.low, one.high) for place, one in zip(places, seen, strict=True)}
     return ActivationRounding(
         dynamic=tuple(name for place in places if place.dynamic for name in place.operators),
@@ -61,9 +58,7 @@ def written(model, backend, rounding, folder, format=EIGHT):
     weights = quantized(model, lambda site: [format] * site.rows)
     emission = backend.emit(model, weights, folder, rounding)
     batch = samples_of(model).inputs
-    stored = {
-        weight.name: model.graph.site(weight.name).stored(weight.dequantize()) for weight in weights
-    }
+    stored = {weight.name: model.graph.site(weight.name).stored(weight.dequantize()) for weight in weights}
     expected = model.program.predict(batch, weights=stored, activations=rounding)
     loaded = loaded_by_runtime(emission.weights_file)
     return backend.open(model, folder)(batch), expected, Counter(node.op_type for node in loaded.graph.node), emission
