@@ -8,11 +8,9 @@ from math import fsum
 
 from guidedq.artifacts.activations import ActivationHistogram, ActivationPlace
 from guidedq.decision import size_range
-from guidedq.errors import BackendError
 from guidedq.evidence import Evidence
 from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Site, Storage
-from guidedq.ir.program import TorchProgram
 from guidedq.job import Job
 from guidedq.quant.integer import IntegerGrid, integer_grid, round_rows
 from guidedq.registry import stage_text
@@ -27,19 +25,12 @@ def with_integers(job: Job, evidence: Evidence, limit: int) -> Evidence:
     """The evidence with the rounding of activations that is best for a file of `limit` bytes, and what it costs.
 
     A site's cost is that of its places and of its weight's int8 rows, in the unit of the forecast. Sites above the
-    recipe's share of the whole, the weights' distortion at `limit` included, stay in float.
-
-    Raises:
-        BackendError: the backend rounds activations, and this model cannot be run in torch.
+    recipe's share of the whole, the weights' distortion at `limit` included, stay in float. A guide that takes no
+    gradients sees no cost in activations.
     """
     places = job.backend.places(job.model)
     if not places:
         return evidence
-    if not isinstance(job.model.program, TorchProgram):
-        raise BackendError(
-            f"{job.model.name} cannot be run in torch, which the ranges of its activations are measured in. "
-            "Leave --activations out."
-        )
     with job.stopwatch.time("activations"):
         histograms = _histograms(job, evidence, places)
         grids = {place.name: _grid(job, place, seen) for place, seen in zip(places, histograms, strict=True)}

@@ -115,7 +115,7 @@ def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
         check_weights(job.model, job.model.graph.quantizable)
         footprint = job.footprint()
         limits = [limit_of(budget, job, footprint) for budget in budgets]
-    evidence = with_integers(job, gather(job, footprint), max(limits))
+    evidence = with_integers(job, gather(job, footprint), max(limits))  # the strictest: one choice for all sizes
     probes = probed(job, evidence)
     for limit in limits:
         check_reach(job, evidence, limit)

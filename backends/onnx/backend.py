@@ -17,7 +17,7 @@ from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Graph, UseKind
 from guidedq.ir.model import Model
 from guidedq.ir.onnx_interpreter import parse_model
-from guidedq.ir.program import Batch
+from guidedq.ir.program import Batch, TorchProgram
 from guidedq.quant.formats import EntropyCode, EntropyFormat, RoundedFormat
 from guidedq.stages import AbstractBackend, Emission
 
@@ -107,6 +107,11 @@ class OnnxBackend(AbstractBackend):
             raise BackendError(
                 f"--activations {self.activations} takes ONNX files; {model.name} is a {model.source} model. "
                 "Export it to ONNX first."
+            )
+        if not isinstance(model.program, TorchProgram):
+            raise BackendError(
+                f"{model.name} cannot be run in torch, which the ranges of its activations are measured in: leave "
+                f"--activations {self.activations} out."
             )
         parsed, sites = parse_model(read_source(model.path)), model.graph.quantizable
         found = (dynamic_places if self.activations == "dynamic" else static_places)(parsed, sites)

@@ -22,8 +22,8 @@ from guidedq.ir.onnx_interpreter.node import Node
 
 JOINING = frozenset({"Add", "AveragePool", "GlobalAveragePool"})
 """Operators with integer kernels that are worth it between integer convolutions."""
-PASSIVE = frozenset({"MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze", "Flatten"})
-"""Operators that choose among the values they read (and zeros): what they write lies on the same grid."""
+PASSIVE = frozenset({"Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators that choose among the values they read: what they write lies on the same grid, if they pad with zeros."""
 CONVOLVED_RANKS = (3, 4)
 """Axes of the weights of convolutions in one and two dimensions, which the integer kernel takes."""
 
@@ -31,18 +31,23 @@ CONVOLVED_RANKS = (3, 4)
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """Who makes and who reads each value of a graph."""
+    """Who makes and who reads each value of a graph; its outputs, constants, and constants that are zero."""
 
     makers: Mapping[str, Node]
     readers: Mapping[str, Sequence[Node]]
     outputs: frozenset[str]
     constants: frozenset[str]
+    zeros: frozenset[str]
 
     def root(self, value: str) -> str:
         """The value that passive operators made this one of."""
-        while (node := self.makers.get(value)) is not None and node.operator in PASSIVE and not node.domain:
+        while (node := self.makers.get(value)) is not None and self._is_passive(node):
             value = node.inputs[0]
         return value
+
+    def _is_passive(self, node: Node) -> bool:
+        padding = node.inputs[2] if node.operator == "Pad" and len(node.inputs) > 2 else ""
+        return node.operator in PASSIVE and not node.domain and (not padding or padding in self.zeros)
 
     def written(self, node: Node) -> str:
         """What a kernel for the node would write: the output of the Relu that alone reads the node's, or its own."""
@@ -68,6 +73,7 @@ def flow_of(parsed: ParsedGraph) -> Flow:
         readers=readers,
         outputs=frozenset(parsed.outputs.values()),
         constants=frozenset(parsed.constants),
+        zeros=frozenset(name for name, value in parsed.constants.items() if not bool(value.any())),
     )
 
 
@@ -101,7 +107,7 @@ def static_places(parsed: ParsedGraph, sites: Sequence[Site]) -> tuple[Activatio
             values[root].append(site_of[name])
     order = [site.name for site in sites]
     whole = [
-        ActivationPlace(name=value, sites=tuple(sorted(set(mine or wanted[value]), key=order.index)))
+        ActivationPlace(name=value, sites=tuple(sorted(set(mine) or wanted[value], key=order.index)))
         for value, mine in values.items()
     ]
     rest = {name: node for name, node in nodes.items() if flow.root(node.inputs[0]) not in values}
@@ -120,9 +126,10 @@ def integer_nodes(parsed: ParsedGraph, sites: Sequence[Site]) -> dict[str, Node]
         if all(other.kind is not UseKind.EMBEDDING for other in site.uses)
     }
     found: dict[str, Node] = {}
+    flow = flow_of(parsed)
     for node in parsed.nodes:
         site, kind = kinds.get(node.name, (None, None))
-        if site is None or not _is_float(parsed.constants.get(site.name)):
+        if site is None or not _is_float(parsed.constants.get(site.name)) or flow.root(node.inputs[1]) != site.name:
             continue
         plain = node.operator != "Gemm" or (node.number("alpha", 1.0) == 1.0 and node.number("beta", 1.0) == 1.0)
         if plain and (kind is UseKind.LINEAR or len(site.shape) in CONVOLVED_RANKS):
@@ -133,15 +140,15 @@ def integer_nodes(parsed: ParsedGraph, sites: Sequence[Site]) -> dict[str, Node]
 
 def _wanted(
     parsed: ParsedGraph, flow: Flow, nodes: Mapping[str, Node], site_of: Mapping[str, str]
-) -> Mapping[str, list[str]]:
+) -> Mapping[str, set[str]]:
     """The values that some integer kernel would read, through joining operators too, each with the sites that do."""
-    wanted: defaultdict[str, list[str]] = defaultdict(list)
+    wanted: defaultdict[str, set[str]] = defaultdict(set)
     for name, node in nodes.items():
-        wanted[flow.root(node.inputs[0])].append(site_of[name])
+        wanted[flow.root(node.inputs[0])].add(site_of[name])
     for node in reversed(parsed.nodes):
         if node.operator in JOINING and not node.domain and (value := flow.written(node)) in wanted:
             for name in flow.read(node):
-                wanted[name] += wanted[value]
+                wanted[name] |= wanted[value]
     return dict(wanted)
 
 
