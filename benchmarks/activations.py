@@ -30,7 +30,10 @@ from compile_models import machine
 
 CALIBRATION_SAMPLES = 128
 """As many as guidedq takes for its histograms."""
-EVALUATION_BATCH = 50
+BATCH = 64
+"""Divides the calibration samples: ONNX Runtime's percentiles want batches of one size."""
+OWN_EVALUATION = 256
+"""Samples that guidedq measures on itself: all models are measured on all of them here."""
 ROUNDS = 60
 KERNELS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits")
 COLUMNS = ("model", "quantized by", "file", "accuracy", "KL or relative error", "forecast", "latency", "kernels")
@@ -72,11 +75,10 @@ def read(path: Path, count: int) -> dict[str, np.ndarray]:
 
 def compiled(source: Path, options: str, arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
     """One of guidedq's: the file and its forecast."""
-    data = (
-        ("--data", str(arguments.text))
-        if arguments.text
-        else ("--data", str(arguments.data), "--eval-data", str(arguments.eval_data))
-    )
+    part = out.with_suffix(".npz")
+    np.savez(part, **read(arguments.eval_data, OWN_EVALUATION))
+    given = ("--data", str(arguments.data), "--eval-data", str(part))
+    data = ("--data", str(arguments.text)) if arguments.text else given
     command = [
         *(sys.executable, "-m", "guidedq", "compile", str(source), "--json", *data),
         *("--workspace", str(arguments.workspace), "--out", str(out)),
@@ -190,8 +192,8 @@ def feeds_of(path: Path, samples: Inputs) -> dict[str, np.ndarray]:
 def batches(feeds: Inputs) -> Iterator[dict[str, np.ndarray]]:
     """Parts of the samples."""
     count = len(next(iter(feeds.values())))
-    for start in range(0, count, EVALUATION_BATCH):
-        yield {name: values[start : start + EVALUATION_BATCH] for name, values in feeds.items()}
+    for start in range(0, count, BATCH):
+        yield {name: values[start : start + BATCH] for name, values in feeds.items()}
 
 
 def run(session: onnxruntime.InferenceSession, feeds: Inputs) -> np.ndarray:
