@@ -48,7 +48,7 @@ def with_integers(job: Job, evidence: Evidence, limit: int) -> Evidence:
     rounded = [site for site in sites if site.name in chosen]
     return replace(
         evidence,
-        rounding=_rounding(evidence.rounding, kept, rounded, grids),
+        rounding=_rounding(evidence.rounding, kept, rounded, sites, grids),
         rounding_loss=loss,
         notices=(_told(job, by_site, chosen, loss),),
     )
@@ -91,13 +91,18 @@ def _rounding(
     own: ActivationRounding | None,
     places: Sequence[ActivationPlace],
     sites: Sequence[Site],
+    asked: Sequence[Site],
     grids: Mapping[str, IntegerGrid],
 ) -> ActivationRounding:
-    """Round at `places` and compute `sites` in integers, beside what the runtime does elsewhere on its own account."""
+    """Round at `places` and compute `sites` in integers, the others that were `asked` about in float.
+
+    What the runtime does with the rest on its `own` account stays.
+    """
     mine = {use.operator for site in sites for use in site.uses}
+    known = {use.operator for site in asked for use in site.uses}
     others = own.operators if own else {}
     return ActivationRounding(
-        operators={name: size for name, size in others.items() if name not in mine},
+        operators={name: size for name, size in others.items() if name not in known},
         dynamic=tuple(name for place in places if place.dynamic for name in place.operators if name in mine),
         inputs={
             name: grids[place.name] for place in places if not place.dynamic for name in place.operators if name in mine

@@ -53,7 +53,7 @@ class OnnxBackend(AbstractBackend):
         activations: How activations meet weights: `none` as they are (MatMulNBits at level 4 rounds them on its own
             account), `static` in uint8 with ranges from the calibration, so that convolutions and matrix products are
             computed in integers, `dynamic` in uint8 with the range of every call, for matrix products. Sites that this
-            would hurt stay as under `none`.
+            would hurt are computed in float.
         external_bytes: Models that could be larger than this keep their tensors in `model.onnx.data`.
     """
 
@@ -76,8 +76,7 @@ class OnnxBackend(AbstractBackend):
 
     def footprint(self, model: Model, formats: Sequence[RoundedFormat]) -> Footprint:
         """The exact bytes of every site, from the model's own graph; see `AbstractBackend.footprint`."""
-        places = self.places(model)
-        skeleton, settings = self._prepare(model, whole_rounding(places, model.graph.quantizable) if places else None)
+        skeleton, settings = self._prepare(model, whole_rounding(self.places(model), model.graph.quantizable))
         offered = {site.name: offered_formats(site, model.matrix(site), formats) for site in model.graph.quantizable}
         return count_footprint(skeleton, offered, settings)
 
@@ -159,7 +158,8 @@ class OnnxBackend(AbstractBackend):
                 put_integer_operators(proto, parse_model(proto), sites, rounding)
         else:
             proto, names = export_model(model, self.opset)
-        skeleton = build_skeleton(proto, sites, names)
+        unread = {name for place in self.places(model) for name in place.sites}
+        skeleton = build_skeleton(proto, sites, names, unread)
         largest = stored_bytes(skeleton.proto, external=False) + sum(2 * site.parameters for site in sites)
         settings = Settings(
             accuracy_level=self.accuracy_level,

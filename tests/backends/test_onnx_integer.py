@@ -134,6 +134,17 @@ def test_the_count_is_never_below_the_file_and_hardly_above(tmp_path, activation
     assert 0 <= counted_bytes(footprint, weights) - emission.bytes <= 80
 
 
+def test_products_that_stay_in_float_are_written_as_they_were_counted(tmp_path):
+    model, backend = products(tmp_path), OnnxBackend(activations="dynamic")
+    footprint = backend.footprint(model, [EIGHT])
+    fewer = replace(whole(model, backend), rows={"w3": 0}, dynamic=("head",))
+    found, expected, kernels, emission = written(model, backend, fewer, _folder(tmp_path))
+    weights = quantized(model, lambda site: [EIGHT] * site.rows)
+    assert emission.bytes <= counted_bytes(footprint, weights)
+    assert _distance(found, expected) < CODES_OFF
+    assert (kernels["MatMul"], kernels["MatMulNBits"], kernels["DynamicQuantizeMatMul"]) == (2, 0, 1)
+
+
 def test_what_several_products_read_is_one_place(tmp_path):
     places = OnnxBackend(activations="dynamic").places(products(tmp_path))
     assert [(place.operators, place.sites) for place in places] == [
