@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -31,7 +31,22 @@ class EntropyRange(AbstractRange):
 
     def grid(self, histogram: ActivationHistogram) -> IntegerGrid:
         """See `AbstractRange`."""
-        return least(histogram, lambda grid: divergence(histogram, grid), symmetric=self.symmetric)
+        seen = without_zeros(histogram)
+        return least(seen, lambda grid: divergence(seen, grid), symmetric=self.symmetric)
+
+
+def without_zeros(histogram: ActivationHistogram) -> ActivationHistogram:
+    """The histogram with no more values in the bin of zero than in the fuller of its neighbours.
+
+    Half of what a Relu writes is zero, which every grid holds exactly: spread over a code's bins it would outweigh all
+    else, and the narrowest grid would win.
+    """
+    counts = histogram.counts.clone()
+    bins = len(counts)
+    zero = min(bins - 1, int(-histogram.low * bins / (histogram.high - histogram.low)))
+    beside = [float(counts[place]) for place in (zero - 1, zero + 1) if 0 <= place < bins]
+    counts[zero] = min(float(counts[zero]), max(beside))
+    return replace(histogram, counts=counts) if bool(counts.any()) else histogram
 
 
 def divergence(histogram: ActivationHistogram, grid: IntegerGrid) -> float:

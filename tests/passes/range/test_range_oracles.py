@@ -80,6 +80,11 @@ def test_entropy_is_the_divergence_of_a_bin_by_bin_count():
     assert EntropyRange().grid(histogram).high < histogram.high
 
 
+def test_entropy_does_not_clip_what_a_relu_leaves_for_the_zeros_in_it():
+    values = torch.randn(20_000, generator=torch.Generator().manual_seed(8)).relu()
+    assert EntropyRange().grid(histogram_of(values)).high > 0.6 * float(values.max())
+
+
 def _slow_divergence(histogram, grid):
     bins = list(zip(histogram.centers.tolist(), histogram.counts.tolist(), strict=True))
     inside = [n for n, (x, _) in enumerate(bins) if grid.low - grid.scale / 2 <= x <= grid.high + grid.scale / 2]
