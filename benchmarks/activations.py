@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -60,7 +61,9 @@ def main() -> None:
     record = {
         "machine": machine(),
         "versions": {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__},
-        "arguments": sys.argv[1:],
+        "arguments": [
+            re.sub(r"(^|=)/\S*/", r"\1", word) for word in sys.argv[1:]
+        ],  # files by name: folders are nobody's business
         "rows": rows,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
