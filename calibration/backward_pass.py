@@ -68,16 +68,26 @@ def backward_pass(
     ear = Ear(record, blocks, len(batch), model.graph.head if has_labels else None)
     start = time.perf_counter()
     with ear.listening(module, sites), recomputed(module, blocks):
-        with torch.enable_grad():
-            outputs: list[Tensor] = [module(**batch.inputs)]
-        give_back()
-        if outputs[0].requires_grad:
-            ear.turn_back()
-            cotangents = [_cotangent(model.objective, scratch(outputs[0]), batch, first_sample, seed)]
-            run_backwards(outputs, cotangents)
-    outputs.clear()
+        run_both_ways(model, batch, first_sample, seed=seed, turn_back=ear.turn_back)
     give_back()
     return time.perf_counter() - start - ear.seconds
+
+
+def run_both_ways(
+    model: Model, batch: SampleSet, first_sample: int, *, seed: int, turn_back: Callable[[], None] = lambda: None
+) -> None:
+    """Forwards, and backwards from the sampled loss of `backward_pass`, for whoever has put hooks on the module.
+
+    `turn_back` is called between the two.
+    """
+    assert isinstance(model.program, TorchProgram)
+    with torch.enable_grad():
+        outputs: list[Tensor] = [model.program.module(**batch.inputs)]
+    give_back()
+    if outputs[0].requires_grad:
+        turn_back()
+        cotangents = [_cotangent(model.objective, scratch(outputs[0]), batch, first_sample, seed)]
+        run_backwards(outputs, cotangents)
 
 
 def run_backwards(outputs: list[Tensor], cotangents: list[Tensor]) -> None:

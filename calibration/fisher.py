@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 from torch import Tensor
 
+from guidedq.artifacts.activations import ActivationHistogram, ActivationPlace
 from guidedq.artifacts.guidance import AbstractGuidance, QuadraticTerm
 from guidedq.artifacts.samples import SampleSet
 from guidedq.ir.graph import Site, Use
@@ -19,6 +20,7 @@ from guidedq.stages import AbstractGuide
 from .collection import AbstractStatistics, Collection, Recompute
 from .events import Event
 from .hessian import InputStatistics
+from .histograms import collect_histograms
 from .statistics import Sums, assembled, guided_sums, guided_term
 from .store import StoredGuidance
 
@@ -58,6 +60,12 @@ class FisherGuide(AbstractGuide):
     def restore(self, folder: Path) -> AbstractGuidance:
         """Read what `collect` left."""
         return StoredGuidance.read(folder)
+
+    def histograms(
+        self, model: Model, samples: SampleSet, places: Sequence[ActivationPlace], *, seed: int, progress: Progress
+    ) -> Sequence[ActivationHistogram]:
+        """Values and squared gradients."""
+        return collect_histograms(model, samples, places, gradients=True, seed=seed, progress=progress)
 
 
 @final

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from guidedq.artifacts.activations import ActivationHistogram, ActivationPlace
 from guidedq.artifacts.guidance import AbstractGuidance, QuadraticTerm
 from guidedq.artifacts.samples import SampleSet
 from guidedq.ir.graph import Site, Use, UseKind
@@ -19,6 +20,7 @@ from guidedq.stages import AbstractGuide
 
 from .collection import AbstractStatistics, Collection
 from .events import Event
+from .histograms import collect_histograms
 from .statistics import Sums, assembled, row_groups, second_moment, token_frequencies
 from .store import StoredGuidance
 
@@ -44,6 +46,12 @@ class HessianGuide(AbstractGuide):
     def restore(self, folder: Path) -> AbstractGuidance:
         """Read what `collect` left."""
         return StoredGuidance.read(folder)
+
+    def histograms(
+        self, model: Model, samples: SampleSet, places: Sequence[ActivationPlace], *, seed: int, progress: Progress
+    ) -> Sequence[ActivationHistogram]:
+        """Values alone."""
+        return collect_histograms(model, samples, places, gradients=False, seed=seed, progress=progress)
 
 
 @final

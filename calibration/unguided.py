@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from guidedq.artifacts.activations import ActivationHistogram, ActivationPlace
 from guidedq.artifacts.guidance import AbstractGuidance, identity_guidance
 from guidedq.artifacts.samples import SampleSet
 from guidedq.ir.model import Model
 from guidedq.progress import Progress
 from guidedq.stages import AbstractGuide
 
+from .histograms import collect_histograms
 from .store import StoredGuidance, write_site
 
 
@@ -40,3 +43,9 @@ class NoGuide(AbstractGuide):
     def restore(self, folder: Path) -> AbstractGuidance:
         """Read what `collect` left."""
         return StoredGuidance.read(folder)
+
+    def histograms(
+        self, model: Model, samples: SampleSet, places: Sequence[ActivationPlace], *, seed: int, progress: Progress
+    ) -> Sequence[ActivationHistogram]:
+        """Values alone."""
+        return collect_histograms(model, samples, places, gradients=False, seed=seed, progress=progress)

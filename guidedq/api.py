@@ -17,7 +17,7 @@ from guidedq.job import Job
 from guidedq.policy import Policy, PolicyResult, check_policy, read_policy
 from guidedq.progress import Progress, SilentProgress
 from guidedq.recipe import Recipe, effort_settings, load_recipe
-from guidedq.registry import available, parse_stage, stage_text
+from guidedq.registry import available, name_of, parse_stage, stage_text, with_options
 from guidedq.stages import AbstractBackend, AbstractRewrite, AbstractSampler
 from guidedq.verification import Verification, verify_artifact
 from guidedq.workspace import Workspace, default_workspace
@@ -32,6 +32,7 @@ def compile(
     budget: str,
     data: PathLike | Sequence[PathLike] = (),
     backend: str | AbstractBackend | None = None,
+    activations: str | None = None,
     out: PathLike | None = None,
     recipe: str | Recipe = "default",
     effort: str | None = None,
@@ -57,6 +58,7 @@ def compile(
         data: Calibration data: .txt, .jsonl, .npz, .safetensors, or folders of these.
         backend: `"torch"`, `"onnx"`, with options in braces; by default the one that fits the model's source.
         out: Folder to write; by default `<model>-<budget>` in the working directory.
+        activations: `"none"`, `"dynamic"` or `"static"`: an option of the ONNX backend; by default as the backend says.
         recipe: A recipe, its name, or a TOML file.
         effort: How much time rounding may take: `"quick"`, `"standard"`, `"thorough"`; by default as the recipe says.
         settings: Changes to it, `"round.damping-fraction=0.02"`.
@@ -83,6 +85,7 @@ def compile(
         model,
         data=data,
         backend=backend,
+        activations=activations,
         recipe=recipe,
         effort=effort,
         settings=settings,
@@ -195,6 +198,7 @@ def make_job(
     *,
     data: PathLike | Sequence[PathLike] = (),
     backend: str | AbstractBackend | None = None,
+    activations: str | None = None,
     recipe: str | Recipe = "default",
     effort: str | None = None,
     settings: Sequence[str] = (),
@@ -221,6 +225,8 @@ def make_job(
     for notice in loaded.notices:
         told.notice(notice)
     writer: AbstractBackend = backend if isinstance(backend, AbstractBackend) else _backend(backend, loaded)
+    if activations is not None:
+        writer = with_options(writer, f"the {name_of(writer, 'backend')} backend", {"activations": activations})
     writer, changes = with_backend_settings(writer, settings)
     chosen = recipe.with_settings([*(effort_settings(effort) if effort is not None else ()), *changes])
     return Job(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
+from guidedq.activation_choice import with_integers
 from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Measurement, Probe
@@ -80,8 +81,10 @@ def compile_model(
         check_weights(job.model, job.model.graph.quantizable)
         footprint = job.footprint()
         limit = _limit(budget, job, footprint)
-    evidence = gather(job, footprint)
+    evidence = with_integers(job, gather(job, footprint), limit)
     check_labels(budget, job.model, evidence.calibration)
+    for notice in evidence.notices:
+        job.progress.notice(notice)
     sizes = _feasible(job, footprint, curve_bits)
     probes = probed(job, evidence)
     if limit is not None:
@@ -134,7 +137,9 @@ def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
         footprint = job.footprint()
         budgets = budgets or [parse_budget(text) for text in _feasible(job, footprint, CURVE_BITS)]
         limits = {budget: _limit(budget, job, footprint) for budget in budgets}
-    evidence = gather(job, footprint)
+    sized = [limit for limit in limits.values() if limit is not None]
+    # the strictest: one choice for all sizes
+    evidence = with_integers(job, gather(job, footprint), max(sized) if len(sized) == len(limits) else None)
     for budget in budgets:
         check_labels(budget, job.model, evidence.calibration)
     probes = probed(job, evidence)
@@ -193,10 +198,10 @@ def _emit(job: Job, evidence: Evidence, decision: Decision, tuning: Tuning | Non
         rows = rounded(job, evidence, decision.allocation, "round and pack")
         weights = map(tuning.applied, rows) if tuning else rows
         held = tuple(weights) if checked else ()
-        emission = job.backend.emit(job.model, held or weights, folder)
+        emission = job.backend.emit(job.model, held or weights, folder, evidence.rounding)
     if checked:
         with job.stopwatch.time("verify"):
-            check_written(job, held, evidence.calibration.probe, folder)
+            check_written(job, evidence, held, folder)
     give_back()
     return emission
 

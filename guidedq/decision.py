@@ -147,7 +147,8 @@ def allocated(
         allocations = job.recipe.allocate.allocate(job.model.graph, evidence.distortions, evidence.footprint, limits)
     with job.stopwatch.time("forecast"):
         units = evidence.guidance.units_per_sequence
-        return allocations, job.recipe.forecast.raw(allocations, evidence.curves.stream(), units)
+        raws = job.recipe.forecast.raw(allocations, evidence.curves.stream(), units)
+        return allocations, tuple(tuple(value + evidence.rounding_loss for value in raw) for raw in raws)
 
 
 def size_range(graph: Graph, footprint: Footprint) -> tuple[int, int]:

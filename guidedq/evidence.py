@@ -19,6 +19,7 @@ from guidedq.artifacts.guidance import AbstractGuidance
 from guidedq.artifacts.quantized_weight import RoundedSegment
 from guidedq.artifacts.samples import CalibrationSet
 from guidedq.errors import CalibrationError
+from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.job import Job
 from guidedq.memory import LARGE_PARAMETERS, TIDY_SITES, give_back
 from guidedq.progress import tracked
@@ -88,6 +89,10 @@ class Evidence:
         distortions: What each format costs and does; without the projections.
         curves: The same with the projections and the codes, as they are needed.
         key: Identifies all of this, for what is derived from it.
+        rounding: Of activations, when the artifact is run.
+        rounding_loss: The divergence that is predicted of `rounding` apart from what the runtime does on its own
+            account, and of the weights' rounding to integers: for that the probes alone speak.
+        notices: What the user should know about it.
     """
 
     footprint: Footprint
@@ -96,6 +101,9 @@ class Evidence:
     distortions: Mapping[str, SiteCurve]
     curves: CurveFiles
     key: str
+    rounding: ActivationRounding | None = None
+    rounding_loss: float = 0.0
+    notices: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -124,6 +132,7 @@ def gather(job: Job, footprint: Footprint) -> Evidence:
         guidance=guidance,
         curves=curves,
         key=key,
+        rounding=job.own_rounding(),
     )
 
 

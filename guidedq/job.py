@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import final
 
 from guidedq.artifacts.footprint import Footprint
+from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.model import Model
-from guidedq.ir.program import ActivationRounding
 from guidedq.original import OriginalOutputs
 from guidedq.progress import Progress, SilentProgress
 from guidedq.quant.formats import RoundedFormat
@@ -72,9 +72,9 @@ class Job:
         """What the backend can hold of the recipe's formats."""
         return self.backend.footprint(self.model, self._formats)
 
-    def activations(self) -> ActivationRounding | None:
-        """How the backend's runtime will round activations."""
-        return self.backend.activations(self.model, self._formats)
+    def own_rounding(self) -> ActivationRounding | None:
+        """How the backend's runtime rounds activations on its own account."""
+        return self.backend.own_rounding(self.model, self._formats)
 
     @property
     def _formats(self) -> tuple[RoundedFormat, ...]:

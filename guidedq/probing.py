@@ -59,7 +59,7 @@ def probed(job: Job, evidence: Evidence) -> tuple[Probe, ...]:
 def _probe_entry(job: Job, evidence: Evidence, limit_bytes: int) -> Path:
     """Where a probe is kept: everything that its measurement depends on is part of the name."""
     rules = tuple(stage_text(getattr(job.recipe, kind), kind) for kind in ("allocate", "forecast", "correct"))
-    activations = repr(job.activations())
+    activations = repr(evidence.rounding)
     footprint = f"{evidence.footprint.base_bytes} {limit_bytes}"
     fused = repr(job.model.graph.fused)
     digest = evidence.calibration.probe.digest
@@ -98,12 +98,12 @@ def stored_bytes(evidence: Evidence, allocation: Allocation, weights: Iterable[Q
 
 def measured_on_probes(job: Job, evidence: Evidence, weights: Iterable[QuantizedWeight]) -> Measurement:
     """The whole quantized model against the original on the probe samples."""
-    return measured_on(job, evidence.calibration.probe, weights)
+    return measured_on(job, evidence, evidence.calibration.probe, weights)
 
 
-def measured_on(job: Job, samples: SampleSet, weights: Iterable[QuantizedWeight]) -> Measurement:
+def measured_on(job: Job, evidence: Evidence, samples: SampleSet, weights: Iterable[QuantizedWeight]) -> Measurement:
     """The whole quantized model against the original on these samples, as the backend's runtime would run it."""
-    program, activations = job.model.program, job.activations()
+    program, activations = job.model.program, evidence.rounding
     stored = DequantizedOnUse({weight.name: (job.model.graph.site(weight.name), weight) for weight in weights})
     return measure(
         samples,

@@ -27,6 +27,7 @@ from guidedq.stages import (
     AbstractForecaster,
     AbstractGuide,
     AbstractMeasurer,
+    AbstractRange,
     AbstractRounder,
     AbstractTuner,
 )
@@ -50,6 +51,7 @@ class Recipe:
         round: Chooses the codes.
         correct: Chooses what is rounded to.
         tune: Changes the codes of the whole model.
+        range: Chooses the grids of activations, where the backend rounds these to integers.
         allocate: Chooses the formats.
         forecast: Predicts the loss.
         min_bits: Narrowest codes, on average where they are stored by their entropy; fixed widths begin at 2.
@@ -60,6 +62,8 @@ class Recipe:
         outliers: Candidates: weights per row that stay at 16 bits.
         scope: What the budget counts: the whole file, or only linear and convolution weights (the rest is left alone).
         keep: Shell patterns of sites to be left alone.
+        activation_budget: Of the whole forecast, the share that one site may lose by being computed in integers;
+            a site that would lose more stays in float.
     """
 
     guide: AbstractGuide
@@ -67,6 +71,7 @@ class Recipe:
     round: AbstractRounder
     correct: AbstractCorrector
     tune: AbstractTuner
+    range: AbstractRange
     allocate: AbstractAllocator
     forecast: AbstractForecaster
     min_bits: int = MINIMUM_BITS
@@ -77,6 +82,7 @@ class Recipe:
     outliers: tuple[int, ...] = (0,)
     scope: Scope = "file"
     keep: tuple[str, ...] = ()
+    activation_budget: float = 0.25
 
     def __post_init__(self) -> None:
         if not MINIMUM_BITS <= self.min_bits <= self.max_bits <= MAXIMUM_BITS:
@@ -88,6 +94,8 @@ class Recipe:
             raise RecipeError("a recipe needs at least one group size and one number of outliers (0 for none).")
         if self.coding not in get_args(Coding):
             raise RecipeError(f"coding {self.coding!r}: expected auto, entropy or fixed.")
+        if not 0 <= self.activation_budget <= 1:
+            raise RecipeError(f"activation-budget {self.activation_budget:g}: expected a share, 0 to 1.")
         if self.scope not in ("file", "linear"):
             raise RecipeError(f"scope {self.scope!r}: expected file or linear.")
 
@@ -158,7 +166,7 @@ class Recipe:
         return with_options(recipe, "the recipe", own)
 
 
-_STAGES = ("guide", "measure", "round", "correct", "tune", "allocate", "forecast")
+_STAGES = ("guide", "measure", "round", "correct", "tune", "range", "allocate", "forecast")
 _PLAIN = ("correct=none", "tune=none", "coding=fixed")
 _NAMED: Mapping[str, Sequence[str]] = {
     "default": (),
@@ -241,9 +249,11 @@ def _typed(value: Any, wanted: Any, spelled: str) -> Any:
     arguments = get_args(wanted)
     if isinstance(value, list) and arguments and arguments[-1] is Ellipsis:
         return tuple(_typed(item, arguments[0], spelled) for item in cast("list[Any]", value))
+    if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
     if value in arguments or (wanted in (bool, int, str) and type(value) is wanted):
         return value
-    kinds = {bool: "true or false", int: "a whole number", str: "a text"}
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
     listed = "a list" if arguments[-1:] == (Ellipsis,) else " or ".join(map(str, arguments))
     raise RecipeError(f"{spelled} = {value!r}: expected {kinds.get(wanted) or listed or 'the text of a stage'}.")
 
@@ -255,6 +265,7 @@ def _default() -> Recipe:
         "round": "gptq",
         "correct": "prefix",
         "tune": "codes",
+        "range": "guided",
         "allocate": "lagrangian",
         "forecast": "projected",
     }
@@ -267,5 +278,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return (
-        str(value) if isinstance(value, int) else json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+        str(value)
+        if isinstance(value, int | float)
+        else json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
     )

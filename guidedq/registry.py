@@ -13,7 +13,19 @@ from typing import Any, get_args, get_type_hints
 
 from guidedq.errors import RecipeError
 
-KINDS = ("rewrite", "sample", "guide", "measure", "round", "correct", "tune", "allocate", "forecast", "backend")
+KINDS = (
+    "rewrite",
+    "sample",
+    "guide",
+    "measure",
+    "round",
+    "correct",
+    "tune",
+    "range",
+    "allocate",
+    "forecast",
+    "backend",
+)
 """The kinds of stage, each with an entry point group `guidedq.<kind>`."""
 
 

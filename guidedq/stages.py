@@ -20,6 +20,7 @@ from typing import Any, final
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from guidedq.artifacts.activations import ActivationHistogram, ActivationPlace
 from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.footprint import Footprint
@@ -28,11 +29,13 @@ from guidedq.artifacts.guidance import AbstractGuidance, AbstractSequenceGradien
 from guidedq.artifacts.quantized_weight import QuantizedWeight, RoundedSegment
 from guidedq.artifacts.runtime import RuntimeFacts
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
+from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Graph, Site
 from guidedq.ir.model import Model
-from guidedq.ir.program import ActivationRounding, Batch
+from guidedq.ir.program import Batch
 from guidedq.progress import Progress
 from guidedq.quant.formats import EntropyCode, RoundedFormat
+from guidedq.quant.integer import IntegerGrid
 
 
 class AbstractRewrite(ABC):
@@ -99,6 +102,23 @@ class AbstractGuide(ABC):
     def restore(self, folder: Path) -> AbstractGuidance:
         """Read the guidance that `collect` left in `folder`."""
 
+    @abstractmethod
+    def histograms(
+        self, model: Model, samples: SampleSet, places: Sequence[ActivationPlace], *, seed: int, progress: Progress
+    ) -> Sequence[ActivationHistogram]:
+        """What values each of `places` has, and how the end loss answers to them if this guide takes gradients.
+
+        Args:
+            model: Its program must be a `TorchProgram`.
+            samples: Calibration inputs.
+            places: Activations that could be rounded.
+            seed: Seeds the sampled labels and cotangents.
+            progress: Told about samples done.
+
+        Raises:
+            CalibrationError: an activation is not finite.
+        """
+
 
 class AbstractCorrector(ABC):
     """Chooses what a weight is rounded to: itself, or what makes up for the sites rounded before it."""
@@ -162,6 +182,14 @@ class AbstractTuner(ABC):
             seed: Seeds the order of the samples.
             progress: Told about steps done.
         """
+
+
+class AbstractRange(ABC):
+    """Chooses the grid of an activation."""
+
+    @abstractmethod
+    def grid(self, histogram: ActivationHistogram) -> IntegerGrid:
+        """A uint8 grid for values like those of `histogram`; what lies beyond its ends is clipped."""
 
 
 class AbstractMeasurer(ABC):
@@ -283,19 +311,40 @@ class AbstractBackend(ABC):
         """Groups of sites that the runtime fuses and that must therefore share one format."""
 
     @abstractmethod
-    def activations(self, model: Model, formats: Sequence[RoundedFormat]) -> ActivationRounding | None:
-        """The rounding of activations that the runtime will do, `None` if it computes in floating point.
+    def own_rounding(self, model: Model, formats: Sequence[RoundedFormat]) -> ActivationRounding | None:
+        """The rounding of activations that the runtime does on its own account, `None` if it does none.
 
         Args:
             model: What is compiled.
             formats: The candidates for its weights.
         """
 
+    def places(self, model: Model) -> Sequence[ActivationPlace]:
+        """The activations that it could round to uint8, so that sites are computed in integers; none by default.
+
+        Raises:
+            BackendError: it was asked to, and this model has none.
+        """
+        return ()
+
     @abstractmethod
-    def emit(self, model: Model, weights: Iterable[QuantizedWeight], folder: Path) -> Emission:
+    def emit(
+        self,
+        model: Model,
+        weights: Iterable[QuantizedWeight],
+        folder: Path,
+        activations: ActivationRounding | None = None,
+    ) -> Emission:
         """Write the artifact into `folder`, an existing empty folder that becomes the user's.
 
         Takes the weights one by one; none is held longer than it needs. Same inputs, same bytes.
+
+        Args:
+            model: The original.
+            weights: Every quantizable site, rounded.
+            folder: Where to.
+            activations: Which of `places` are rounded and which sites computed in integers, besides what the runtime
+                does on its own account.
         """
 
     @abstractmethod

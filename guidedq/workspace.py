@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from guidedq import __version__
+from guidedq.artifacts.activations import ActivationHistogram
 from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.forecast import Measurement, Probe
 from guidedq.artifacts.quantized_weight import AffineSegment, EntropySegment, RoundedSegment
@@ -179,6 +180,29 @@ def load_codes(folder: Path, number: int, format: RoundedFormat, rows: Tensor) -
             )
     except (OSError, SafetensorError):
         return None
+
+
+def save_histograms(folder: Path, histograms: Sequence[ActivationHistogram]) -> None:
+    """Keep histograms of activations, in order."""
+    tensors = {
+        f"{number:05d}.{name}": getattr(histogram, name)
+        for number, histogram in enumerate(histograms)
+        for name in ("counts", "sensitivity")
+    }
+    write_tensors(folder / "histograms.safetensors", tensors)
+    write_text(folder / "ranges.json", json.dumps([[histogram.low, histogram.high] for histogram in histograms]))
+
+
+def load_histograms(folder: Path) -> tuple[ActivationHistogram, ...]:
+    """Read what `save_histograms` kept."""
+    tensors = load_file(folder / "histograms.safetensors")
+    ranges: list[tuple[float, float]] = json.loads((folder / "ranges.json").read_text())
+    return tuple(
+        ActivationHistogram(
+            low=low, high=high, counts=tensors[f"{number:05d}.counts"], sensitivity=tensors[f"{number:05d}.sensitivity"]
+        )
+        for number, (low, high) in enumerate(ranges)
+    )
 
 
 def save_probe(folder: Path, probe: Probe) -> None:

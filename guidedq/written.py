@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from guidedq.artifacts.quantized_weight import QuantizedWeight
-from guidedq.artifacts.samples import SampleSet
 from guidedq.errors import BackendError
+from guidedq.evidence import Evidence
 from guidedq.job import Job
 from guidedq.rounding import DequantizedOnUse
 
@@ -21,7 +21,7 @@ TOLERANCE = 0.25
 weight in a wrong place makes all of it."""
 
 
-def check_written(job: Job, weights: Sequence[QuantizedWeight], samples: SampleSet, folder: Path) -> None:
+def check_written(job: Job, evidence: Evidence, weights: Sequence[QuantizedWeight], folder: Path) -> None:
     """Make sure that the file in `folder` computes what these weights compute.
 
     It may differ by a quarter of the output's size, or by as much as quantization itself changed the output.
@@ -29,9 +29,9 @@ def check_written(job: Job, weights: Sequence[QuantizedWeight], samples: SampleS
     Raises:
         BackendError: it does not; the file is not to be used.
     """
-    batch = samples.part(0, SAMPLES).inputs
+    batch = evidence.calibration.probe.part(0, SAMPLES).inputs
     stored = DequantizedOnUse({weight.name: (job.model.graph.site(weight.name), weight) for weight in weights})
-    expected = job.model.program.predict(batch, weights=stored, activations=job.activations()).double()
+    expected = job.model.program.predict(batch, weights=stored, activations=evidence.rounding).double()
     found = job.backend.open(job.model, folder)(batch).double()
     if found.shape != expected.shape:
         raise BackendError(f"the file gives an output {list(found.shape)}, expected {list(expected.shape)}. {REPORT}")

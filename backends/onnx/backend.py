@@ -10,12 +10,15 @@ from typing import Any, Literal, final
 from onnx import ModelProto
 from torch import Tensor
 
+from guidedq.artifacts.activations import ActivationPlace
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.errors import BackendError
+from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Graph, UseKind
 from guidedq.ir.model import Model
-from guidedq.ir.program import ActivationRounding, Batch
+from guidedq.ir.onnx_interpreter import parse_model
+from guidedq.ir.program import Batch, TorchProgram
 from guidedq.quant.formats import EntropyCode, EntropyFormat, RoundedFormat
 from guidedq.stages import AbstractBackend, Emission
 
@@ -27,6 +30,8 @@ from .compaction import compacted
 from .emission import write_model
 from .export import export_model, plain_call
 from .genai import write_folder
+from .integer import put_integer_operators, whole_rounding
+from .integer_places import dynamic_places, static_places
 from .qdq import QDQ_OPSET
 from .runtime import check_model, facts_of, notices_of, open_function, open_session
 from .settings import INTEGER_LEVEL, Layout, Settings, Style
@@ -34,6 +39,7 @@ from .skeleton import Skeleton, build_skeleton
 from .source import read_source
 from .unpacking import BITWISE_OPSET, SMALLEST_OPSET
 
+Activations = Literal["none", "dynamic", "static"]
 REPRESENTATIVE_BLOCK = 64
 """The block whose rounding of activations is forecast, before the formats are known: half and twice of it differ by
 less than a tenth in the error that they make."""
@@ -53,6 +59,10 @@ class OnnxBackend(AbstractBackend):
         names: `keep` leaves the graph of an ONNX file as it is; `short` folds its constants, renames all but inputs and
             outputs and drops the names of nodes; `auto` does so where it tells, in models of up to 4 million weights.
         fused: Give the sites that read one tensor (query, key, value; gate, up) one format.
+        activations: How activations meet weights: `none` as they are (MatMulNBits at level 4 rounds them on its own
+            account), `static` in uint8 with ranges from the calibration, so that convolutions and matrix products are
+            computed in integers, `dynamic` in uint8 with the range of every call, for matrix products. Sites that this
+            would hurt are computed in float.
         external_bytes: Models that could be larger than this keep their tensors in `model.onnx.data`.
         style: `native` is unpacked at load; `qdq` stands behind DequantizeLinear, for other runtimes too; `baked` is
             unpacked already, what has no container staying in floats. The budget counts the file in any style.
@@ -65,6 +75,7 @@ class OnnxBackend(AbstractBackend):
     opset: int = 21
     names: Literal["auto", "keep", "short"] = "auto"
     fused: bool = False
+    activations: Activations = "none"
     external_bytes: int = 1_500_000_000
     style: Style = "native"
     cast: Cast = "none"
@@ -92,7 +103,8 @@ class OnnxBackend(AbstractBackend):
 
     def footprint(self, model: Model, formats: Sequence[RoundedFormat]) -> Footprint:
         """The exact bytes of every site, from the model's own graph; see `AbstractBackend.footprint`."""
-        skeleton, settings, _ = self._prepare(model)
+        rounding = whole_rounding(self.places(model), model.graph.quantizable)
+        skeleton, settings, _ = self._prepare(model, rounding)
         left = "bf16" if self.cast == "bf16" else "fp16"
         offered = {
             site.name: offered_formats(site, model.matrix(site), formats, left) for site in model.graph.quantizable
@@ -103,7 +115,7 @@ class OnnxBackend(AbstractBackend):
         """ONNX Runtime fuses none by itself; the groups that read one tensor if `fused` is set."""
         return graph.shared_inputs if self.fused else ()
 
-    def activations(self, model: Model, formats: Sequence[RoundedFormat]) -> ActivationRounding | None:
+    def own_rounding(self, model: Model, formats: Sequence[RoundedFormat]) -> ActivationRounding | None:
         """MatMulNBits at accuracy level 4 rounds what it multiplies to symmetric int8 per block of inputs.
 
         Weights stored by their entropy are multiplied in float.
@@ -117,9 +129,39 @@ class OnnxBackend(AbstractBackend):
             operators={use.operator: REPRESENTATIVE_BLOCK for use in uses if use.kind is UseKind.LINEAR}
         )
 
-    def emit(self, model: Model, weights: Iterable[QuantizedWeight], folder: Path) -> Emission:
+    def places(self, model: Model) -> Sequence[ActivationPlace]:
+        """Around convolutions and matrix products; see `AbstractBackend.places`."""
+        if self.activations == "none":
+            return ()
+        if model.source != "onnx":
+            raise BackendError(
+                f"--activations {self.activations} takes ONNX files; {model.name} is a {model.source} model. "
+                "Export it to ONNX first."
+            )
+        if not isinstance(model.program, TorchProgram):
+            raise BackendError(
+                f"{model.name} cannot be run in torch, which the ranges of its activations are measured in: leave "
+                f"--activations {self.activations} out."
+            )
+        parsed, sites = parse_model(read_source(model.path)), model.graph.quantizable
+        found = (dynamic_places if self.activations == "dynamic" else static_places)(parsed, sites)
+        if not found:
+            raise BackendError(
+                f"{model.name} has no float32 weight in a matrix product"
+                + (" or convolution" if self.activations == "static" else "")
+                + f" that ONNX Runtime computes in integers: leave --activations {self.activations} out."
+            )
+        return found
+
+    def emit(
+        self,
+        model: Model,
+        weights: Iterable[QuantizedWeight],
+        folder: Path,
+        activations: ActivationRounding | None = None,
+    ) -> Emission:
         """Write `model.onnx`; check it against the standard, and that the runtime loads it and folds the unpacking."""
-        skeleton, settings, told = self._prepare(model)
+        skeleton, settings, told = self._prepare(model, activations)
         written = write_model(skeleton, weights, settings, folder)
         path, *more = written.files
         faults = check_model(path, model.path if model.source == "onnx" else None)
@@ -129,7 +171,7 @@ class OnnxBackend(AbstractBackend):
             weights_file=path,
             site_bytes=written.site_bytes,
             more_files=tuple(more),
-            notices=(*faults, *told, *beside, *notices_of(facts)),
+            notices=(*faults, *told, *beside, *notices_of(facts, _integer_nodes(model, activations))),
             runtime=facts,
         )
 
@@ -141,24 +183,30 @@ class OnnxBackend(AbstractBackend):
         """An `onnxruntime.InferenceSession` with default options."""
         return open_session(folder, self.accuracy_level)
 
-    def _source(self, model: Model) -> tuple[ModelProto, Mapping[str, str]]:
-        """The user's own graph, and what each site's weight is called in it."""
-        proto = read_source(model.path, QDQ_OPSET if self.style == "qdq" else SMALLEST_OPSET)
-        names = [site.name for site in model.graph.quantizable]
+    def _source(self, model: Model, rounding: ActivationRounding | None) -> tuple[ModelProto, Mapping[str, str]]:
+        """The user's own graph, sites of `rounding` with integer operators, and what each weight is called in it."""
+        proto, sites = (
+            read_source(model.path, QDQ_OPSET if self.style == "qdq" else SMALLEST_OPSET),
+            model.graph.quantizable,
+        )
+        if rounding is not None and rounding.rows:
+            put_integer_operators(proto, parse_model(proto), sites, rounding)
+        names = [site.name for site in sites]
         if self.names == "short" or (self.names == "auto" and _parameters(model) <= CODED_PARAMETERS):
             return compacted(proto, names)
         return proto, {name: name for name in names}
 
-    def _prepare(self, model: Model) -> tuple[Skeleton, Settings, tuple[str, ...]]:
+    def _prepare(self, model: Model, rounding: ActivationRounding | None) -> tuple[Skeleton, Settings, tuple[str, ...]]:
         """The graph without its weights, how it will be written, and what the user should know of that."""
         sites = model.graph.quantizable
         cached = cached_call(model) if self.layout == "genai" else None
         if model.source == "onnx":
-            proto, names = self._source(model)
+            proto, names = self._source(model, rounding)
         else:
             proto, names = export_model(model, cached or plain_call(model), self.opset)
         told = cast_tensors(proto, {*names.values()}, self.cast)
-        skeleton = build_skeleton(proto, sites, names)
+        unread = {name for place in self.places(model) for name in place.sites}
+        skeleton = build_skeleton(proto, sites, names, unread)
         largest = stored_bytes(skeleton.proto, external=False) + sum(2 * site.parameters for site in sites)
         settings = Settings(
             accuracy_level=self.accuracy_level,
@@ -172,3 +220,9 @@ class OnnxBackend(AbstractBackend):
 
 def _parameters(model: Model) -> int:
     return sum(site.parameters for site in model.graph.quantizable)
+
+
+def _integer_nodes(model: Model, rounding: ActivationRounding | None) -> int:
+    """How many operators are to be computed in integers."""
+    sites = [site for site in model.graph.quantizable if rounding is not None and site.name in rounding.rows]
+    return sum(len(site.uses) for site in sites)

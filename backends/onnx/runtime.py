@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from .settings import INTEGER_LEVEL
 MAIN_OUTPUT = "logits"
 LAYOUT_OPTIMIZER = "NchwcTransformer"
 """Lays convolutions out for some processors; the graph read back is the same on all without it."""
+INTEGER_KERNELS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"})
+"""What its optimizer makes of convolutions and matrix products between rounded values."""
 
 
 def open_session(folder: Path, accuracy_level: int = INTEGER_LEVEL) -> Any:
@@ -146,8 +149,13 @@ def facts_of(path: Path, tensors: Mapping[str, str], accuracy_level: int) -> Run
     return runtime_facts(written, loaded, tensors, f"ONNX Runtime {onnxruntime.__version__}")
 
 
-def notices_of(facts: RuntimeFacts) -> tuple[str, ...]:
-    """What the user should know about how the runtime runs the model."""
+def notices_of(facts: RuntimeFacts, integer_nodes: int = 0) -> tuple[str, ...]:
+    """What the user should know about how the runtime runs the model.
+
+    Args:
+        facts: What was read back.
+        integer_nodes: How many of its nodes were meant to be computed in integers.
+    """
     notices: list[str] = []
     levels = {node.accuracy_level for node in facts.kinds if node.accuracy_level is not None}
     for level in sorted(levels):
@@ -155,9 +163,22 @@ def notices_of(facts: RuntimeFacts) -> tuple[str, ...]:
             "activations are rounded to int8 per block" if level == INTEGER_LEVEL else "activations stay in float"
         )
         notices.append(f"MatMulNBits accuracy_level is {level}: {rounding}.")
+    if integer_nodes:
+        notices.append(integer_notice(facts, integer_nodes))
     if facts.unfolded_nodes:
         notices.append(f"{facts.unfolded_nodes} nodes that unpack weights are not folded at load: each call runs them.")
     return tuple(notices)
+
+
+def integer_notice(facts: RuntimeFacts, integer_nodes: int) -> str:
+    """Which integer kernels run sites, and how many nodes that were meant to become one did not."""
+    kernels = Counter[str]()
+    for node, number in facts.kinds.items():
+        kernels[node.operator] += number if node.operator in INTEGER_KERNELS else 0
+    listed = ", ".join(f"{number} x {kind}" for kind, number in sorted(kernels.items()) if number) or "nothing"
+    missing = integer_nodes - kernels.total()
+    rest = f"; {missing} more nodes stay in float, rounded all the same" if missing > 0 else ""
+    return f"ONNX Runtime computes in integers: {listed}{rest}."
 
 
 def loaded_by_runtime(path: Path, accuracy_level: int = INTEGER_LEVEL) -> ModelProto:

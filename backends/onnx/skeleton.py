@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -93,16 +93,19 @@ class Skeleton:
     @property
     def names(self) -> frozenset[str]:
         """Every name that the graph uses, its inner graphs included, and those of the weights."""
-        return frozenset(_names(self.proto.graph)) | {slot.name for slot in self.slots.values()}
+        return frozenset(graph_names(self.proto.graph)) | {slot.name for slot in self.slots.values()}
 
 
-def build_skeleton(proto: ModelProto, sites: Sequence[Site], names: Mapping[str, str]) -> Skeleton:
+def build_skeleton(
+    proto: ModelProto, sites: Sequence[Site], names: Mapping[str, str], unread: Collection[str] = ()
+) -> Skeleton:
     """Take the weights of `sites` out of `proto`, which is changed.
 
     Args:
         proto: The whole model, its tensors loaded.
         sites: The sites to be stored by this backend.
         names: What each of them is called in the graph.
+        unread: Sites whose readers are left as they are: no quantized operator stands in for them.
 
     Raises:
         BackendError: the graph has no such weight, or one of another shape.
@@ -119,7 +122,8 @@ def build_skeleton(proto: ModelProto, sites: Sequence[Site], names: Mapping[str,
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     element_types = [slot.element_type for slot in slots.values() if slot.readers]
     element_type = max(QUANTIZED_TYPES, key=element_types.count)
-    slots = {name: slot if slot.element_type == element_type else _unread(slot) for name, slot in slots.items()}
+    left = {name for name, slot in slots.items() if slot.element_type != element_type or name in unread}
+    slots = {name: _unread(slot) if name in left else slot for name, slot in slots.items()}
     return Skeleton(proto=proto, slots=slots, opset=opset, element_type=element_type)
 
 
@@ -217,14 +221,15 @@ def _uses(graph: GraphProto) -> _Uses:
         for position, name in enumerate(node.input):
             uses[name].append((index, position))
         for inner in _inner_graphs(node):
-            for name in set(_names(inner)):
+            for name in set(graph_names(inner)):
                 uses[name].append((-1, 0))
     for output in graph.output:
         uses[output.name].append((-1, 0))
     return uses
 
 
-def _names(graph: GraphProto) -> Iterator[str]:
+def graph_names(graph: GraphProto) -> Iterator[str]:
+    """Every name that a graph uses, its inner graphs included."""
     for entry in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
         yield entry.name
     for sparse in graph.sparse_initializer:
@@ -233,7 +238,7 @@ def _names(graph: GraphProto) -> Iterator[str]:
         yield from node.input
         yield from node.output
         for inner in _inner_graphs(node):
-            yield from _names(inner)
+            yield from graph_names(inner)
 
 
 def _inner_graphs(node: NodeProto) -> Iterator[GraphProto]:

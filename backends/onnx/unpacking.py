@@ -18,6 +18,7 @@ import onnx.parser
 from onnx import FunctionProto
 
 from .functions import BITWISE, COMMON, SHIFTS_ONLY
+from .integer_functions import integer_functions
 from .spare_bits import ODD_WIDTHS, function_text
 
 DOMAIN = "gq"
@@ -25,6 +26,9 @@ RUNTIME_DOMAIN = "com.microsoft"
 SMALLEST_OPSET = 13
 """Below it, Unsqueeze and Squeeze take their axes as attributes, and much else differs."""
 BITWISE_OPSET = 18
+
+AXES_OPSET = 18
+"""From it on, ReduceMax takes its axes as an input."""
 
 
 def library(names: Iterable[str], *, opset: int, element_type: int, accuracy_level: int) -> tuple[FunctionProto, ...]:
@@ -53,6 +57,7 @@ def _sources(opset: int) -> Mapping[str, tuple[str, str]]:
     bodies = COMMON | (
         BITWISE | dict(function_text(*widths) for widths in ODD_WIDTHS) if opset >= BITWISE_OPSET else SHIFTS_ONLY
     )
+    bodies |= integer_functions(axes_are_inputs=opset >= AXES_OPSET)
     return {signature.split()[0]: (signature, body) for signature, body in bodies.items()}
 
 

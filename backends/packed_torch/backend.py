@@ -14,9 +14,10 @@ from torch import Tensor
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.errors import BackendError
+from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Graph
 from guidedq.ir.model import Model
-from guidedq.ir.program import ActivationRounding, Batch
+from guidedq.ir.program import Batch
 from guidedq.quant.formats import EntropyCode, RoundedFormat
 from guidedq.stages import AbstractBackend, Emission
 
@@ -62,11 +63,17 @@ class PackedTorchBackend(AbstractBackend):
         """Nothing, unless asked for."""
         return graph.shared_inputs if self.fused else ()
 
-    def activations(self, model: Model, formats: Sequence[RoundedFormat]) -> ActivationRounding | None:
+    def own_rounding(self, model: Model, formats: Sequence[RoundedFormat]) -> ActivationRounding | None:
         """None: it computes in floating point."""
         return None
 
-    def emit(self, model: Model, weights: Iterable[QuantizedWeight], folder: Path) -> Emission:
+    def emit(
+        self,
+        model: Model,
+        weights: Iterable[QuantizedWeight],
+        folder: Path,
+        activations: ActivationRounding | None = None,
+    ) -> Emission:
         """Write configuration, tokenizer, packed weights and manifest.
 
         Raises:

@@ -27,6 +27,14 @@ class ScopeName(StrEnum):
     LINEAR = "linear"
 
 
+class ActivationsName(StrEnum):
+    """How activations meet weights."""
+
+    NONE = "none"
+    DYNAMIC = "dynamic"
+    STATIC = "static"
+
+
 class EffortName(StrEnum):
     """How much time rounding may take."""
 
@@ -102,6 +110,15 @@ BackendOption = Annotated[
     str | None,
     typer.Option(
         "--backend", metavar="torch|onnx", help="What to write. Default: torch for a Hugging Face model, else onnx."
+    ),
+]
+ActivationsOption = Annotated[
+    ActivationsName | None,
+    typer.Option(
+        "--activations",
+        rich_help_panel=SEARCH,
+        help="ONNX: compute in integers, with ranges from the calibration data (static) or of each call (dynamic). "
+        "Default: none.",
     ),
 ]
 MinBitsOption = Annotated[
@@ -222,6 +239,7 @@ class JobOptions:
     sequence_length: LengthOption = None
     seed: SeedOption = 0
     backend: BackendOption = None
+    activations: ActivationsOption = None
     min_bits: MinBitsOption = None
     max_bits: MaxBitsOption = None
     scope: ScopeOption = None
@@ -249,6 +267,7 @@ class JobOptions:
             "sequence_length": self.sequence_length,
             "seed": self.seed,
             "backend": self.backend,
+            "activations": None if self.activations is None else self.activations.value,
             "recipe": self.recipe,
             "effort": None if self.effort is None else self.effort.value,
             "settings": self.settings(),

@@ -106,7 +106,7 @@ def _program(
         return forward_only_program(model, weights, weighted, inputs=inputs, output=output.name, softmax=output.softmax)
     module = OnnxInterpreter(with_logarithm(parsed, output), weighted, inputs=inputs, output=output.value)
     module.eval()
-    return TorchProgram(module=module, aliases=module.aliases)
+    return TorchProgram(module=module, aliases=module.aliases, values=module.values)
 
 
 def _parameters(parsed: ParsedGraph) -> int:

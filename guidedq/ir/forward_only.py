@@ -12,11 +12,12 @@ from onnx import ModelProto, ValueInfoProto, helper
 from torch import Tensor, nn
 
 from guidedq.errors import ModelError
+from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.feeding import fed, in_turns, sample_count
 from guidedq.ir.model import InputSpec
 from guidedq.ir.onnx_interpreter.rounding_nodes import rounding_nodes
 from guidedq.ir.onnx_interpreter.weighted import WeightedNode
-from guidedq.ir.program import AbstractProgram, ActivationRounding, Batch
+from guidedq.ir.program import AbstractProgram, Batch
 
 TINIEST = float(torch.finfo(torch.float32).tiny)
 """Probabilities are held above this when their logarithm is taken."""

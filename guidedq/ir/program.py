@@ -12,23 +12,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from guidedq.ir.activation_rounding import ActivationRounding, IntegerWeights, rounding
+
 Batch = Mapping[str, Tensor]
 """Named model inputs, the first axis of each is the sample."""
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActivationRounding:
-    """The rounding of activations that a runtime does on its own account, emulated so that it can be forecast.
-
-    Symmetric int8 per block of `block_size` inputs: `scale = max |x| / 127`, as ONNX Runtime's MatMulNBits does at
-    accuracy level 4.
-
-    Attributes:
-        operators: The operators whose inputs are rounded, with the block size of each.
-    """
-
-    operators: Mapping[str, int]
 
 
 class AbstractProgram(ABC):
@@ -92,10 +79,12 @@ class TorchProgram(AbstractProgram):
         module: Takes named inputs, returns one tensor.
         aliases: From a site's name to the path of its parameter, where these differ (an initializer's name may hold
             characters that a path cannot).
+        values: From the names of values between operators to the submodules that they pass through unchanged.
     """
 
     module: nn.Module
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    values: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def differentiable(self) -> bool:
@@ -122,7 +111,8 @@ class TorchProgram(AbstractProgram):
 
         A weight is asked of the mapping each time that a submodule runs, so a mapping may make its values when asked.
         """
-        with torch.no_grad(), self.replaced(weights or {}), _rounding(self.module, activations):
+        held = IntegerWeights(activations.rows, weights or {}, self.parameter) if activations else weights or {}
+        with torch.no_grad(), self.replaced(held), rounding(self.module, self.values, activations):
             output: Tensor = self.module(**batch)
         return output.float()
 
@@ -159,16 +149,6 @@ class TorchProgram(AbstractProgram):
         return seen
 
 
-def round_activations(values: Tensor, block_size: int) -> Tensor:
-    """Round to symmetric int8 per block along the last axis, and back to float. The last block may be short."""
-    columns = values.shape[-1]
-    padded = nn.functional.pad(values, (0, -columns % block_size)).unflatten(-1, (-1, block_size))
-    largest = padded.abs().amax(-1, keepdim=True)
-    # multiplied by the reciprocal, as the runtime does: a quotient would differ in the last bit, and so in some codes
-    codes = torch.round(padded * (127.0 / torch.where(largest > 0, largest, 1.0))).clamp_(-127, 127)
-    return (codes * (largest / 127.0)).flatten(-2)[..., :columns]
-
-
 @contextmanager
 def patched(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Generator[None]:
     """Let modules run these functions in place of their own `forward` meanwhile."""
@@ -200,17 +180,3 @@ def _forward_with(module: nn.Module, held: Mapping[str, str], weights: Mapping[s
             return forward(*arguments, **keywords)
 
     return call
-
-
-@contextmanager
-def _rounding(module: nn.Module, activations: ActivationRounding | None) -> Generator[None]:
-    def hook(block_size: int) -> Any:
-        return lambda _module, arguments: (round_activations(arguments[0], block_size), *arguments[1:])
-
-    operators = activations.operators if activations else {}
-    handles = [module.get_submodule(name).register_forward_pre_hook(hook(size)) for name, size in operators.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -87,7 +87,7 @@ def _entry(job: Job, evidence: Evidence, mixed: Evidence, widths: Sequence[int])
     """Where the sweep of one model is kept: everything that its measurements depend on is part of the name."""
     rules = tuple(stage_text(getattr(job.recipe, kind), kind) for kind in ("allocate", "correct"))
     digests = (evidence.key, mixed.key, evidence.calibration.evaluation.digest, evidence.calibration.tuning.digest)
-    backend = (repr(job.activations()), repr(job.model.graph.fused), job.recipe.scope)
+    backend = (repr(evidence.rounding), repr(job.model.graph.fused), job.recipe.scope)
     return job.workspace.entry("sweep", *digests, *rules, *backend, ",".join(map(str, widths)))
 
 
@@ -122,7 +122,7 @@ def _measured(job: Job, evidence: Evidence, limit: int, name: str, width: int) -
     with job.stopwatch.time("sweep"):
         (allocation,) = job.recipe.allocate.allocate(job.model.graph, evidence.distortions, evidence.footprint, [limit])
         weights = tuple(rounded(job, evidence, allocation, f"{name}, {width} bits"))
-        measured = measured_on(job, evidence.calibration.evaluation, weights)
+        measured = measured_on(job, evidence, evidence.calibration.evaluation, weights)
         size = stored_bytes(evidence, allocation, weights)
     base, parameters = counted_base(job, evidence.footprint)
     by_sample = np.array(measured.loss_increase_by_sample)

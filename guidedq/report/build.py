@@ -104,7 +104,7 @@ def build_report(
         versions={name: importlib.metadata.version(name) for name in VERSIONS_OF}
         | {"python": platform.python_version()},
         seed=job.seed,
-        notices=(*model.notices, *emission.notices),
+        notices=(*model.notices, *evidence.notices, *emission.notices),
         diagnostics=diagnostics,
         sampling=SamplingFacts(
             sampler=stage_text(job.sampler, "sample"),

@@ -92,7 +92,7 @@ def test_small_models_are_coded_unasked_and_large_ones_when_asked(tmp_path: Path
     model, _ = plain_linear(tmp_path)
     assert model.parameters < CODED_PARAMETERS
     assert OnnxBackend().entropy_code(model, asked=False) == "rice"
-    assert OnnxBackend().activations(model, [rice(3.0)]) is None
+    assert OnnxBackend().own_rounding(model, [rice(3.0)]) is None
 
 
 def test_huffman_streams_are_refused(tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ def test_half_precision_graphs_stay_in_half_precision(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 5])
 def test_the_rounding_of_activations_is_that_of_the_runtime(bits: int, tmp_path: Path) -> None:
-    from guidedq.ir.program import round_activations
+    from guidedq.ir.activation_rounding import round_activations
 
     model, feeds = plain_linear(tmp_path, columns=172)
     weights = quantized(model, all_rows(AffineFormat(bits=bits, group_size=64)))

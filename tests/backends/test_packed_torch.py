@@ -181,5 +181,5 @@ def test_sites_fuse_only_when_asked(model):
     assert BACKEND.fuses(model.graph) == ()
     assert PackedTorchBackend(fused=True).fuses(model.graph) == model.graph.shared_inputs
     assert any(len(group) == 3 for group in model.graph.shared_inputs)  # q, k and v
-    assert BACKEND.activations(model, []) is None
+    assert BACKEND.own_rounding(model, []) is None
     assert BACKEND.entropy_code(model, asked=False) == "huffman"

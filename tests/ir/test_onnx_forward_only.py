@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from guidedq.errors import ModelError
 from guidedq.frontend.onnx import load_onnx
+from guidedq.ir.activation_rounding import ActivationRounding, round_activations
 from guidedq.ir.forward_only import ForwardOnlyProgram
-from guidedq.ir.program import ActivationRounding, round_activations
 
 WIDTH = 20
 

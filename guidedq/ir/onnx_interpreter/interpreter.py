@@ -35,6 +35,8 @@ class OnnxInterpreter(nn.Module):
     Every weighted node is a submodule of its name, holds its `weight` as the file stores it (computed in float32), and
     is called with the activation and the bias, so a forward hook on it sees x and y. `aliases` maps a site's name to
     the path of its parameter. All other 16-bit floats are held in float32. A value is let go after its last use.
+    Every floating point value passes through a submodule that leaves it as it is, `values` says through which: a hook
+    on it changes the value for all that read it.
     """
 
     def __init__(
@@ -66,6 +68,9 @@ class OnnxInterpreter(nn.Module):
         self._output = output
         self.aliases: dict[str, str] = {}
         self._hold_weights(graph)
+        self.passages = nn.Module()
+        self.values: dict[str, str] = {}
+        self._lay_passages()
         self.constants = nn.Module()
         self._constant_names: dict[str, str] = {}
         self._hold_constants(graph)
@@ -85,7 +90,7 @@ class OnnxInterpreter(nn.Module):
             results = self._run(step.node, values, samples=samples)
             for name, result in zip(step.node.outputs, results, strict=False):
                 if name:
-                    values[name] = result
+                    values[name] = self._passed(name, result)
             for name in step.frees:
                 values.pop(name, None)
         output = values[self._output]
@@ -113,8 +118,20 @@ class OnnxInterpreter(nn.Module):
     def _start(self, inputs: Mapping[str, Tensor]) -> dict[str, Value]:
         values: dict[str, Value] = {name: getattr(self.constants, leaf) for name, leaf in self._constant_names.items()}
         given = fed(self._inputs, inputs)
-        values.update((spec.name, given[spec.name].to(computing_dtype(spec.dtype))) for spec in self._inputs)
+        for spec in self._inputs:
+            values[spec.name] = self._passed(spec.name, given[spec.name].to(computing_dtype(spec.dtype)))
         return values
+
+    def _passed(self, name: str, value: Value) -> Value:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return self.get_submodule(self.values[name])(value) if floating else value
+
+    def _lay_passages(self) -> None:
+        """A submodule for every value that is an input or an output of a node."""
+        made = (name for step in self._steps for name in step.node.outputs if name)
+        for number, name in enumerate(dict.fromkeys((*(spec.name for spec in self._inputs), *made))):
+            self.passages.add_module(f"v{number}", nn.Identity())
+            self.values[name] = f"passages.v{number}"
 
     def _hold_weights(self, graph: ParsedGraph) -> None:
         """Make the submodules; uses of one site share its parameter."""

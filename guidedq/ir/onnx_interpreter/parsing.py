@@ -94,7 +94,7 @@ class _Reader:
     def __init__(self, opsets: Mapping[str, int]) -> None:
         self._opsets = opsets
         # a submodule cannot take the name of something that every module has
-        self._taken = {*dir(torch.nn.Module()), "aliases", "constants"}
+        self._taken = {*dir(torch.nn.Module()), "aliases", "constants", "passages", "values"}
         self.unreadable: dict[str, str] = {}
 
     def constants(self, graph: GraphProto) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,0 +1,1 @@
+"""Range: the grid of an activation, from its histogram."""
