@@ -22,8 +22,9 @@ MOST_SAMPLES = 128
 
 
 def with_integers(job: Job, evidence: Evidence, limit: int | None) -> Evidence:
-    """The evidence with the rounding of activations that is best for a file of `limit` bytes (`None`: the largest),
-    and what it costs.
+    """The evidence with the rounding of activations that is best for a file of `limit` bytes, and what it costs.
+
+    Without a limit it is that for the largest file, which is the strictest.
 
     A site's cost is that of its places and of its weight's int8 rows, in the unit of the forecast. Sites above the
     recipe's share of the whole, the weights' distortion at `limit` included, stay in float. A guide that takes no

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final, get_type_hints
 
 from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.forecast import Forecast
@@ -16,13 +16,10 @@ from guidedq.artifacts.runtime import RuntimeFacts
 from guidedq.errors import ArtifactError
 from guidedq.strict_json import json_text, read_json
 
+Facts = TypeVar("Facts")
 REPORT_NAME = "report.json"
 REPORT_VERSION = 2
 """Of the names in `report.json`: raised when one changes or goes. Reports without a version are older."""
-
-TEXTS = ("name", "meaning", "bound", "verdict", "advice")
-OPTIONAL = ("accuracy_before", "accuracy_after")
-"""Fields that are texts, and numbers that a report may lack."""
 
 
 @final
@@ -197,21 +194,19 @@ class Report:
                 raise ArtifactError(
                     f"{path} has version {version}; this guidedq reads up to {REPORT_VERSION}. Install a newer one."
                 )
-            for part in ("size", "forecast", "measured", *content.get("diagnostics", ())):
-                _check_numbers(content[part] if isinstance(part, str) else part)
             points = tuple(map(_plan_point, content.pop("curve")))
             sites = tuple(SiteFacts(shape=tuple(site.pop("shape")), **site) for site in content.pop("sites"))
             parts = {
                 "model": ModelFacts(**content.pop("model")),
                 "budget": BudgetFacts(**content.pop("budget")),
-                "size": SizeFacts(**content.pop("size")),
-                "forecast": Forecast(**content.pop("forecast")),
-                "measured": MeasuredFacts(**content.pop("measured")),
+                "size": _numeric(SizeFacts(**content.pop("size"))),
+                "forecast": _numeric(Forecast(**content.pop("forecast"))),
+                "measured": _numeric(MeasuredFacts(**content.pop("measured"))),
                 "probes": tuple(ProbePoint(**probe) for probe in content.pop("probes")),
                 "notices": tuple(content.pop("notices")),
                 "sampling": _sampling(content.pop("sampling", None)),
                 "files": {name: FileEntry(**entry) for name, entry in content.pop("files", {}).items()},
-                "diagnostics": tuple(Diagnostic(**check) for check in content.pop("diagnostics", ())),
+                "diagnostics": tuple(_numeric(Diagnostic(**check)) for check in content.pop("diagnostics", ())),
                 "runtime": None if (runtime := content.pop("runtime", None)) is None else RuntimeFacts.of(runtime),
             }
             return Report(**parts, **content, curve=points, sites=sites)
@@ -219,12 +214,18 @@ class Report:
             raise ArtifactError(f"{path} is no report of guidedq ({error}).") from error
 
 
-def _check_numbers(facts: dict[str, Any]) -> None:
-    """Refuse what is neither a number nor, where numbers are spelled or may lack, a text or nothing."""
-    for name, value in facts.items():
-        spelled = name in TEXTS if isinstance(value, str) else name in OPTIONAL if value is None else False
-        if not spelled and (isinstance(value, bool) or not isinstance(value, int | float)):
+def _numeric(facts: Facts) -> Facts:
+    """The same facts, whose numbers are numbers.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, hint in get_type_hints(type(facts)).items():
+        value: Any = getattr(facts, name)
+        wanted = hint in (int, float) or (hint == float | None and value is not None)
+        if wanted and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{name} is {value!r}, expected a number")
+    return facts
 
 
 def _sampling(content: dict[str, Any] | None) -> SamplingFacts | None:
