@@ -242,9 +242,9 @@ def page(record: dict[str, Any], picture: str) -> str:
     (smallest, largest), (lowest, highest) = JUDGED_BITS, RANKED_BITS
     return f"""# How right is the forecast?
 
-Predicted against measured KL from the original, at quick effort, sizes of {smallest:g} to {largest:g} bits a weight (all
-bytes counted). Measured on held-out data that neither guidance nor probes have seen; every case that was run is listed at
-the end. By `benchmarks/forecast.py` ({facts["cores"]} cores, {facts["system"]}).
+Predicted against measured KL from the original, at quick effort, sizes of {smallest:g} to {largest:g} bits a weight
+(all bytes counted). Measured on held-out data that neither guidance nor probes have seen; every case that was run is
+listed at the end. By `benchmarks/forecast.py` ({facts["cores"]} cores, {facts["system"]}).
 
 What is believed beforehand of all models (the spreads in `passes/forecast/calibration.py`) was chosen with some of
 these cases in sight: how it does on models that were not looked at is still to be shown.
