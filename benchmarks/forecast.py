@@ -239,13 +239,17 @@ def page(record: dict[str, Any], picture: str) -> str:
         if len(found) > 1
     )
     facts = record["machine"]
-    lowest, highest = RANKED_BITS
+    (smallest, largest), (lowest, highest) = JUDGED_BITS, RANKED_BITS
     return f"""# How right is the forecast?
 
-Predicted against measured KL from the original, at quick effort, sizes of {JUDGED_BITS[0]:g} to {JUDGED_BITS[1]:g} bits
-a weight (all bytes counted). Measured on held-out data that neither guidance nor probes have seen. By
-`benchmarks/forecast.py`
-({facts["cores"]} cores, {facts["system"]}). *Error*: of the predicted KL, relative to the measured one, without sign;
+Predicted against measured KL from the original, at quick effort, sizes of {smallest:g} to {largest:g} bits a weight
+(all bytes counted). Measured on held-out data that neither guidance nor probes have seen; every case that was run is
+listed at the end. By `benchmarks/forecast.py` ({facts["cores"]} cores, {facts["system"]}).
+
+What is believed beforehand of all models (the spreads in `passes/forecast/calibration.py`) was chosen with some of
+these cases in sight: how it does on models that were not looked at is still to be shown.
+
+*Error*: of the predicted KL, relative to the measured one, without sign;
 *bias*: the median with its sign. *Coverage*: how often the 90% interval held the measured value. *Half-width*: of the
 interval for KL at {INTERVAL_BITS[0]:g} to {INTERVAL_BITS[1]:g} bits, relative to the forecast, median and largest.
 

@@ -66,8 +66,8 @@ def as_evaluated(probe: Probe, uncertainty: float | None) -> Probe:
     if not (own.std() > 0 and 0 < measured.kl < math.inf):
         return probe
     covariance = np.cov(kl, own)
-    slope = covariance[0, 1] / covariance[1, 1]
-    wanted = 1.0 + slope * (uncertainty - own.mean()) / kl.mean()
+    slope = float(covariance[0, 1] / covariance[1, 1])
+    wanted = 1.0 + slope * float((uncertainty - own.mean()) / kl.mean())
     factor = min(max(wanted, 1 / LARGEST_FACTOR), LARGEST_FACTOR)
     residuals = kl - kl.mean() - slope * (own - own.mean())
     moved = factor * measured.kl + residuals

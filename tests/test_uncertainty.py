@@ -32,6 +32,7 @@ def probe(uncertainty: np.ndarray, kl: np.ndarray) -> Probe:
 def test_what_follows_the_uncertainty_is_known_without_error_on_other_samples() -> None:
     own = np.linspace(0.0, 0.4, 50)
     moved = as_evaluated(probe(own, 0.5 * own), 0.3).measured
+    assert type(moved.kl) is float
     assert moved.kl == pytest.approx(0.15)
     assert np.ptp(moved.kl_by_sample) == pytest.approx(0.0, abs=1e-12)
     assert moved.loss_increase == pytest.approx(0.8 * 0.15)
