@@ -35,7 +35,7 @@ from guidedq.report.write import write_report
 from guidedq.rounding import rounded
 from guidedq.stages import Emission
 from guidedq.tuning import Tuning, after_tuning, tuned
-from guidedq.verification import check_written
+from guidedq.written import check_written
 
 CURVE_BITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 """Sizes at which the report draws its rate-distortion curve, as far as they are feasible."""
