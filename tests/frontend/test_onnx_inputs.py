@@ -8,6 +8,7 @@ import pytest
 import torch
 from onnx import numpy_helper, parser
 
+from guidedq.calibration.text_inputs import from_tokens
 from guidedq.frontend.onnx import load_onnx
 from guidedq.ir.program import TorchProgram
 
@@ -103,3 +104,28 @@ def test_a_gradient_reaches_the_weights_of_the_branch_that_runs(tmp_path):
             model.program.module(x=x, rate=torch.full((3,), rate)).sum().backward()
         assert weight.grad is not None
         torch.testing.assert_close(weight.grad, sign * x.sum(0)[:, None].expand(5, 4))
+
+
+CACHED = """
+<ir_version: 8, opset_import: ["" : 18]>
+net (int64[n, s] input_ids, float[n, 2, t, 3] past_key) => (float[n, s, 5] logits, float[n, 2, t, 3] present_key)
+{
+    words = Gather (table, input_ids)
+    present_key = Identity (past_key)
+    logits = MatMul (words, head)
+}
+"""
+
+
+def test_a_text_begins_with_an_empty_cache(tmp_path):
+    proto = parser.parse_model(CACHED.replace("present_key = Identity (past_key)", "present_key = Neg (past_key)"))
+    random = np.random.default_rng(0)
+    proto.graph.initializer.extend(
+        numpy_helper.from_array(random.normal(size=shape).astype(np.float32), name)
+        for name, shape in (("table", (5, 4)), ("head", (4, 5)))
+    )
+    (tmp_path / "cached.onnx").write_bytes(proto.SerializeToString())
+    model = load_onnx(tmp_path / "cached.onnx")
+    samples = from_tokens(model, torch.tensor([[1, 2, 3], [4, 0, 1]]))
+    assert samples.inputs["past_key"].shape == (2, 2, 0, 3)
+    assert model.program.predict(samples.inputs).shape == (2, 3, 5)
