@@ -1,0 +1,163 @@
+"""Verify an artifact: its files against the digests in its report, and its loss measured anew on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
+
+from guidedq.artifact_evaluation import original_of
+from guidedq.artifacts.forecast import Measurement
+from guidedq.artifacts.manifest import check_files
+from guidedq.artifacts.report import Report, SamplingFacts, files_digest, read_report, recipe_digest
+from guidedq.artifacts.samples import SampleSet
+from guidedq.errors import ArtifactError, CalibrationError
+from guidedq.evaluation import measure
+from guidedq.evidence import calibration_set
+from guidedq.ir.model import Model
+from guidedq.job import Job
+from guidedq.progress import Progress
+from guidedq.recipe import parse_recipe
+from guidedq.registry import parse_stage
+from guidedq.stages import AbstractBackend
+from guidedq.workspace import Workspace, storing
+
+TOLERANCE = 0.01
+"""Relative to the divergence: other processors and versions add up in another order, and round some activations to the
+next int8. On one machine the numbers are equal to the last bit."""
+LOSS_TOLERANCE = 1e-4
+"""Relative to a loss of the original, whose weights are not rounded."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One number of the report, and what it is now; `tolerance` is absolute."""
+
+    name: str
+    reported: float
+    measured: float
+    tolerance: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether they are equal, or within the tolerance."""
+        return self.reported == self.measured or abs(self.reported - self.measured) <= self.tolerance
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What was found: all `files` are as they were written, or there would be an error; and the numbers."""
+
+    report: Report
+    files: tuple[str, ...]
+    numbers: tuple[Compared, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every number is as the report says."""
+        return all(number.agrees for number in self.numbers)
+
+
+def verify_artifact(
+    folder: Path,
+    original: str | Path | None,
+    data: Sequence[Path],
+    evaluation_data: Sequence[Path],
+    *,
+    workspace: Path,
+    progress: Progress,
+) -> Verification:
+    """Check the digests of every file, draw the evaluation samples again, and measure the artifact on them.
+
+    Args:
+        folder: What a compile wrote.
+        original: The model that it was made from; `None` to go by the report.
+        data: What the compile was given; empty to go by the report.
+        evaluation_data: The same of its evaluation data.
+        workspace: Where samples that were drawn are kept.
+        progress: Told about the work.
+
+    Raises:
+        ArtifactError: `folder` is no artifact, or a file is missing, truncated, altered or of a newer version, or
+            `original` is another model.
+        CalibrationError: the evaluation samples are not those that the report was measured on.
+    """
+    report = read_report(folder)
+    sampling = _checked_digests(report, folder)
+    sources = _sources(sampling, data, evaluation_data)
+    model = original_of(report, original)
+    backend: AbstractBackend = parse_stage(report.backend, "backend")
+    predict = backend.open(model, folder)
+    samples = _evaluation_samples(report, sources, model, backend, workspace, progress)
+    measured = measure(
+        samples,
+        model.objective,
+        predict_original=model.program.predict,
+        predict_quantized=predict,
+        progress=progress,
+    )
+    return Verification(report=report, files=tuple(report.files), numbers=_compared(report, measured))
+
+
+def _checked_digests(report: Report, folder: Path) -> SamplingFacts:
+    """See that the files and the report are as they were written, and can be measured again."""
+    if report.sampling is None or not report.files:
+        raise ArtifactError(f"{folder} was written before reports held digests of all files. Compile it anew.")
+    check_files(report.files, folder)
+    for name, found in (("artifact", files_digest(report.files)), ("recipe", recipe_digest(report.recipe))):
+        if report.digests.get(name) != found:
+            raise ArtifactError(f"{folder}: the report was altered: its {name} has not the digest that it states.")
+    return report.sampling
+
+
+def _sources(sampling: SamplingFacts, data: Sequence[Path], evaluation_data: Sequence[Path]) -> SamplingFacts:
+    """Where to draw from, all of which is there."""
+    sources = replace(
+        sampling,
+        files=tuple(map(str, data)) or sampling.files,
+        evaluation_files=tuple(map(str, evaluation_data)) or sampling.evaluation_files,
+    )
+    for option, files in (("--data", sources.files), ("--eval-data", sources.evaluation_files)):
+        if missing := [file for file in files if not Path(file).exists()]:
+            raise CalibrationError(f"no such data: {', '.join(missing)}. Name what the compile had with {option}.")
+    return sources
+
+
+def _evaluation_samples(
+    report: Report, sources: SamplingFacts, model: Model, backend: AbstractBackend, workspace: Path, progress: Progress
+) -> SampleSet:
+    """The very samples that the report was measured on, drawn again."""
+    job = Job(
+        model=model,
+        backend=backend,
+        recipe=parse_recipe(""),
+        sampler=parse_stage(sources.sampler, "sample"),
+        data=tuple(map(Path, sources.files)),
+        evaluation_data=tuple(map(Path, sources.evaluation_files)),
+        seed=report.seed,
+        workspace=Workspace(root=workspace),
+        progress=progress,
+    )
+    with storing(workspace):
+        samples = calibration_set(job).evaluation
+    if samples.digest != report.digests.get("evaluation"):
+        raise CalibrationError(
+            f"the evaluation samples are not those of the report: digest {samples.digest[:12]}, expected "
+            f"{report.digests.get('evaluation', '')[:12]}. Name the same --data and --eval-data as the compile had: "
+            f"{', '.join((*sources.files, *sources.evaluation_files)) or 'none'} were drawn from."
+        )
+    return samples
+
+
+def _compared(report: Report, measured: Measurement) -> tuple[Compared, ...]:
+    was = report.measured
+    tolerance = TOLERANCE * abs(was.kl)
+    own = LOSS_TOLERANCE * abs(was.loss_before)
+    return (
+        Compared(name="kl", reported=was.kl, measured=measured.kl, tolerance=tolerance),
+        Compared(name="loss_before", reported=was.loss_before, measured=measured.loss_before, tolerance=own),
+        Compared(name="loss_after", reported=was.loss_after, measured=measured.loss_after, tolerance=own + tolerance),
+    )
