@@ -1,0 +1,92 @@
+/* Rows of codes times inputs, without unpacking: see `instructions.h` for the order of the inputs. */
+
+/* Codes wider than 4 bits lie far from zero, so the middle is taken from them first; else sums would cancel. */
+INLINE float middle_of(const int bits) { return bits > 4 ? (float)(1 << (bits - 1)) : 0.0f; }
+
+/* What a code counts too much when it stands at `place` in its word. */
+INLINE float weight_of(const int bits, const int place) {
+    return bits * (place + 1) == 32 ? 1.0f : (float)(1 << (bits * place));
+}
+
+/* One code of each word, times its weight. */
+INLINE Vector codes_at(Words words, const int bits, const int place) {
+    Vector codes;
+    if (bits * (place + 1) == 32) codes = shifted(words, 32 - bits);
+    else codes = masked(words, ((1u << bits) - 1) << (bits * place));
+    return bits > 4 ? subtract(codes, vector_of(middle_of(bits) * weight_of(bits, place))) : codes;
+}
+
+/* A row times some inputs, each `stride` behind the last. `scales`, if any, has one for each word. */
+INLINE void multiply_row(const int bits, const int inputs, const uint8_t *codes, const float *scales,
+                         const float *values, size_t stride, size_t blocks, float *sums) {
+    const int length = WORD_CODES(bits);
+    Vector totals[4];
+    for (int m = 0; m < inputs; m++) totals[m] = vector_of(0.0f);
+    for (size_t block = 0; block < blocks; block++) {
+        const Words words = load_words(codes + block * (LANES * WORD_BITS(bits) / 8), bits);
+        const float *here = values + block * (size_t)(LANES * length);
+        Vector parts[4];
+        for (int m = 0; m < inputs; m++) parts[m] = vector_of(0.0f);
+#pragma GCC unroll 8
+        for (int place = 0; place < length; place++) {
+            const Vector factor = codes_at(words, bits, place);
+            for (int m = 0; m < inputs; m++)
+                parts[m] = multiply_add(factor, load_vector(here + (size_t)m * stride + place * LANES), parts[m]);
+        }
+        if (scales) {
+            const Vector scale = load_vector(scales + block * LANES);
+            for (int m = 0; m < inputs; m++) totals[m] = multiply_add(parts[m], scale, totals[m]);
+        } else {
+            for (int m = 0; m < inputs; m++) totals[m] = add(totals[m], parts[m]);
+        }
+    }
+    for (int m = 0; m < inputs; m++) sums[m] = sum(totals[m]);
+}
+
+#define MULTIPLY(name, inputs)                                                                                         \
+    static void name(int bits, const uint8_t *codes, const float *scales, const float *values, size_t stride,          \
+                     size_t blocks, float *sums) {                                                                     \
+        switch (bits) {                                                                                                \
+            case 1: multiply_row(1, inputs, codes, scales, values, stride, blocks, sums); break;                       \
+            case 2: multiply_row(2, inputs, codes, scales, values, stride, blocks, sums); break;                       \
+            case 3: multiply_row(3, inputs, codes, scales, values, stride, blocks, sums); break;                       \
+            case 4: multiply_row(4, inputs, codes, scales, values, stride, blocks, sums); break;                       \
+            case 5: multiply_row(5, inputs, codes, scales, values, stride, blocks, sums); break;                       \
+            case 6: multiply_row(6, inputs, codes, scales, values, stride, blocks, sums); break;                       \
+            case 7: multiply_row(7, inputs, codes, scales, values, stride, blocks, sums); break;                       \
+            default: multiply_row(8, inputs, codes, scales, values, stride, blocks, sums); break;                      \
+        }                                                                                                              \
+    }
+MULTIPLY(multiply_one, 1)
+MULTIPLY(multiply_two, 2)
+MULTIPLY(multiply_four, 4)
+
+static void multiply_codes(int bits, const uint8_t *codes, const float *scales, const Prepared *inputs, size_t count,
+                           size_t blocks, float *sums) {
+    const float *values = inputs->values;
+    const size_t stride = inputs->stride;
+    size_t m = 0;
+    for (; m + 4 <= count; m += 4) multiply_four(bits, codes, scales, values + m * stride, stride, blocks, sums + m);
+    for (; m + 2 <= count; m += 2) multiply_two(bits, codes, scales, values + m * stride, stride, blocks, sums + m);
+    if (m < count) multiply_one(bits, codes, scales, values + m * stride, stride, blocks, sums + m);
+}
+
+/* Numbers times one input. */
+static float multiply_floats(const float *row, const float *input, size_t columns) {
+    Vector totals[2] = {vector_of(0.0f), vector_of(0.0f)};
+    float last = 0.0f;
+    size_t i = 0;
+    for (; i + 2 * LANES <= columns; i += 2 * LANES) {
+        totals[0] = multiply_add(load_vector(row + i), load_vector(input + i), totals[0]);
+        totals[1] = multiply_add(load_vector(row + i + LANES), load_vector(input + i + LANES), totals[1]);
+    }
+    for (; i < columns; i++) last += row[i] * input[i];
+    return sum(add(totals[0], totals[1])) + last;
+}
+
+/* Two rows of numbers, of which `count` is a whole number of vectors. */
+static float multiply_padded(const float *a, const float *b, size_t count) {
+    Vector total = vector_of(0.0f);
+    for (size_t i = 0; i < count; i += LANES) total = multiply_add(load_vector(a + i), load_vector(b + i), total);
+    return sum(total);
+}
