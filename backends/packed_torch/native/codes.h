@@ -2,13 +2,6 @@
  * instruction set, so that compilers use it in these loops. */
 #include <string.h>
 
-/* The lowest `ones` bits of every `period` bits. */
-INLINE uint64_t bit_lanes(int ones, int period) {
-    uint64_t lanes = 0;
-    for (int start = 0; start < 64; start += period) lanes |= ((UINT64_C(1) << ones) - 1) << start;
-    return lanes;
-}
-
 /* `count` codes into a byte each, up to seven bytes more; nothing from `limit` on is read. The three steps of
  * `guidedq/quant/bit_stream.py`: eight codes fill `bits` bytes, which shifts and masks spread over eight. */
 static void unpack_codes(const uint8_t *from, const uint8_t *limit, int bits, size_t count, uint8_t *codes) {
@@ -16,19 +9,16 @@ static void unpack_codes(const uint8_t *from, const uint8_t *limit, int bits, si
         memcpy(codes, from, count);
         return;
     }
-    uint64_t low[3], high[3];
-    for (int step = 0; step < 3; step++) {
-        int moved = 4 >> step;
-        low[step] = bit_lanes(moved * bits, moved * 16);
-        high[step] = low[step] << (moved * 8);
-    }
+    const uint64_t fours = (UINT64_C(1) << (4 * bits)) - 1;
+    const uint64_t twos = ((UINT64_C(1) << (2 * bits)) - 1) * UINT64_C(0x100000001);
+    const uint64_t ones = ((UINT64_C(1) << bits) - 1) * UINT64_C(0x1000100010001);
     for (size_t done = 0; done < count; done += 8, from += bits) {
         uint64_t word = 0;
         if (limit - from >= 8) memcpy(&word, from, 8);
         else memcpy(&word, from, (size_t)(limit - from));
-        word = (word & low[0]) | ((word << (4 * (8 - bits))) & high[0]);
-        word = (word & low[1]) | ((word << (2 * (8 - bits))) & high[1]);
-        word = (word & low[2]) | ((word << (8 - bits)) & high[2]);
+        word = (word & fours) | ((word << (4 * (8 - bits))) & (fours << 32));
+        word = (word & twos) | ((word << (2 * (8 - bits))) & (twos << 16));
+        word = (word & ones) | ((word << (8 - bits)) & (ones << 8));
         memcpy(codes + done, &word, 8);
     }
 }

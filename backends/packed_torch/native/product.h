@@ -25,14 +25,18 @@ INLINE void multiply_row(const int bits, const int inputs, const uint8_t *codes,
     for (size_t block = 0; block < blocks; block++) {
         const Words words = load_words(codes + block * (LANES * WORD_BITS(bits) / 8), bits);
         const float *here = values + block * (size_t)(LANES * length);
-        Vector parts[4];
-        for (int m = 0; m < inputs; m++) parts[m] = vector_of(0.0f);
-#pragma GCC unroll 8
-        for (int place = 0; place < length; place++) {
-            const Vector factor = codes_at(words, bits, place);
-            for (int m = 0; m < inputs; m++)
-                parts[m] = multiply_add(factor, load_vector(here + (size_t)m * stride + place * LANES), parts[m]);
+        Vector parts[4], others[4]; /* two sums, for the processor to work on both at once */
+        for (int m = 0; m < inputs; m++) parts[m] = others[m] = vector_of(0.0f);
+#pragma GCC unroll 4
+        for (int place = 0; place < length; place += 2) {
+            const Vector even = codes_at(words, bits, place), odd = codes_at(words, bits, place + 1);
+            for (int m = 0; m < inputs; m++) {
+                const float *input = here + (size_t)m * stride + place * LANES;
+                parts[m] = multiply_add(even, load_vector(input), parts[m]);
+                others[m] = multiply_add(odd, load_vector(input + LANES), others[m]);
+            }
         }
+        for (int m = 0; m < inputs; m++) parts[m] = add(parts[m], others[m]);
         if (scales) {
             const Vector scale = load_vector(scales + block * LANES);
             for (int m = 0; m < inputs; m++) totals[m] = multiply_add(parts[m], scale, totals[m]);

@@ -34,8 +34,9 @@ static int find_scratch(const Layout *layout, Scratch *scratch) {
     size_t groups = 0;
     for (int64_t s = 0; s < layout->segments; s++)
         if ((size_t)layout->segment[s].groups > groups) groups = (size_t)layout->segment[s].groups;
-    const size_t floats = whole(groups, 2 * LANES), words = whole(columns, 8 * LANES) / 4, bytes = columns + READ_AHEAD;
-    scratch->scales = malloc((2 * floats + words + columns) * sizeof(float) + bytes + groups + 8);
+    const size_t floats = whole(groups, 2 * LANES), words = whole(columns, 8 * LANES) / 4 + LANES;
+    const size_t bytes = columns + READ_AHEAD;
+    scratch->scales = malloc((2 * floats + words + columns) * sizeof(float) + bytes + floats + 8);
     if (!scratch->scales) return NO_MEMORY;
     scratch->products = scratch->scales + floats;
     scratch->word_scales = scratch->products + floats;
@@ -95,17 +96,22 @@ static void zero_products(const Call *call, const Segment *segment, size_t row, 
     }
     const uint8_t *packed = call->blob + segment->zero_points + row * zero_bytes(segment);
     unpack_codes(packed, call->blob + call->layout->bytes, (int)segment->bits, groups, scratch->zero_points);
-    const float middle = segment->bits > 4 ? (float)(1 << (segment->bits - 1)) : 0.0f;
-    for (size_t g = 0; g < groups; g++)
-        scratch->products[g] = scratch->scales[g] * ((float)scratch->zero_points[g] - middle);
-    for (size_t g = groups; g < padded; g++) scratch->products[g] = 0.0f;
+    const Vector middle = vector_of(middle_of((int)segment->bits));
+    for (size_t g = 0; g < padded; g += LANES) { /* behind the last group, any number times the scale zero */
+        const Vector zero_point = subtract(vector_of_bytes(scratch->zero_points + g), middle);
+        const Vector scale = load_vector(scratch->scales + g);
+        store_vector(scratch->products + g, multiply_add(zero_point, scale, vector_of(0.0f)));
+    }
 }
 
+/* Each group's scale for each of its words. What is written too far, the next group, or nobody, needs. */
 static void spread_scales(const Segment *segment, size_t words, Scratch *scratch) {
     const size_t each = (size_t)segment->group / WORD_CODES(segment->bits);
-    float *scales = scratch->word_scales;
-    for (size_t group = 0, word = 0; word < words; group += group + 1 < (size_t)segment->groups)
-        for (size_t last = word + each; word < last && word < words; word++) scales[word] = scratch->scales[group];
+    for (size_t group = 0; group < (size_t)segment->groups; group++) {
+        const Vector scale = vector_of(scratch->scales[group]);
+        const size_t end = group + 1 < (size_t)segment->groups ? (group + 1) * each : words;
+        for (size_t word = group * each; word < end; word += LANES) store_vector(scratch->word_scales + word, scale);
+    }
 }
 
 INLINE int code_at(const uint8_t *codes, size_t column, size_t bits) {
