@@ -26,6 +26,8 @@ from .native.library import Library, library
 
 LARGE_MATRIX = 1 << 24
 """Weights of a matrix that plain torch multiplies part by part: 64 MB of float32."""
+TILE = 1 << 21
+"""Weights that the kernels unpack at once for torch to multiply by: 8 MB of float32, rows enough for some threads."""
 FEW_INPUTS = 8
 """So many inputs at most are multiplied without unpacking: beyond, torch's matrix product makes up for unpacking."""
 
@@ -79,10 +81,10 @@ class PackedWeight(nn.Module):
         rows, columns = self.layout.shape
         kernels = self._kernels()
         if kernels is not None and _few(inputs, self.dtype_anchor.dtype, columns):
-            lying = inputs.detach().reshape(-1, columns).float().contiguous()
+            lying = inputs.reshape(-1, columns).float().contiguous()
             outputs = multiply_rows(kernels, self.description, self.blob, self.listed, lying)
             return outputs.to(inputs.dtype).reshape(*inputs.shape[:-1], rows)
-        if rows * columns <= (LARGE_MATRIX if kernels is None else WEIGHTS_AT_ONCE):
+        if rows * columns <= (LARGE_MATRIX if kernels is None else TILE):
             return nn.functional.linear(inputs, self.matrix())
         outputs = inputs.new_empty(*inputs.shape[:-1], rows)
         for mine, part in self.parts():
@@ -90,15 +92,16 @@ class PackedWeight(nn.Module):
         return outputs
 
     def parts(self) -> Iterator[tuple[Int64[Tensor, "n"] | slice, Float[Tensor, "n in"]]]:
-        """The matrix in parts that fit a core's cache: some rows' numbers, and their values."""
+        """The matrix in parts: some rows' numbers, and their values."""
         rows, columns = self.layout.shape
-        step = max(1, WEIGHTS_AT_ONCE // columns)
         if (kernels := self._kernels()) is not None:
+            step = max(1, TILE // columns)
             for first in range(0, rows, step):
                 mine = range(first, min(first + step, rows))
                 part = dequantize_rows(kernels, self.description, self.blob, self.places, mine, columns)
                 yield slice(mine.start, mine.stop), part.to(self.dtype_anchor.dtype)
             return
+        step = max(1, WEIGHTS_AT_ONCE // columns)
         start = 0
         for part in self.layout.segments:
             listed = self.listed[start : start + part.rows].long()

@@ -10,6 +10,7 @@ typedef struct {
     float *group_sums; /* [inputs, group_stride]: the sum of each group's inputs, zeros behind; NULL: not needed */
     size_t stride;
     size_t group_stride;
+    int shared; /* `values` belong to an earlier segment */
 } Prepared;
 
 typedef struct {

@@ -125,7 +125,8 @@ int guidedq_multiply(const Layout *layout, const uint8_t *blob, const float *sca
     if (outcome == DONE) outcome = kernels->prepare(&call);
     const size_t rows = (size_t)layout->rows;
     if (outcome == DONE) outcome = share_out(&call, kernels->multiply, rows, (size_t)layout->bytes / rows + 1, threads);
-    for (int s = 0; s < MOST_SEGMENTS; s++) free(call.prepared[s].values);
+    for (int s = 0; s < MOST_SEGMENTS; s++)
+        if (!call.prepared[s].shared) free(call.prepared[s].values);
     free(columns);
     return outcome;
 }

@@ -75,17 +75,28 @@ static void multiply_codes(int bits, const uint8_t *codes, const float *scales, 
     if (m < count) multiply_one(bits, codes, scales, values + m * stride, stride, blocks, sums + m);
 }
 
-/* Numbers times one input. */
-static float multiply_floats(const float *row, const float *input, size_t columns) {
-    Vector totals[2] = {vector_of(0.0f), vector_of(0.0f)};
+INLINE Vector vector_at(const int kind, const uint8_t *row, size_t i) {
+    if (kind == HALF) return vector_of_halves(row + 2 * i);
+    return kind == BFLOAT ? vector_of_bfloats(row + 2 * i) : load_vector((const float *)(const void *)row + i);
+}
+
+INLINE float number_at(const int kind, const uint8_t *row, size_t i) {
+    if (kind == HALF) return half_at(row + 2 * i);
+    return kind == BFLOAT ? bfloat_at(row + 2 * i) : ((const float *)(const void *)row)[i];
+}
+
+/* A row of numbers, aligned if they are SINGLE, times one input. */
+INLINE float multiply_numbers(const int kind, const uint8_t *row, const float *input, size_t columns) {
+    Vector totals[4] = {vector_of(0.0f), vector_of(0.0f), vector_of(0.0f), vector_of(0.0f)};
     float last = 0.0f;
     size_t i = 0;
-    for (; i + 2 * LANES <= columns; i += 2 * LANES) {
-        totals[0] = multiply_add(load_vector(row + i), load_vector(input + i), totals[0]);
-        totals[1] = multiply_add(load_vector(row + i + LANES), load_vector(input + i + LANES), totals[1]);
-    }
-    for (; i < columns; i++) last += row[i] * input[i];
-    return sum(add(totals[0], totals[1])) + last;
+    for (; i + 4 * LANES <= columns; i += 4 * LANES)
+        for (size_t k = 0; k < 4; k++)
+            totals[k] = multiply_add(vector_at(kind, row, i + k * LANES), load_vector(input + i + k * LANES), totals[k]);
+    for (; i + LANES <= columns; i += LANES)
+        totals[0] = multiply_add(vector_at(kind, row, i), load_vector(input + i), totals[0]);
+    for (; i < columns; i++) last += number_at(kind, row, i) * input[i];
+    return sum(add(add(totals[0], totals[1]), add(totals[2], totals[3]))) + last;
 }
 
 /* Two rows of numbers, of which `count` is a whole number of vectors. */

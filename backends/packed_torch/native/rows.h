@@ -66,23 +66,35 @@ static void sum_groups(const Segment *segment, const float *inputs, size_t colum
     }
 }
 
-static int prepare(Call *call) {
+static int prepare_segment(Call *call, const Segment *segment, Prepared *prepared) {
     const size_t columns = (size_t)call->layout->columns;
+    prepared->stride = whole(columns, block_codes(segment));
+    prepared->group_stride = whole((size_t)segment->groups, LANES);
+    prepared->values = calloc(call->count * (prepared->stride + prepared->group_stride) + 1, sizeof(float));
+    if (!prepared->values) return NO_MEMORY;
+    prepared->group_sums = prepared->values + call->count * prepared->stride;
+    for (size_t m = 0; m < call->count; m++) {
+        const float *inputs = call->inputs + m * columns;
+        order_inputs(call, segment, inputs, prepared->values + m * prepared->stride);
+        if (has_zero_points(segment))
+            sum_groups(segment, inputs, columns, prepared->group_sums + m * prepared->group_stride);
+    }
+    return DONE;
+}
+
+/* All entropy segments take the same inputs. */
+static int prepare(Call *call) {
+    Prepared *entropy = NULL;
     for (int64_t s = 0; s < call->layout->segments; s++) {
         const Segment *segment = &call->layout->segment[s];
-        Prepared *prepared = &call->prepared[s];
         if (!by_words(segment)) continue;
-        prepared->stride = whole(columns, block_codes(segment));
-        prepared->group_stride = whole((size_t)segment->groups, LANES);
-        prepared->values = calloc(call->count * (prepared->stride + prepared->group_stride), sizeof(float));
-        if (!prepared->values) return NO_MEMORY;
-        prepared->group_sums = prepared->values + call->count * prepared->stride;
-        for (size_t m = 0; m < call->count; m++) {
-            const float *inputs = call->inputs + m * columns;
-            order_inputs(call, segment, inputs, prepared->values + m * prepared->stride);
-            if (has_zero_points(segment))
-                sum_groups(segment, inputs, columns, prepared->group_sums + m * prepared->group_stride);
+        if (segment->kind == ENTROPY && entropy) {
+            call->prepared[s] = *entropy;
+            call->prepared[s].shared = 1;
+            continue;
         }
+        if (prepare_segment(call, segment, &call->prepared[s]) != DONE) return NO_MEMORY;
+        if (segment->kind == ENTROPY) entropy = &call->prepared[s];
     }
     return DONE;
 }
@@ -192,11 +204,18 @@ static int dequantize_row(const Call *call, const Segment *segment, size_t row, 
     return DONE;
 }
 
+/* Codes whose words straddle groups, and floating point: a row is read into float32, but for a single input. */
 static int multiply_values(const Call *call, const Segment *segment, size_t row, Scratch *scratch, float *sums) {
     const size_t columns = (size_t)call->layout->columns;
+    const uint8_t *stored = call->blob + segment->codes + row * row_bytes(segment, columns);
+    if (call->count == 1 && (segment->kind == HALF || segment->kind == BFLOAT)) {
+        sums[0] = segment->kind == HALF ? multiply_numbers(HALF, stored, call->inputs, columns)
+                                        : multiply_numbers(BFLOAT, stored, call->inputs, columns);
+        return DONE;
+    }
     const int outcome = dequantize_row(call, segment, row, scratch, scratch->row);
     for (size_t m = 0; outcome == DONE && m < call->count; m++)
-        sums[m] = multiply_floats(scratch->row, call->inputs + m * columns, columns);
+        sums[m] = multiply_numbers(SINGLE, (const uint8_t *)scratch->row, call->inputs + m * columns, columns);
     return outcome;
 }
 
