@@ -36,7 +36,7 @@ FORMATS: tuple[Format, ...] = (
 )
 PROMPT_INPUTS = 128
 PROMPT_FORMATS = (AffineFormat(bits=4, group_size=64), EntropyFormat(bits=3.0))
-PROMPT_TOKENS, NEW_TOKENS = 16, 48
+PROMPT_TOKENS, NEW_TOKENS = 16, 32
 SLOWEST_SIZE = 4096
 """Beyond, plain torch arithmetic takes a second for one product: it is not timed."""
 HEADS = {

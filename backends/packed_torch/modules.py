@@ -137,7 +137,7 @@ class PackedWeight(nn.Module):
     def _kernels(self) -> Library | None:
         """The kernels, if this weight can be given to them: they read memory, which traced tensors do not have."""
         lying = type(self.blob) is Tensor and self.blob.device.type == "cpu" and self.blob.is_contiguous()
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         return library() if lying and not traced else None
 
     def extra_repr(self) -> str:
