@@ -1,9 +1,11 @@
-"""Modules that keep their weight packed and dequantize it on use, in plain torch arithmetic.
+"""Modules that keep their weight packed, and multiply by it as it lies or dequantize it on use.
 
-A packed weight stays packed in memory, an entropy-coded one with a byte for each code; each call unpacks it anew (some
-100 million weights a second on one core), an embedding only the rows that are asked for. Values are those of the
-reference dequantization bit for bit, then cast to the module's floating dtype (float32 unless `.half()` or
-`.bfloat16()` was called).
+A packed weight stays packed in memory, an entropy-coded one with a byte for each code. The kernels in `native/`
+multiply a few inputs by it without unpacking; for more, each call unpacks the weight anew, part by part, an embedding
+only the rows that are asked for. Where there are no kernels (no compiler, another device, while torch traces a model),
+all is done in plain torch arithmetic, some 100 million weights a second on one core. Values are those of the reference
+dequantization bit for bit, then cast to the module's floating dtype (float32 unless `.half()` or `.bfloat16()` was
+called); the kernels' products are rounded to it once, at the end.
 """
 
 from __future__ import annotations
@@ -19,8 +21,15 @@ from guidedq.artifacts.packed_weight import pack_weight, read_segment, segment_r
 from guidedq.artifacts.quantized_weight import WEIGHTS_AT_ONCE
 from guidedq.quant.packing import read_layout
 
+from .native.calls import dequantize_rows, describe, multiply_rows
+from .native.library import Library, library
+
 LARGE_MATRIX = 1 << 24
-"""Weights of a matrix that is multiplied part by part: 64 MB of float32."""
+"""Weights of a matrix that plain torch multiplies part by part: 64 MB of float32."""
+TILE = 1 << 21
+"""Weights that the kernels unpack at once for torch to multiply by: 8 MB of float32, rows enough for some threads."""
+FEW_INPUTS = 8
+"""So many inputs at most are multiplied without unpacking: beyond, torch's matrix product makes up for unpacking."""
 
 
 @final
@@ -49,6 +58,7 @@ class PackedWeight(nn.Module):
         if read_layout(blob, name, matrix).has_streams:
             blob = pack_weight(weight, streams=False)
         self.layout = read_layout(blob, name, matrix)
+        self.description = describe(self.layout, len(blob))
         listed = torch.cat(segment_rows(blob, name, self.layout))
         self.register_buffer("blob", blob)
         self.register_buffer("listed", listed.int(), persistent=False)  # rows, segment after segment
@@ -66,17 +76,39 @@ class PackedWeight(nn.Module):
             values[rows] = part
         return values
 
-    def parts(self) -> Iterator[tuple[Int64[Tensor, "n"], Float[Tensor, "n in"]]]:
-        """The matrix in parts that fit a core's cache: some rows' numbers, and their values."""
+    def multiply(self, inputs: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """The matrix times inputs; a large one is never whole in memory."""
+        rows, columns = self.layout.shape
+        kernels = self._kernels()
+        if kernels is not None and _few(inputs, self.dtype_anchor.dtype, columns):
+            lying = inputs.reshape(-1, columns).float().contiguous()
+            outputs = multiply_rows(kernels, self.description, self.blob, self.listed, lying)
+            return outputs.to(inputs.dtype).reshape(*inputs.shape[:-1], rows)
+        if rows * columns <= (LARGE_MATRIX if kernels is None else TILE):
+            return nn.functional.linear(inputs, self.matrix())
+        outputs = inputs.new_empty(*inputs.shape[:-1], rows)
+        for mine, part in self.parts():
+            outputs[..., mine] = nn.functional.linear(inputs, part)
+        return outputs
+
+    def parts(self) -> Iterator[tuple[Int64[Tensor, "n"] | slice, Float[Tensor, "n in"]]]:
+        """The matrix in parts: some rows' numbers, and their values."""
+        rows, columns = self.layout.shape
+        if (kernels := self._kernels()) is not None:
+            step = max(1, TILE // columns)
+            for first in range(0, rows, step):
+                mine = range(first, min(first + step, rows))
+                part = dequantize_rows(kernels, self.description, self.blob, self.places, mine, columns)
+                yield slice(mine.start, mine.stop), part.to(self.dtype_anchor.dtype)
+            return
+        step = max(1, WEIGHTS_AT_ONCE // columns)
         start = 0
-        step = max(1, WEIGHTS_AT_ONCE // self.layout.shape[1])
         for part in self.layout.segments:
-            rows = self.listed[start : start + part.rows].long()
+            listed = self.listed[start : start + part.rows].long()
             for first in range(0, part.rows, step):
                 places = slice(first, first + step)
-                mine = rows[places]
-                segment = read_segment(self.blob, self.layout, part, mine, places)
-                yield mine, segment.dequantize().to(self.dtype_anchor.dtype)
+                segment = read_segment(self.blob, self.layout, part, listed[places], places)
+                yield listed[places], segment.dequantize().to(self.dtype_anchor.dtype)
             start += part.rows
 
     def rows(self, index: Int64[Tensor, "n"]) -> Float[Tensor, "n in"]:
@@ -85,7 +117,12 @@ class PackedWeight(nn.Module):
         Raises:
             IndexError: there is no such row.
         """
-        values = self.dtype_anchor.new_empty(len(index), self.layout.shape[1])
+        columns = self.layout.shape[1]
+        if (kernels := self._kernels()) is not None:
+            wanted = index.contiguous()
+            values = dequantize_rows(kernels, self.description, self.blob, self.places, wanted, columns)
+            return values.to(self.dtype_anchor.dtype)
+        values = self.dtype_anchor.new_empty(len(index), columns)
         places = self.places.index_select(0, index).long()
         start = 0
         for part in self.layout.segments:
@@ -96,6 +133,12 @@ class PackedWeight(nn.Module):
                 values[chosen] = segment.dequantize().to(values.dtype)
             start += part.rows
         return values
+
+    def _kernels(self) -> Library | None:
+        """The kernels, if this weight can be given to them: they read memory, which traced tensors do not have."""
+        lying = type(self.blob) is Tensor and self.blob.device.type == "cpu" and self.blob.is_contiguous()
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        return library() if lying and not traced else None
 
     def extra_repr(self) -> str:
         """Shape and formats, for people."""
@@ -119,13 +162,8 @@ class PackedLinear(nn.Module):
         return self.packed()
 
     def forward(self, values: Tensor) -> Tensor:
-        """Multiply, and add the bias. A large matrix, such as a head's, is never whole in memory."""
-        rows, columns = self.packed.layout.shape
-        if rows * columns <= LARGE_MATRIX:
-            return nn.functional.linear(values, self.packed.matrix(), self.bias)
-        outputs = values.new_empty(*values.shape[:-1], rows)
-        for mine, part in self.packed.parts():
-            outputs.index_copy_(-1, mine, nn.functional.linear(values, part))
+        """Multiply, and add the bias."""
+        outputs = self.packed.multiply(values)
         return outputs if self.bias is None else outputs.add_(self.bias)
 
 
@@ -145,6 +183,15 @@ class PackedEmbedding(nn.Module):
     def forward(self, indices: Tensor) -> Tensor:
         """Look rows up."""
         return self.packed.rows(indices.reshape(-1).long()).unflatten(0, indices.shape)
+
+
+def _few(inputs: Tensor, dtype: torch.dtype, columns: int) -> bool:
+    """Whether the kernels take these inputs: few enough, of the module's dtype, and without a gradient to come."""
+    narrow = dtype in (torch.float32, torch.bfloat16, torch.float16) and inputs.dtype is dtype
+    lying = type(inputs) in (Tensor, nn.Parameter) and inputs.device.type == "cpu"
+    graded = inputs.requires_grad and torch.is_grad_enabled()
+    fits = inputs.dim() > 0 and inputs.shape[-1] == columns and inputs.numel() <= FEW_INPUTS * columns
+    return narrow and lying and fits and not graded
 
 
 def packed_module(module: nn.Module, parameter: str, packed: PackedWeight) -> nn.Module:

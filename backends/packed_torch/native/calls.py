@@ -1,0 +1,124 @@
+"""Tensors to the kernels and back."""
+
+from __future__ import annotations
+
+import struct
+
+import torch
+from jaxtyping import Float32, Int32, Int64, UInt8
+from torch import Tensor
+
+from guidedq.errors import ArtifactError
+from guidedq.quant.exponents import LARGEST_EXPONENT, scales_of
+from guidedq.quant.formats import AffineFormat, EntropyFormat
+from guidedq.quant.packing import BlobLayout, SegmentLayout, region_widths
+
+from .library import Library
+
+MOST_INPUTS = 16
+"""Rows of inputs that one call multiplies; `weight.h` has the same."""
+_DONE, _NO_MEMORY, _NO_SUCH_ROW = 0, 2, 3
+_KINDS = {"affine": 0, "entropy": 1, "fp16": 2, "bf16": 3, "fp32": 4}
+_SCALES = scales_of(torch.arange(LARGEST_EXPONENT + 1, dtype=torch.uint8))
+
+
+def describe(layout: BlobLayout, blob_bytes: int) -> bytes:
+    """The layout as `weight.h` has it. The blob must be without streams."""
+    columns_offset = -1 if layout.columns_offset is None else layout.columns_offset
+    head = (*layout.shape, blob_bytes, columns_offset, len(layout.segments))
+    numbers = [*head, *(number for part in layout.segments for number in _segment(part, layout.shape[1]))]
+    return struct.pack(f"={len(numbers)}q", *numbers)
+
+
+def multiply_rows(
+    library: Library,
+    description: bytes,
+    blob: UInt8[Tensor, "bytes"],
+    listed: Int32[Tensor, "out"],
+    inputs: Float32[Tensor, "count in"],
+    *,
+    instruction_set: int = 0,
+) -> Float32[Tensor, "count out"]:
+    """Multiply at most `MOST_INPUTS` rows of finite inputs by a weight, on as many threads as torch would use.
+
+    Sums are in float32, codes and zero points apart: the error is that of a float32 sum of as many products, each of
+    them as large as `scale * (|code - m| + |zero_point - m|) * |input|`, where `m` is 0 up to 4 bits and else the
+    middle code.
+
+    Args:
+        library: The kernels.
+        description: From `describe`.
+        blob: The weight; contiguous, as all tensors here.
+        listed: Its rows, segment after segment.
+        inputs: What to multiply.
+        instruction_set: Which of the library's; the best by default.
+
+    Raises:
+        ArtifactError: the blob has changed since it was described.
+        MemoryError: there is no memory for a copy of the inputs.
+    """
+    rows = len(listed)
+    outputs = inputs.new_empty(len(inputs), rows)
+    arguments = (inputs.data_ptr(), len(inputs), outputs.data_ptr(), torch.get_num_threads(), instruction_set)
+    _check(library.multiply(description, blob.data_ptr(), _SCALES.data_ptr(), listed.data_ptr(), *arguments))
+    return outputs
+
+
+def dequantize_rows(
+    library: Library,
+    description: bytes,
+    blob: UInt8[Tensor, "bytes"],
+    places: Int32[Tensor, "out"],
+    wanted: Int64[Tensor, "n"] | range,
+    columns: int,
+    *,
+    instruction_set: int = 0,
+) -> Float32[Tensor, "n in"]:
+    """Some rows of a weight, bit for bit as the reference dequantizes them. Arguments as for `multiply_rows`.
+
+    Args:
+        library: The kernels.
+        description: From `describe`.
+        blob: The weight.
+        places: Where each row is listed.
+        wanted: Which rows, in any order, or a range of them.
+        columns: Of the weight.
+        instruction_set: Which of the library's; the best by default.
+
+    Raises:
+        IndexError: there is no such row.
+        ArtifactError: the blob has changed since it was described.
+        MemoryError: there is no memory for a row.
+    """
+    outputs = torch.empty(len(wanted), columns)
+    chosen = (None, wanted.start) if isinstance(wanted, range) else (wanted.data_ptr(), 0)
+    arguments = (*chosen, len(wanted), outputs.data_ptr(), torch.get_num_threads(), instruction_set)
+    _check(library.dequantize(description, blob.data_ptr(), _SCALES.data_ptr(), places.data_ptr(), *arguments))
+    return outputs
+
+
+def _segment(part: SegmentLayout, columns: int) -> tuple[int, ...]:
+    """One segment's numbers, in the order of `Segment` in `weight.h`."""
+    format = part.format
+    starts = [part.offset]
+    for width in region_widths(format, columns):
+        starts.append(starts[-1] + part.rows * width)
+    if isinstance(format, AffineFormat):
+        groups = (format.columns_per_group(columns), format.groups(columns))
+        kind = (_KINDS["affine"], format.bits, *groups, int(format.symmetric), format.outliers)
+        return (*kind, part.rows, *starts[:5])
+    if isinstance(format, EntropyFormat):
+        return (_KINDS["entropy"], 8, 0, 0, 0, 0, part.rows, *starts[:2], 0, 0, 0)
+    return (_KINDS[format.dtype], format.bits, 0, 0, 0, 0, part.rows, part.offset, 0, 0, 0, 0)
+
+
+def _check(outcome: int) -> None:
+    if outcome == _DONE:
+        return
+    if outcome == _NO_MEMORY:
+        raise MemoryError("no memory to multiply by a packed weight.")
+    if outcome == _NO_SUCH_ROW:
+        raise IndexError("a row beyond the packed weight's.")
+    raise ArtifactError(
+        f"a packed weight in memory is not what it was when it was loaded (kernels: {outcome}). Load it anew."
+    )

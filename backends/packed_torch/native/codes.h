@@ -1,0 +1,70 @@
+/* From a row's bytes to numbers, bit for bit those of the reference (`guidedq/quant/grid.py`). Included once for each
+ * instruction set, so that compilers use it in these loops. */
+#include <string.h>
+
+/* `count` codes into a byte each, up to seven bytes more; nothing from `limit` on is read. The three steps of
+ * `guidedq/quant/bit_stream.py`: eight codes fill `bits` bytes, which shifts and masks spread over eight. */
+static void unpack_codes(const uint8_t *from, const uint8_t *limit, int bits, size_t count, uint8_t *codes) {
+    if (bits == 8) {
+        memcpy(codes, from, count);
+        return;
+    }
+    const uint64_t fours = (UINT64_C(1) << (4 * bits)) - 1;
+    const uint64_t twos = ((UINT64_C(1) << (2 * bits)) - 1) * UINT64_C(0x100000001);
+    const uint64_t ones = ((UINT64_C(1) << bits) - 1) * UINT64_C(0x1000100010001);
+    for (size_t done = 0; done < count; done += 8, from += bits) {
+        uint64_t word = 0;
+        if (limit - from >= 8) memcpy(&word, from, 8);
+        else memcpy(&word, from, (size_t)(limit - from));
+        word = (word & fours) | ((word << (4 * (8 - bits))) & (fours << 32));
+        word = (word & twos) | ((word << (2 * (8 - bits))) & (twos << 16));
+        word = (word & ones) | ((word << (8 - bits)) & (ones << 8));
+        memcpy(codes + done, &word, 8);
+    }
+}
+
+/* The scales of a row's groups, and zeros up to a whole vector. */
+static void read_scales(const uint8_t *from, size_t groups, float *scales) {
+    size_t group = 0;
+    for (; group + LANES <= groups; group += LANES) store_vector(scales + group, vector_of_halves(from + 2 * group));
+    for (; group % LANES || group < groups; group++) scales[group] = group < groups ? half_at(from + 2 * group) : 0.0f;
+}
+
+static void dequantize_groups(const uint8_t *codes, const float *scales, const uint8_t *zero_points,
+                              const Segment *segment, size_t columns, float *values) {
+    const size_t width = (size_t)segment->group;
+    for (size_t group = 0, start = 0; start < columns; group++, start += width) {
+        const size_t end = start + width < columns ? start + width : columns;
+        const float scale = scales[group];
+        const int zero = segment->symmetric ? 1 << (segment->bits - 1) : zero_points[group];
+        for (size_t i = start; i < end; i++) values[i] = (float)((int)codes[i] - zero) * scale;
+    }
+}
+
+static void dequantize_floats(const uint8_t *from, int64_t kind, size_t columns, float *values) {
+    size_t i = 0;
+    if (kind == SINGLE) memcpy(values, from, 4 * columns);
+    else if (kind == HALF) {
+        for (; i + LANES <= columns; i += LANES) store_vector(values + i, vector_of_halves(from + 2 * i));
+        for (; i < columns; i++) values[i] = half_at(from + 2 * i);
+    } else {
+        for (; i + LANES <= columns; i += LANES) store_vector(values + i, vector_of_bfloats(from + 2 * i));
+        for (; i < columns; i++) values[i] = bfloat_at(from + 2 * i);
+    }
+}
+
+/* Outlier number `which` of a row. A column beyond the row says that the blob was damaged since it was loaded. */
+INLINE size_t outlier_column(const Call *call, const Segment *segment, size_t row, size_t which) {
+    uint16_t column;
+    const size_t place = row * (size_t)segment->outliers + which;
+    memcpy(&column, call->blob + segment->outlier_columns + 2 * place, 2);
+    return column;
+}
+
+INLINE float outlier_value(const Call *call, const Segment *segment, size_t row, size_t which) {
+    const size_t place = row * (size_t)segment->outliers + which;
+    return half_at(call->blob + segment->outlier_values + 2 * place);
+}
+
+/* Bytes of a row's packed zero points. */
+INLINE size_t zero_bytes(const Segment *segment) { return packed_bytes((size_t)segment->groups, (size_t)segment->bits); }

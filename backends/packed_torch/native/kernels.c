@@ -1,0 +1,149 @@
+/* Checks what comes in, chooses the instruction set, and shares rows out to threads. */
+#include "kernels.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "call.h"
+#include "threads.h"
+
+enum {
+    /* Bytes of a weight that are worth a thread's waking, some 20 microseconds. */
+    BYTES_A_THREAD = 1 << 18,
+    /* Bytes handed out at once: few enough that threads end together. */
+    BYTES_A_PART = 1 << 15,
+};
+
+static const Kernels *set_number(int set) {
+    const Kernels *found[4];
+    int count = 0;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
+        found[count++] = &kernels_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found[count++] = &kernels_avx2;
+#elif defined(__aarch64__)
+    found[count++] = &kernels_neon;
+#endif
+    found[count++] = &kernels_portable;
+    return set >= 0 && set < count ? found[set] : NULL;
+}
+
+const char *guidedq_instruction_set(int set) {
+    const Kernels *kernels = set_number(set);
+    return kernels ? kernels->name : NULL;
+}
+
+/* Whether `rows` of `width` bytes each, from byte `first` on, lie in a blob of `limit` bytes. */
+static int lies_within(int64_t first, int64_t rows, int64_t width, int64_t limit) {
+    return first >= 0 && first <= limit && (width == 0 || rows <= (limit - first) / width);
+}
+
+/* Whether a segment's numbers are possible and its regions lie in the blob. */
+static int is_sound(const Segment *segment, const Layout *layout) {
+    const int64_t columns = layout->columns, rows = segment->rows, limit = layout->bytes;
+    if (segment->kind < AFFINE || segment->kind > SINGLE || rows < 1 || rows > layout->rows) return 0;
+    const int64_t widest = segment->kind == AFFINE ? 8 : 32;
+    const int64_t widths[] = {segment->bits, 8, 16, 16, 32};
+    if (segment->bits != widths[segment->kind] || segment->bits < 1 || segment->bits > widest) return 0;
+    if (!lies_within(segment->codes, rows, (int64_t)row_bytes(segment, (size_t)columns), limit)) return 0;
+    if (segment->kind == ENTROPY) return lies_within(segment->scales, rows, 1, limit);
+    if (segment->kind != AFFINE) return 1;
+    if (segment->group < 1 || segment->group > columns) return 0;
+    if (segment->groups != (columns + segment->group - 1) / segment->group) return 0;
+    if (segment->outliers < 0 || segment->outliers > columns) return 0;
+    const int64_t zero_bytes = (int64_t)packed_bytes((size_t)segment->groups, (size_t)segment->bits);
+    return lies_within(segment->scales, rows, segment->groups * 2, limit) &&
+           (segment->symmetric || lies_within(segment->zero_points, rows, zero_bytes, limit)) &&
+           lies_within(segment->outlier_columns, rows, segment->outliers * 2, limit) &&
+           lies_within(segment->outlier_values, rows, segment->outliers * 2, limit);
+}
+
+static int is_whole(const Layout *layout) {
+    const int64_t most = INT32_MAX;
+    if (layout->rows < 1 || layout->rows > most || layout->columns < 1 || layout->columns > most) return 0;
+    if (layout->segments < 1 || layout->segments > MOST_SEGMENTS) return 0;
+    if (layout->column_scales >= 0 &&
+        !lies_within(layout->column_scales, 1, (int64_t)packed_bytes((size_t)layout->columns, 4), layout->bytes))
+        return 0;
+    int64_t rows = 0;
+    for (int64_t s = 0; s < layout->segments; s++) {
+        if (!is_sound(&layout->segment[s], layout)) return 0;
+        rows += layout->segment[s].rows;
+    }
+    return rows == layout->rows;
+}
+
+/* The columns' scales (`guidedq/quant/packing.py`, 6), to be freed; `*found` stays NULL if all are 1. */
+static int read_column_scales(const Layout *layout, const uint8_t *blob, const float *scales, float **found) {
+    if (layout->column_scales < 0) return DONE;
+    float *columns = malloc((size_t)layout->columns * sizeof(float));
+    if (!columns) return NO_MEMORY;
+    for (int64_t i = 0; i < layout->columns; i++) {
+        const int step = blob[layout->column_scales + i / 2] >> (i % 2 * 4) & 15;
+        columns[i] = scales[192 + 4 * (step - 8)];
+    }
+    *found = columns;
+    return DONE;
+}
+
+typedef struct {
+    const Call *call;
+    int (*work)(const Call *call, size_t first, size_t last);
+    size_t rows;
+    size_t rows_a_part;
+    atomic_int outcome;
+} Job;
+
+static void do_part(void *context, size_t part) {
+    Job *job = context;
+    const size_t first = part * job->rows_a_part, last = first + job->rows_a_part;
+    const int outcome = job->work(job->call, first, last < job->rows ? last : job->rows);
+    if (outcome != DONE) atomic_store(&job->outcome, outcome);
+}
+
+/* `bytes` is what a row costs. */
+static int share_out(const Call *call, int (*work)(const Call *, size_t, size_t), size_t rows, size_t bytes,
+                     int threads) {
+    const size_t each = BYTES_A_PART / bytes + 1;
+    Job job = {.call = call, .work = work, .rows = rows, .rows_a_part = each, .outcome = DONE};
+    const size_t worth = rows * bytes / BYTES_A_THREAD + 1;
+    run_parts(worth < (size_t)threads ? (int)worth : threads, (rows + each - 1) / each, do_part, &job);
+    return atomic_load(&job.outcome);
+}
+
+int guidedq_multiply(const Layout *layout, const uint8_t *blob, const float *scales, const int32_t *listed,
+                     const float *inputs, int64_t count, float *outputs, int threads, int set) {
+    const Kernels *kernels = set_number(set);
+    if (!kernels) return NO_SUCH_INSTRUCTIONS;
+    if (!is_whole(layout) || threads < 1 || count < 0 || count > MOST_INPUTS) return BAD_LAYOUT;
+    float *columns = NULL;
+    Call call = {.layout = layout, .blob = blob, .scales = scales, .rows = listed, .inputs = inputs, .outputs = outputs};
+    call.count = (size_t)count;
+    int outcome = read_column_scales(layout, blob, scales, &columns);
+    call.columns = columns;
+    if (outcome == DONE) outcome = kernels->prepare(&call);
+    const size_t rows = (size_t)layout->rows;
+    if (outcome == DONE) outcome = share_out(&call, kernels->multiply, rows, (size_t)layout->bytes / rows + 1, threads);
+    for (int s = 0; s < MOST_SEGMENTS; s++)
+        if (!call.prepared[s].shared) free(call.prepared[s].values);
+    free(columns);
+    return outcome;
+}
+
+int guidedq_dequantize(const Layout *layout, const uint8_t *blob, const float *scales, const int32_t *places,
+                       const int64_t *wanted, int64_t first_row, int64_t count, float *outputs, int threads, int set) {
+    const Kernels *kernels = set_number(set);
+    if (!kernels) return NO_SUCH_INSTRUCTIONS;
+    if (!is_whole(layout) || threads < 1 || count < 0) return BAD_LAYOUT;
+    float *columns = NULL;
+    Call call = {.layout = layout, .blob = blob, .scales = scales, .rows = places, .wanted = wanted,
+                 .first_row = first_row, .outputs = outputs};
+    call.count = (size_t)count;
+    int outcome = read_column_scales(layout, blob, scales, &columns);
+    call.columns = columns;
+    const size_t bytes = (size_t)layout->columns * sizeof(float);
+    if (outcome == DONE) outcome = share_out(&call, kernels->dequantize, call.count, bytes, threads);
+    free(columns);
+    return outcome;
+}

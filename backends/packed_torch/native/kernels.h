@@ -1,0 +1,27 @@
+/* What the library exports: a plain C interface, called through ctypes (`library.py`). */
+#ifndef GUIDEDQ_KERNELS_H
+#define GUIDEDQ_KERNELS_H
+
+#include "weight.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* The name of instruction set number `set`, best first, of those that this processor has; NULL beyond the last. */
+EXPORT const char *guidedq_instruction_set(int set);
+
+/* outputs[count, rows] = inputs[count, columns] times the weight, transposed.
+ *
+ * layout, blob: the weight; its layout is checked against the blob's length and against itself.
+ * scales:       what each byte stands for as a scale, 256 of them.
+ * listed:       rows, segment after segment. */
+EXPORT int guidedq_multiply(const Layout *layout, const uint8_t *blob, const float *scales, const int32_t *listed,
+                            const float *inputs, int64_t count, float *outputs, int threads, int set);
+
+/* outputs[count, columns] = rows of the weight: those in `wanted`, or, if that is NULL, those from `first_row` on.
+ *
+ * places: where each row is listed. */
+EXPORT int guidedq_dequantize(const Layout *layout, const uint8_t *blob, const float *scales, const int32_t *places,
+                              const int64_t *wanted, int64_t first_row, int64_t count, float *outputs, int threads,
+                              int set);
+
+#endif

@@ -1,0 +1,30 @@
+/* The kernels by AVX2: this file alone is compiled for it, and only processors that have it come here. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#include "instructions.h"
+
+#define PICK(bits) _mm_setr_epi8(PICK_ALL(bits))
+
+#include "numbers.h"
+#include "lanes_avx2.h"
+#include "codes.h"
+#include "product.h"
+#include "rows.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+const Kernels kernels_avx2 = {"avx2", prepare, multiply, dequantize};
+#else
+typedef int nothing_on_other_processors;
+#endif

@@ -1,0 +1,10 @@
+/* The kernels in plain C. */
+#include "instructions.h"
+
+#include "numbers.h"
+#include "lanes_portable.h"
+#include "codes.h"
+#include "product.h"
+#include "rows.h"
+
+const Kernels kernels_portable = {"portable", prepare, multiply, dequantize};

@@ -1,0 +1,265 @@
+/* What each instruction set does with a call: prepare its inputs, multiply some rows, dequantize some rows. */
+#include <stdlib.h>
+
+/* Room for the work on one row. */
+typedef struct {
+    uint8_t *codes;     /* a row's codes: packed, with READ_AHEAD zeros behind, or a byte each */
+    uint8_t *zero_points;
+    float *scales;      /* of groups, zeros up to a whole vector */
+    float *products;    /* scale times zero point, likewise */
+    float *word_scales; /* of the group of each word */
+    float *row;
+} Scratch;
+
+INLINE size_t whole(size_t count, size_t of) { return (count + of - 1) / of * of; }
+
+INLINE size_t block_codes(const Segment *segment) { return (size_t)LANES * WORD_CODES(segment->bits); }
+
+/* Whether codes are multiplied as they lie: words must not straddle groups. */
+INLINE int by_words(const Segment *segment) {
+    if (segment->kind != AFFINE) return segment->kind == ENTROPY;
+    return segment->groups == 1 || segment->group % WORD_CODES(segment->bits) == 0;
+}
+
+/* Whether zero points differ from what `multiply_row` has taken from the codes. */
+INLINE int has_zero_points(const Segment *segment) {
+    return segment->kind == AFFINE && !(segment->symmetric && segment->bits > 4);
+}
+
+/* What `multiply_row` leaves of a symmetric format's zero point. */
+INLINE float zero_left(const Segment *segment) { return segment->bits > 4 ? 0.0f : (float)(1 << (segment->bits - 1)); }
+
+static int find_scratch(const Layout *layout, Scratch *scratch) {
+    const size_t columns = (size_t)layout->columns;
+    size_t groups = 0;
+    for (int64_t s = 0; s < layout->segments; s++)
+        if ((size_t)layout->segment[s].groups > groups) groups = (size_t)layout->segment[s].groups;
+    const size_t floats = whole(groups, 2 * LANES), words = whole(columns, 8 * LANES) / 4 + LANES;
+    const size_t bytes = columns + READ_AHEAD;
+    scratch->scales = malloc((2 * floats + words + columns) * sizeof(float) + bytes + floats + 8);
+    if (!scratch->scales) return NO_MEMORY;
+    scratch->products = scratch->scales + floats;
+    scratch->word_scales = scratch->products + floats;
+    scratch->row = scratch->word_scales + words;
+    scratch->codes = (uint8_t *)(scratch->row + columns);
+    scratch->zero_points = scratch->codes + bytes;
+    return DONE;
+}
+
+static void order_inputs(const Call *call, const Segment *segment, const float *inputs, float *ordered) {
+    const size_t length = WORD_CODES(segment->bits), columns = (size_t)call->layout->columns;
+    float weights[8];
+    for (size_t place = 0; place < length; place++) weights[place] = 1.0f / weight_of((int)segment->bits, (int)place);
+    const float *scales = segment->kind == ENTROPY ? call->columns : NULL;
+    for (size_t i = 0; i < columns; ordered += block_codes(segment))
+        for (size_t lane = 0; lane < LANES; lane++)
+            for (size_t place = 0; place < length && i < columns; place++, i++)
+                ordered[place * LANES + lane] = (scales ? inputs[i] * scales[i] : inputs[i]) * weights[place];
+}
+
+static void sum_groups(const Segment *segment, const float *inputs, size_t columns, float *sums) {
+    const size_t width = (size_t)segment->group;
+    for (size_t start = 0; start < columns; start += width) {
+        double total = 0.0;
+        for (size_t i = start; i < start + width && i < columns; i++) total += inputs[i];
+        *sums++ = (float)total;
+    }
+}
+
+static int prepare_segment(Call *call, const Segment *segment, Prepared *prepared) {
+    const size_t columns = (size_t)call->layout->columns;
+    prepared->stride = whole(columns, block_codes(segment));
+    prepared->group_stride = whole((size_t)segment->groups, LANES);
+    prepared->values = calloc(call->count * (prepared->stride + prepared->group_stride) + 1, sizeof(float));
+    if (!prepared->values) return NO_MEMORY;
+    prepared->group_sums = prepared->values + call->count * prepared->stride;
+    for (size_t m = 0; m < call->count; m++) {
+        const float *inputs = call->inputs + m * columns;
+        order_inputs(call, segment, inputs, prepared->values + m * prepared->stride);
+        if (has_zero_points(segment))
+            sum_groups(segment, inputs, columns, prepared->group_sums + m * prepared->group_stride);
+    }
+    return DONE;
+}
+
+/* All entropy segments take the same inputs. */
+static int prepare(Call *call) {
+    Prepared *entropy = NULL;
+    for (int64_t s = 0; s < call->layout->segments; s++) {
+        const Segment *segment = &call->layout->segment[s];
+        if (!by_words(segment)) continue;
+        if (segment->kind == ENTROPY && entropy) {
+            call->prepared[s] = *entropy;
+            call->prepared[s].shared = 1;
+            continue;
+        }
+        if (prepare_segment(call, segment, &call->prepared[s]) != DONE) return NO_MEMORY;
+        if (segment->kind == ENTROPY) entropy = &call->prepared[s];
+    }
+    return DONE;
+}
+
+/* Scale times zero point of each group, as far as `multiply_row` has left it. */
+static void zero_products(const Call *call, const Segment *segment, size_t row, Scratch *scratch) {
+    const size_t groups = (size_t)segment->groups, padded = whole(groups, LANES);
+    if (segment->symmetric) {
+        for (size_t g = 0; g < padded; g++) scratch->products[g] = scratch->scales[g] * zero_left(segment);
+        return;
+    }
+    const uint8_t *packed = call->blob + segment->zero_points + row * zero_bytes(segment);
+    unpack_codes(packed, call->blob + call->layout->bytes, (int)segment->bits, groups, scratch->zero_points);
+    const Vector middle = vector_of(middle_of((int)segment->bits));
+    for (size_t g = 0; g < padded; g += LANES) { /* behind the last group, any number times the scale zero */
+        const Vector zero_point = subtract(vector_of_bytes(scratch->zero_points + g), middle);
+        const Vector scale = load_vector(scratch->scales + g);
+        store_vector(scratch->products + g, multiply_add(zero_point, scale, vector_of(0.0f)));
+    }
+}
+
+/* Each group's scale for each of its words. What is written too far, the next group, or nobody, needs. */
+static void spread_scales(const Segment *segment, size_t words, Scratch *scratch) {
+    const size_t each = (size_t)segment->group / WORD_CODES(segment->bits);
+    for (size_t group = 0; group < (size_t)segment->groups; group++) {
+        const Vector scale = vector_of(scratch->scales[group]);
+        const size_t end = group + 1 < (size_t)segment->groups ? (group + 1) * each : words;
+        for (size_t word = group * each; word < end; word += LANES) store_vector(scratch->word_scales + word, scale);
+    }
+}
+
+INLINE int code_at(const uint8_t *codes, size_t column, size_t bits) {
+    uint16_t two = codes[column * bits / 8];
+    if (column * bits % 8 + bits > 8) two |= (uint16_t)(codes[column * bits / 8 + 1] << 8);
+    return two >> (column * bits % 8) & ((1 << bits) - 1);
+}
+
+/* Put outliers in place of what their codes said. */
+static int replace_outliers(const Call *call, const Segment *segment, size_t row, const Scratch *scratch, float *sums) {
+    const size_t columns = (size_t)call->layout->columns, bits = (size_t)segment->bits;
+    const uint8_t *codes = call->blob + segment->codes + row * row_bytes(segment, columns);
+    const uint8_t *zero_points = call->blob + segment->zero_points + row * zero_bytes(segment);
+    for (size_t i = 0; i < (size_t)segment->outliers; i++) {
+        const size_t column = outlier_column(call, segment, row, i);
+        if (column >= columns) return NO_SUCH_COLUMN;
+        const size_t group = column / (size_t)segment->group;
+        const int zero = segment->symmetric ? 1 << (bits - 1) : code_at(zero_points, group, bits);
+        const float said = (float)(code_at(codes, column, bits) - zero) * scratch->scales[group];
+        const float more = outlier_value(call, segment, row, i) - said;
+        for (size_t m = 0; m < call->count; m++) sums[m] += more * call->inputs[m * columns + column];
+    }
+    return DONE;
+}
+
+static int multiply_words(const Call *call, const Segment *segment, size_t row, Scratch *scratch, float *sums) {
+    const Prepared *prepared = &call->prepared[segment - call->layout->segment];
+    const size_t blocks = prepared->stride / block_codes(segment);
+    const size_t bytes = row_bytes(segment, (size_t)call->layout->columns);
+    const uint8_t *codes = call->blob + segment->codes + row * bytes;
+    if (call->blob + call->layout->bytes - codes < (ptrdiff_t)(bytes + READ_AHEAD)) {
+        memcpy(scratch->codes, codes, bytes);
+        memset(scratch->codes + bytes, 0, READ_AHEAD);
+        codes = scratch->codes;
+    }
+    const int entropy = segment->kind == ENTROPY, grouped = !entropy && segment->groups > 1;
+    if (entropy) scratch->scales[0] = call->scales[call->blob[(size_t)segment->scales + row]];
+    else {
+        const size_t groups = (size_t)segment->groups;
+        read_scales(call->blob + segment->scales + row * groups * 2, groups, scratch->scales);
+    }
+    if (grouped) spread_scales(segment, blocks * LANES, scratch);
+    multiply_codes((int)segment->bits, codes, grouped ? scratch->word_scales : NULL, prepared, call->count, blocks, sums);
+    for (size_t m = 0; !grouped && m < call->count; m++) sums[m] *= scratch->scales[0];
+    if (!has_zero_points(segment)) return replace_outliers(call, segment, row, scratch, sums);
+    zero_products(call, segment, row, scratch);
+    for (size_t m = 0; m < call->count; m++)
+        sums[m] -= multiply_padded(scratch->products, prepared->group_sums + m * prepared->group_stride,
+                                   prepared->group_stride);
+    return replace_outliers(call, segment, row, scratch, sums);
+}
+
+static int dequantize_row(const Call *call, const Segment *segment, size_t row, Scratch *scratch, float *values) {
+    const size_t columns = (size_t)call->layout->columns;
+    const uint8_t *limit = call->blob + call->layout->bytes;
+    const uint8_t *codes = call->blob + segment->codes + row * row_bytes(segment, columns);
+    if (segment->kind == ENTROPY) {
+        const float scale = call->scales[call->blob[(size_t)segment->scales + row]];
+        for (size_t i = 0; i < columns; i++)
+            values[i] = (float)((int)codes[i] - ENTROPY_ZERO) * (call->columns ? call->columns[i] : 1.0f) * scale;
+        return DONE;
+    }
+    if (segment->kind != AFFINE) {
+        dequantize_floats(codes, segment->kind, columns, values);
+        return DONE;
+    }
+    const size_t groups = (size_t)segment->groups;
+    unpack_codes(codes, limit, (int)segment->bits, columns, scratch->codes);
+    read_scales(call->blob + segment->scales + row * groups * 2, groups, scratch->scales);
+    const uint8_t *zero_points = call->blob + segment->zero_points + row * zero_bytes(segment);
+    if (!segment->symmetric) unpack_codes(zero_points, limit, (int)segment->bits, groups, scratch->zero_points);
+    dequantize_groups(scratch->codes, scratch->scales, scratch->zero_points, segment, columns, values);
+    for (size_t i = 0; i < (size_t)segment->outliers; i++) {
+        const size_t column = outlier_column(call, segment, row, i);
+        if (column >= columns) return NO_SUCH_COLUMN;
+        values[column] = outlier_value(call, segment, row, i);
+    }
+    return DONE;
+}
+
+/* Codes whose words straddle groups, and floating point: a row is read into float32, but for a single input. */
+static int multiply_values(const Call *call, const Segment *segment, size_t row, Scratch *scratch, float *sums) {
+    const size_t columns = (size_t)call->layout->columns;
+    const uint8_t *stored = call->blob + segment->codes + row * row_bytes(segment, columns);
+    if (call->count == 1 && (segment->kind == HALF || segment->kind == BFLOAT)) {
+        sums[0] = segment->kind == HALF ? multiply_numbers(HALF, stored, call->inputs, columns)
+                                        : multiply_numbers(BFLOAT, stored, call->inputs, columns);
+        return DONE;
+    }
+    const int outcome = dequantize_row(call, segment, row, scratch, scratch->row);
+    for (size_t m = 0; outcome == DONE && m < call->count; m++)
+        sums[m] = multiply_numbers(SINGLE, (const uint8_t *)scratch->row, call->inputs + m * columns, columns);
+    return outcome;
+}
+
+/* The segment that has a place, and the place's number in it; NULL if there is no such place. */
+INLINE const Segment *segment_of(const Layout *layout, size_t *place) {
+    for (int64_t s = 0; s < layout->segments; s++) {
+        if (*place < (size_t)layout->segment[s].rows) return &layout->segment[s];
+        *place -= (size_t)layout->segment[s].rows;
+    }
+    return NULL;
+}
+
+static int multiply(const Call *call, size_t first, size_t last) {
+    const size_t rows = (size_t)call->layout->rows;
+    Scratch scratch;
+    float sums[MOST_INPUTS];
+    int outcome = find_scratch(call->layout, &scratch);
+    if (outcome != DONE) return outcome;
+    for (size_t place = first; outcome == DONE && place < last; place++) {
+        size_t own = place;
+        const Segment *segment = segment_of(call->layout, &own);
+        const size_t row = (size_t)call->rows[place];
+        if (row >= rows) {
+            outcome = NO_SUCH_ROW;
+            break;
+        }
+        outcome = (by_words(segment) ? multiply_words : multiply_values)(call, segment, own, &scratch, sums);
+        for (size_t m = 0; m < call->count; m++) call->outputs[m * rows + row] = sums[m];
+    }
+    free(scratch.scales);
+    return outcome;
+}
+
+static int dequantize(const Call *call, size_t first, size_t last) {
+    const size_t rows = (size_t)call->layout->rows, columns = (size_t)call->layout->columns;
+    Scratch scratch;
+    int outcome = find_scratch(call->layout, &scratch);
+    if (outcome != DONE) return outcome;
+    for (size_t i = first; outcome == DONE && i < last; i++) {
+        const size_t row = (size_t)(call->wanted ? call->wanted[i] : call->first_row + (int64_t)i);
+        size_t place = row < rows ? (size_t)call->rows[row] : rows;
+        const Segment *segment = segment_of(call->layout, &place);
+        outcome = segment ? dequantize_row(call, segment, place, &scratch, call->outputs + i * columns) : NO_SUCH_ROW;
+    }
+    free(scratch.scales);
+    return outcome;
+}

@@ -1,0 +1,50 @@
+/* A packed weight as the kernels see it: where each region of the blob lies (`guidedq/quant/packing.py`). */
+#ifndef GUIDEDQ_WEIGHT_H
+#define GUIDEDQ_WEIGHT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "blobs are little-endian, and so are these kernels"
+#endif
+
+enum { AFFINE, ENTROPY, HALF, BFLOAT, SINGLE };
+
+/* What a call says of itself. `native/library.py` turns all but the first into errors. */
+enum { DONE, BAD_LAYOUT, NO_MEMORY, NO_SUCH_ROW, NO_SUCH_COLUMN, NO_SUCH_INSTRUCTIONS };
+
+/* The rows of one format. The last five are the first bytes of its regions in the blob. */
+typedef struct {
+    int64_t kind;
+    int64_t bits;
+    int64_t group; /* columns of a full group */
+    int64_t groups;
+    int64_t symmetric;
+    int64_t outliers; /* in each row */
+    int64_t rows;
+    int64_t codes; /* or values */
+    int64_t scales;
+    int64_t zero_points;
+    int64_t outlier_columns;
+    int64_t outlier_values;
+} Segment;
+
+typedef struct {
+    int64_t rows;
+    int64_t columns;
+    int64_t bytes;
+    int64_t column_scales; /* first byte, or -1: all are 1 */
+    int64_t segments;
+    Segment segment[];
+} Layout;
+
+enum { MOST_SEGMENTS = 8, MOST_INPUTS = 16, ENTROPY_ZERO = 128 };
+
+/* Bytes of `count` codes of `bits` bits. */
+static inline size_t packed_bytes(size_t count, size_t bits) { return (count * bits + 7) / 8; }
+
+/* Bytes of a row's codes, or values. */
+static inline size_t row_bytes(const Segment *segment, size_t columns) { return packed_bytes(columns, segment->bits); }
+
+#endif

@@ -1,0 +1,216 @@
+"""How fast packed weights are multiplied: against the machine's bandwidth, torch's fp32 layers, and plain torch.
+
+    python benchmarks/kernels.py --artifact FOLDER --original FOLDER
+
+Square layers with one input (decoding) and 128 (a prompt); then tokens a second of a packed language model and of its
+original in fp32. Everything that is compared runs turn by turn in one process, and the least time of each counts, for
+the machine's other work only adds. The bandwidth is what torch's sum, or its fp32 layer, reads a second: from a buffer
+as large as the packed weight, so from the same cache or memory. Writes `results/kernels.json` and `docs/kernels.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from records import Record, Row, write_page
+from torch import Tensor, nn
+
+import guidedq
+from guidedq.backends.packed_torch import modules
+from guidedq.backends.packed_torch.modules import PackedLinear, PackedWeight
+from guidedq.backends.packed_torch.native.library import library
+from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format
+from guidedq.quant.packing import blob_bytes, read_layout, region_widths, write_header
+
+SIZES = (2048, 4096, 8192)
+THREADS = (1, 2)
+FORMATS: tuple[Format, ...] = (
+    *(AffineFormat(bits=bits, group_size=64) for bits in (2, 3, 4, 5, 6, 8)),
+    EntropyFormat(bits=3.0),
+    FloatFormat(dtype="fp16"),
+)
+PROMPT_INPUTS = 128
+PROMPT_FORMATS = (AffineFormat(bits=4, group_size=64), EntropyFormat(bits=3.0))
+PROMPT_TOKENS, NEW_TOKENS = 16, 32
+SLOWEST_SIZE = 4096
+"""Beyond, plain torch arithmetic takes a second for one product: it is not timed."""
+HEADS = {
+    "one": "| columns and rows | threads | format | bytes | microseconds | GB/s | of the bandwidth | "
+    "times as fast as fp32 | times as fast as plain torch |",
+    "prompt": "| columns and rows | threads | format | milliseconds | fp32 | times as fast as fp32 |",
+    "tokens": "| threads | packed, kernels | packed, plain torch | original, fp32 | kernels against fp32 |",
+}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--artifact", type=Path, help="a packed language model")
+    parser.add_argument("--original", type=Path, help="its Hugging Face folder")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kernels.json"))
+    parser.add_argument("--page", type=Path, default=Path("docs/kernels.md"))
+    arguments = parser.parse_args()
+    kernels = library()
+    if kernels is None:
+        raise SystemExit("The kernels were not built: there is nothing to measure. Install a C compiler, then guidedq.")
+    versions = {"torch": torch.__version__, "guidedq": guidedq.__version__}
+    arguments.out.unlink(missing_ok=True)
+    record = Record(arguments.out, instruction_set=kernels.instruction_sets[0], versions=versions, seed=0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for size in SIZES:
+            for threads in THREADS:
+                torch.set_num_threads(threads)
+                layers(size, threads, arguments.repeats, record)
+        if arguments.artifact and arguments.original:
+            decoding(arguments.artifact, arguments.original, record)
+    write_page(arguments.page, page(record))
+
+
+def layers(size: int, threads: int, repeats: int, record: Record) -> None:
+    """One input and many through a square layer in each format."""
+    whole = torch.randn(size, size)
+    one, many = torch.randn(1, size), torch.randn(PROMPT_INPUTS, size)
+    for format in FORMATS:
+        layer = PackedLinear(random_packed(format, size), None)
+        buffer = torch.ones(layer.packed.blob.numel() // 4)
+        works: dict[str, Callable[[], Any]] = {
+            "sum": buffer.sum,
+            "fp32": lambda: nn.functional.linear(one, whole),
+            "kernels": lambda layer=layer: layer(one),
+        }
+        if format in PROMPT_FORMATS:
+            works["fp32, prompt"] = lambda: nn.functional.linear(many, whole)
+            works["kernels, prompt"] = lambda layer=layer: layer(many)
+        seconds = least(works, repeats)
+        if size <= SLOWEST_SIZE:
+            seconds |= least({"plain torch": lambda layer=layer: plainly(layer, one)}, 2)
+        held = layer.packed.blob.numel()
+        limit = max(held / seconds["sum"], whole.nbytes / seconds["fp32"] if whole.nbytes <= 2 * held else 0.0)
+        row: Row = {"kind": "layer", "size": size, "threads": threads, "format": str(format), "bytes": held}
+        row |= {"bandwidth": limit, "of_bandwidth": held / seconds["kernels"] / limit, "seconds": seconds}
+        print(row, flush=True)
+        record.add(row)
+
+
+def random_packed(format: Format, size: int) -> PackedWeight:
+    """A weight of random codes, with scales such that no number is too large."""
+    held = torch.randint(0, 256, (blob_bytes(size, [(format, size)]),), dtype=torch.uint8)
+    header = write_header([(format, size)], size, streams=False, scaled=False)
+    held[: len(header)] = torch.tensor(list(header), dtype=torch.uint8)
+    (part,) = read_layout(held, "random", (size, size)).segments
+    widths = region_widths(format, size)
+    if isinstance(format, AffineFormat):
+        start = part.offset + size * widths[0]
+        held[start : start + size * widths[1]] = halves(size * widths[1] // 2)
+    elif isinstance(format, FloatFormat):
+        held[part.offset :] = halves(size * size)
+    else:
+        held[-size:] = 150
+    return PackedWeight(held, "random", (size, size), transposed=False)
+
+
+def halves(count: int) -> Tensor:
+    """The bytes of random positive fp16 numbers."""
+    return torch.rand(count).add_(0.01).half().view(torch.uint8)
+
+
+def least(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """The least seconds of each piece of work, all done turn by turn."""
+    found = dict.fromkeys(works, float("inf"))
+    for _ in range(repeats):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            found[name] = min(found[name], time.perf_counter() - start)
+    return found
+
+
+def plainly(module: nn.Module, *inputs: Any, **options: Any) -> Any:
+    """Run a module as if the kernels had not been built."""
+    modules.library = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        return module(*inputs, **options)
+    finally:
+        modules.library = library
+
+
+def decoding(artifact: Path, original: Path, record: Record) -> None:
+    """Tokens a second, greedily, after a short prompt; the time of the prompt is not counted."""
+    from transformers import AutoModelForCausalLM
+
+    packed = guidedq.load_quantized(str(artifact))
+    whole = AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32).eval()
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        run = {"kernels": lambda: step_seconds(packed, NEW_TOKENS), "fp32": lambda: step_seconds(whole, NEW_TOKENS)}
+        best = dict.fromkeys(run, float("inf"))
+        for _ in range(3):
+            for name, work in run.items():
+                best[name] = min(best[name], work())
+        modules.library = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
+        best["plain torch"] = step_seconds(packed, 3)
+        modules.library = library
+        row: Row = {"kind": "decoding", "artifact": artifact.name, "model": original.name, "threads": threads}
+        row |= {"tokens_per_second": {name: 1 / seconds for name, seconds in best.items()}}
+        print(row, flush=True)
+        record.add(row)
+
+
+def step_seconds(model: Any, tokens: int) -> float:
+    """The median seconds of a token."""
+    taken: list[float] = []
+    outputs = model(input_ids=torch.arange(1, PROMPT_TOKENS + 1)[None], use_cache=True)
+    for _ in range(tokens):
+        chosen = outputs.logits[:, -1:].argmax(-1)
+        start = time.perf_counter()
+        outputs = model(input_ids=chosen, past_key_values=outputs.past_key_values, use_cache=True)
+        taken.append(time.perf_counter() - start)
+    return sorted(taken)[len(taken) // 2]
+
+
+def page(record: Record) -> str:
+    """The tables as Markdown."""
+    one, prompt, tokens = [], [], []
+    for row in record.rows:
+        if row["kind"] == "decoding":
+            speed = row["tokens_per_second"]
+            cells = [row["threads"], *(f"{speed[name]:.1f}" for name in ("kernels", "plain torch", "fp32"))]
+            tokens.append([*cells, f"{speed['kernels'] / speed['fp32']:.2f}"])
+            continue
+        seconds, cells = row["seconds"], [row["size"], row["threads"], row["format"]]
+        mine, plain = seconds["kernels"], seconds.get("plain torch")
+        speed = [f"{row['bytes'] / mine / 1e9:.1f}", f"{row['of_bandwidth']:.2f}", f"{seconds['fp32'] / mine:.2f}"]
+        one.append([*cells, row["bytes"], f"{mine * 1e6:.0f}", *speed, f"{plain / mine:.0f}" if plain else ""])
+        if "kernels, prompt" in seconds:
+            times = [seconds["kernels, prompt"], seconds["fp32, prompt"]]
+            prompt.append([*cells, *(f"{value * 1e3:.1f}" for value in times), f"{times[1] / times[0]:.2f}"])
+    content = record.content
+    machine = f"{content['machine']['cores']} cores, {content['machine']['system']}, {content['instruction_set']}"
+    parts = [
+        "# The kernels of the packed PyTorch artifact",
+        f"By `benchmarks/kernels.py` ({machine}, torch {content['versions']['torch']}); its docstring says how. "
+        "The figures are in `benchmarks/results/kernels.json`.",
+        f"## One input\n\n{table(HEADS['one'], one)}",
+        f"## {PROMPT_INPUTS} inputs\n\n{table(HEADS['prompt'], prompt)}",
+    ]
+    if tokens:
+        model = next(row["model"] for row in record.rows if row["kind"] == "decoding")
+        parts.append(f"## Tokens a second, {model}\n\n{table(HEADS['tokens'], tokens)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def table(head: str, rows: list[list[Any]]) -> str:
+    """A Markdown table."""
+    rule = "|" + "---|" * (head.count("|") - 1)
+    return "\n".join([head, rule, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
+
+
+if __name__ == "__main__":
+    main()
