@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from random_weights import random_weight
-from tiny_transformers import CONFIGURATIONS, save_tiny_transformer
+from tiny_transformers import save_tiny_transformer
 
 from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.backends.packed_torch.backend import PackedTorchBackend
@@ -16,7 +16,7 @@ from guidedq.ir.model import Model
 from guidedq.quant.formats import AffineFormat, EntropyFormat, RoundedFormat
 from guidedq.stages import Emission
 
-KINDS = tuple(CONFIGURATIONS)
+KINDS = ("llama", "tied_llama", "gpt2", "bert", "masked_bert", "resnet")
 CANDIDATES = (
     *(AffineFormat(bits=bits, group_size=16) for bits in range(2, 7)),
     AffineFormat(bits=3, group_size=0, symmetric=True),
