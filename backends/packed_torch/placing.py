@@ -200,7 +200,7 @@ def _initialized(part: Any) -> Any:
 
 
 def _forget_ties(model: Any, settled: set[str]) -> None:
-    """transformers ties parameters by name; those of an artifact are shared when the packed modules are placed."""
+    """Ties are by name in transformers; those of an artifact are made when the packed modules are placed."""
     others = {name: source for name, source in model.all_tied_weights_keys.items() if not settled & {name, source}}
     for module in model.modules():
         if isinstance(getattr(module, "_tied_weights_keys", None), Mapping):

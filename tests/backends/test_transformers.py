@@ -1,11 +1,8 @@
-"""Artifacts of the torch backend through transformers' own `from_pretrained`, `save_pretrained`, `generate`, `pipeline`."""
+"""Artifacts of the torch backend in transformers: `from_pretrained`, `save_pretrained`, and what follows."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +10,8 @@ import pytest
 import torch
 import transformers
 from packed_folders import CODED, emit_random, load_kind
-from safetensors.torch import load_file
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from guidedq.backends.packed_torch.backend import PackedTorchBackend
-from guidedq.errors import ArtifactError
 from guidedq.ir.lifting import trial_batch
 
 CLASSES = {
