@@ -12,6 +12,7 @@ from guidedq import __version__
 from guidedq.cli.compare import compare
 from guidedq.cli.compile import compile_command
 from guidedq.cli.evaluate import evaluate
+from guidedq.cli.generate import generate
 from guidedq.cli.inspect import inspect_command
 from guidedq.cli.plan import plan
 from guidedq.cli.stages import stages
@@ -83,6 +84,7 @@ application.command("compile")(compile_command)
 application.command("plan")(plan)
 application.command("compare")(compare)
 application.command("eval")(evaluate)
+application.command("generate")(generate)
 application.command("inspect")(inspect_command)
 application.command("stages")(stages)
 
