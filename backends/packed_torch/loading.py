@@ -40,7 +40,8 @@ def _loaded(folder: Path, manifest: Manifest) -> Any:
         leaf = getattr(transformers, str(names[0]))
         if not (inspect.isclass(leaf) and issubclass(leaf, transformers.PreTrainedModel)):
             raise ArtifactError(f"{names[0]} is no model class of transformers.")
-        config: Any = leaf.config_class.from_pretrained(folder, local_files_only=True)
+        kind: Any = leaf.config_class
+        config: Any = kind.from_pretrained(folder, local_files_only=True)
         config.quantization_config = quantization_config(manifest.sites, manifest.tied)
         if GENERATION_CONFIG_NAME in manifest.files:
             transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)

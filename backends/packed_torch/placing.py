@@ -114,7 +114,7 @@ def expect_bytes(
         if name is None:
             continue
         here = replace(site, name=name, parameters=tuple(filter(None, map(own, site.parameters))))
-        _expect_site(model, here, state, stored[site.name])
+        _expect_site(model, here, state, stored.get(site.name))
         found.append(here)
     ties = {own(name): own(other) for name, other in tied.items()}
     known = {name: other for name, other in ties.items() if name is not None and other is not None}
@@ -150,19 +150,15 @@ def place_packed(model: Any, sites: Iterable[SiteEntry], tied: Mapping[str, str]
 
 def stored_state(model: nn.Module, sites: Iterable[SiteEntry], tied: Mapping[str, str]) -> dict[str, Tensor]:
     """The model's state as a weights file holds it: each site's blob under the site's name, tied tensors once."""
-    packed = {name: module for name, module in model.named_modules(remove_duplicate=False) if _is_packed(module)}
+    modules = model.named_modules(remove_duplicate=False)
+    packed = {name: module for name, module in modules if isinstance(module, PackedWeight)}
     kept = model.state_dict()
     state = {name: kept[name] for name in kept if name.rpartition(".")[0] not in packed and name not in tied}
     for site in sites:
         path, _, parameter = site.name.rpartition(".")
         held = packed.get(f"{path}.packed") or packed[f"{path}.packed_{parameter}"]
-        layout = held.layout
-        state[site.name] = pack_weight(unpack_weight(held.blob.cpu(), site.name, layout.shape))
+        state[site.name] = pack_weight(unpack_weight(held.blob.cpu(), site.name, held.layout.shape))
     return state
-
-
-def _is_packed(module: Any) -> bool:
-    return isinstance(module, PackedWeight)
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -170,9 +166,9 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(path), parameter
 
 
-def _expect_site(model: nn.Module, site: SiteEntry, state: Mapping[str, Tensor], stored: StoredTensor) -> None:
-    if stored.dtype != PACKED_DTYPE or len(stored.shape) != 1:
-        raise ArtifactError(f"{site.name}: expected packed bytes, found {stored.dtype} {list(stored.shape)}.")
+def _expect_site(model: nn.Module, site: SiteEntry, state: Mapping[str, Tensor], stored: StoredTensor | None) -> None:
+    if stored is None or stored.dtype != PACKED_DTYPE or len(stored.shape) != 1:
+        raise ArtifactError(f"{site.name}: expected packed bytes in the weights file, found {stored or 'nothing'}.")
     if site.name not in site.parameters:
         raise ArtifactError(f"{site.name}: is stored, but not named by its site's parameters. Write the artifact anew.")
     for name in site.parameters:

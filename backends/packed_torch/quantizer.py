@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, final
 
-from torch import Tensor
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -105,19 +104,19 @@ class PackedQuantizer(HfQuantizer):
         model._weight_conversions = []  # saved under the names that the model has
         return model
 
-    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What `save_pretrained` writes."""
+    def get_state_dict_and_metadata(self, model: Any) -> Any:
+        """What `save_pretrained` writes: tensors by name, and no metadata."""
         from .placing import stored_state
 
         config: Any = self.quantization_config
         return stored_state(model, config.sites, config.tied), {}
 
-    def is_serializable(self, *_: Any) -> bool:
+    def is_serializable(self, *_: Any) -> Any:
         """Yes: what is saved loads again."""
         return True
 
     @property
-    def is_trainable(self) -> bool:
+    def is_trainable(self) -> Any:
         """No gradient passes a packed weight into its codes."""
         return False
 
