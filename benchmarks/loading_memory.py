@@ -2,9 +2,9 @@
 
     python benchmarks/loading_memory.py ARTIFACT
 
-Loads the folder with `AutoModel.from_pretrained`, as its configuration says, and prints what the process holds more than
-before, as Linux counts it: pages of its own (`RssAnon`), pages of files that are mapped (`RssFile`), and the most that it
-ever held of both (`VmHWM`, set back before). Frameworks are imported and warmed up before; run it on an idle machine.
+Loads the folder with `from_pretrained` of the class that its configuration names, and prints what the process holds more
+than before, as Linux counts it: pages of its own (`RssAnon`), pages of mapped files (`RssFile`), and the most that it
+ever held of both (`VmHWM`, set back before). Frameworks are imported before.
 """
 
 from __future__ import annotations
