@@ -2,7 +2,7 @@
 
     python benchmarks/loading_memory.py ARTIFACT
 
-Loads the folder with `from_pretrained` of the class that its configuration names, and prints what the process holds more
+Loads the folder by `from_pretrained` of the class that its configuration names, and prints what the process holds more
 than before, as Linux counts it: pages of its own (`RssAnon`), pages of mapped files (`RssFile`), and the most that it
 ever held of both (`VmHWM`, set back before). Frameworks are imported before.
 """

@@ -22,21 +22,21 @@ def announce() -> None:
 
 
 class _Finder:
-    """Finds the table as it would be found without it, and nothing else; then it is gone."""
+    """Finds the table as others find it, and calls once it was executed; then it is gone."""
 
-    def find_spec(self, name: str, *_: Any) -> Any:
+    def find_spec(self, name: str, *rest: Any) -> Any:
         if name != TABLE:
             return None
-        from importlib.util import find_spec
-
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(name, *rest) for finder in others)), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def execute_and_call(module: Any) -> None:
                 execute(module)
-                _call()
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                    _call()
 
             spec.loader.exec_module = execute_and_call
         return spec

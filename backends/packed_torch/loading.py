@@ -43,7 +43,7 @@ def _loaded(folder: Path, manifest: Manifest) -> Any:
         kind: Any = leaf.config_class
         config: Any = kind.from_pretrained(folder, local_files_only=True)
         config.quantization_config = quantization_config(manifest.sites, manifest.tied)
-        if GENERATION_CONFIG_NAME in manifest.files:
+        if GENERATION_CONFIG_NAME in manifest.files:  # loading the model would pass over one that cannot be read
             transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # configurations can be wrong in as many ways as there are models
         raise _unbuilt(folder, error) from error

@@ -88,7 +88,8 @@ def expect_bytes(
     """Let the model expect a site's packed bytes where it has the weight; tied weights have no place of their own.
 
     A base model's names lack the prefix that they have below a head, or the other way round; transformers matches
-    checkpoints to models by the same rule. Sites that are no part of the model are left out.
+    checkpoints to models by the same rule. Sites that are no part of the model are left out; a head that the artifact
+    lacks and transformers would tie to a site reads that site.
 
     Args:
         model: On the meta device.
@@ -108,12 +109,16 @@ def expect_bytes(
         spellings = (name.removeprefix(prefix), name, f"{prefix}{name}")
         return next((spelling for spelling in spellings if spelling in state), None)
 
+    held = {own(name) for name in stored}
+    untied = {name: source for name, source in model.all_tied_weights_keys.items() if name not in held}
     found: list[SiteEntry] = []
     for site in sites:
         name = own(site.name)
         if name is None:
             continue
-        here = replace(site, name=name, parameters=tuple(filter(None, map(own, site.parameters))))
+        names = [other for other in map(own, site.parameters) if other is not None]
+        names += [other for other, source in untied.items() if source == name]
+        here = replace(site, name=name, parameters=tuple(dict.fromkeys(names)))
         _expect_site(model, here, state, stored.get(site.name))
         found.append(here)
     ties = {own(name): own(other) for name, other in tied.items()}

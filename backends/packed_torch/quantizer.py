@@ -119,8 +119,3 @@ class PackedQuantizer(HfQuantizer):
     def is_trainable(self) -> Any:
         """No gradient passes a packed weight into its codes."""
         return False
-
-    @property
-    def is_compileable(self) -> bool:
-        """Packed modules are custom operators of torch."""
-        return True

@@ -113,6 +113,10 @@ def test_a_model_without_its_head_loads_from_an_artifact_with_one(artifacts, tmp
     assert torch.equal(main_output(body, batch), expected)
     body.save_pretrained(tmp_path)
     assert torch.equal(main_output(transformers.AutoModel.from_pretrained(tmp_path), batch), expected)
+    again = CLASSES["tied_llama"].from_pretrained(
+        tmp_path
+    )  # its head is tied to the embedding, as the configuration says
+    assert torch.equal(main_output(again, batch), main_output(whole, batch))
 
 
 @pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
