@@ -4,7 +4,7 @@
 
 Loads the folder by `from_pretrained` of the class that its configuration names, and prints what the process holds more
 than before, as Linux counts it: pages of its own (`RssAnon`), pages of mapped files (`RssFile`), and the most that it
-ever held of both (`VmHWM`, set back before). Frameworks are imported before.
+ever held of both (`VmHWM`, set back before). Frameworks are imported before. Writes `results/loading_memory.json`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import sys
 from pathlib import Path
 
 import transformers
+from records import machine
 
 import guidedq
 
+RESULTS = Path(__file__).parent / "results" / "loading_memory.json"
 MEGABYTE = 1e6
 
 
@@ -38,23 +40,20 @@ def main() -> None:
     model = leaf.from_pretrained(folder)
     after = status()
     weights = sum(site["shape"][0] * site["shape"][1] for site in model.config.quantization_config.to_dict()["sites"])
-    print(
-        json.dumps(
-            {
-                "artifact": folder.name,
-                "guidedq": guidedq.__version__,
-                "transformers": transformers.__version__,
-                "dtype": str(model.dtype),
-                "file_mb": round(sum(path.stat().st_size for path in folder.glob("*.safetensors")) / MEGABYTE, 1),
-                "packed_weights": weights,
-                "their_megabytes_in_that_dtype": round(weights * model.dtype.itemsize / MEGABYTE, 1),
-                "own_pages_mb": round(after["RssAnon"] - before["RssAnon"], 1),
-                "file_pages_mb": round(after["RssFile"] - before["RssFile"], 1),
-                "peak_mb": round(after["VmHWM"] - before["VmRSS"], 1),
-            },
-            indent=1,
-        )
-    )
+    found = {
+        "machine": machine(),
+        "versions": {"guidedq": guidedq.__version__, "transformers": transformers.__version__},
+        "artifact": folder.name,
+        "dtype": str(model.dtype),
+        "file_mb": round(sum(path.stat().st_size for path in folder.glob("*.safetensors")) / MEGABYTE, 1),
+        "packed_weights": weights,
+        "their_mb_in_that_dtype": round(weights * model.dtype.itemsize / MEGABYTE, 1),
+        "own_pages_mb": round(after["RssAnon"] - before["RssAnon"], 1),
+        "file_pages_mb": round(after["RssFile"] - before["RssFile"], 1),
+        "peak_mb": round(after["VmHWM"] - before["VmRSS"], 1),
+    }
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    print(RESULTS.read_text(), end="")
 
 
 if __name__ == "__main__":

@@ -139,7 +139,8 @@ def place_packed(model: Any, sites: Iterable[SiteEntry], tied: Mapping[str, str]
         owner, parameter = _owner(model, site.name)
         blob = getattr(owner, parameter).detach()
         transposed = site.storage == Storage.IN_OUT
-        packed = PackedWeight(blob, site.name, site.shape, transposed=transposed).to(blob.device, dtype)
+        packed = PackedWeight(blob.cpu(), site.name, site.shape, transposed=transposed)
+        packed.to(blob.device, dtype)
         for name in site.parameters:
             path, _, parameter = name.rpartition(".")
             parent, _, child = path.rpartition(".")
