@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -147,7 +147,7 @@ def read_manifest(folder: Path, container: str) -> Manifest:
     return manifest
 
 
-def check_files(manifest: Manifest, folder: Path, names: Iterable[str] | None = None) -> None:
+def check_files(manifest: Manifest, folder: Path, names: Collection[str] | None = None) -> None:
     """Compare files with their sizes and digests: all that the manifest lists, or those of `names` that it lists.
 
     Raises:
