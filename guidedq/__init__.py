@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from guidedq.announcement import announce
+
 if TYPE_CHECKING:
     from guidedq.api import Artifact, check, compile, load, load_quantized, plan, verify
     from guidedq.errors import GuidedQError
@@ -19,3 +21,6 @@ def __getattr__(name: str) -> Any:
 
         return getattr(importlib.import_module("guidedq.errors" if name == "GuidedQError" else "guidedq.api"), name)
     raise AttributeError(f"module 'guidedq' has no attribute {name!r}")
+
+
+announce()

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from random_weights import random_weight
-from tiny_transformers import CONFIGURATIONS, save_tiny_transformer
+from tiny_transformers import save_tiny_transformer
 
 from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.backends.packed_torch.backend import PackedTorchBackend
+from guidedq.frontend import load
 from guidedq.frontend.hugging_face import load_hugging_face
 from guidedq.ir.model import Model
 from guidedq.quant.formats import AffineFormat, EntropyFormat, RoundedFormat
 from guidedq.stages import Emission
 
-KINDS = tuple(CONFIGURATIONS)
+KINDS = ("llama", "tied_llama", "gpt2", "bert", "masked_bert", "resnet")
 CANDIDATES = (
     *(AffineFormat(bits=bits, group_size=16) for bits in range(2, 7)),
     AffineFormat(bits=3, group_size=0, symmetric=True),
@@ -28,6 +29,12 @@ CODED = (*CANDIDATES, EntropyFormat(bits=2.5), EntropyFormat(bits=4.0))
 def load_kind(kind: str, folder: Path) -> Model:
     """The tiny transformers model of that kind, saved into `folder` and loaded."""
     return load_hugging_face(save_tiny_transformer(kind, folder))
+
+
+def emit_demo(folder: Path) -> Path:
+    """The demo model with random weights and its tokenizer."""
+    emit_random(load("demo"), folder, 0, candidates=CODED)
+    return folder
 
 
 def emit_random(

@@ -36,6 +36,15 @@ BERT = {
     "intermediate_size": 36,
     "max_position_embeddings": 64,
 }
+T5 = {
+    "vocab_size": 40,
+    "d_model": 24,
+    "d_kv": 6,
+    "d_ff": 36,
+    "num_layers": 1,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
+}
 RESNET = {
     "embedding_size": 8,
     "hidden_sizes": [8, 12],
@@ -50,6 +59,8 @@ CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
     "bert": ("BertModel", "BertConfig", BERT),
     "masked_bert": ("BertForMaskedLM", "BertConfig", BERT),
+    "bert_classifier": ("BertForSequenceClassification", "BertConfig", {**BERT, "num_labels": 3}),
+    "t5": ("T5ForConditionalGeneration", "T5Config", T5),
     "resnet": ("ResNetForImageClassification", "ResNetConfig", RESNET),
 }
 

@@ -1,12 +1,24 @@
-"""The folder that a Hugging Face model becomes: configuration and tokenizer as they were, packed weights, manifest."""
+"""The folder that a Hugging Face model becomes: packed weights, manifest, tokenizer as it was, and the configuration.
+
+`config.json` is the original's with a `quantization_config`, by which `from_pretrained` loads the folder.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from guidedq.artifacts.manifest import Manifest, SiteEntry, file_entry, write_manifest
+from guidedq.artifacts.manifest import (
+    MANIFEST_VERSION,
+    Manifest,
+    SiteEntry,
+    file_entry,
+    packed_content,
+    write_manifest,
+)
 from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.errors import BackendError
 from guidedq.ir.model import Model
@@ -15,6 +27,8 @@ from .contents import Contents, contents_of, model_state
 from .weights_file import write_weights_file
 
 CONTAINER = "packed_torch"
+METHOD = "guidedq"
+"""What transformers is to call the way in which the weights are packed."""
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -54,12 +68,30 @@ def write_folder(model: Model, weights: Iterable[QuantizedWeight], folder: Path)
     names = [name for name in COPIED_NAMES if (model.path / name).is_file()]
     for name in names:
         shutil.copyfile(model.path / name, folder / name)
-    write_manifest(_manifest(model, contents, folder, (WEIGHTS_NAME, *names)), folder)
+    sites = _sites(model, contents)
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    config["quantization_config"] = quantization_config(sites, contents.tied)
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    manifest = Manifest(
+        container=CONTAINER,
+        model_name=model.name,
+        model_source=model.source,
+        model_digest=model.digest,
+        files={name: file_entry(folder / name) for name in (WEIGHTS_NAME, *names)},
+        sites=sites,
+        tied=contents.tied,
+    )
+    write_manifest(manifest, folder)
     return path, sizes
 
 
-def _manifest(model: Model, contents: Contents, folder: Path, names: Iterable[str]) -> Manifest:
-    sites = tuple(
+def quantization_config(sites: Iterable[SiteEntry], tied: Mapping[str, str]) -> dict[str, Any]:
+    """What the configuration tells transformers, so that it can build the model."""
+    return {"quant_method": METHOD, "version": MANIFEST_VERSION, **packed_content(sites, tied)}
+
+
+def _sites(model: Model, contents: Contents) -> tuple[SiteEntry, ...]:
+    return tuple(
         SiteEntry(
             name=site.name,
             shape=site.shape,
@@ -67,13 +99,4 @@ def _manifest(model: Model, contents: Contents, folder: Path, names: Iterable[st
             parameters=contents.site_names[site.name],
         )
         for site in model.graph.quantizable
-    )
-    return Manifest(
-        container=CONTAINER,
-        model_name=model.name,
-        model_source=model.source,
-        model_digest=model.digest,
-        files={name: file_entry(folder / name) for name in names},
-        sites=sites,
-        tied=contents.tied,
     )

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from guidedq.artifacts.packed_weight import pack_weight, read_segment, segment_rows, unpack_weight
 from guidedq.artifacts.quantized_weight import WEIGHTS_AT_ONCE
-from guidedq.quant.packing import read_layout
+from guidedq.quant.packing import PREFIX_BYTES, SEGMENT_HEADER, BlobLayout, read_layout
 
 from .native.calls import dequantize_rows, describe, multiply_rows
 from .native.library import Library, library
+from .operators import packed_linear, packed_matrix, packed_rows
 
 LARGE_MATRIX = 1 << 24
 """Weights of a matrix that plain torch multiplies part by part: 64 MB of float32."""
@@ -57,13 +58,34 @@ class PackedWeight(nn.Module):
         weight = unpack_weight(blob, name, matrix)
         if read_layout(blob, name, matrix).has_streams:
             blob = pack_weight(weight, streams=False)
-        self.layout = read_layout(blob, name, matrix)
-        self.description = describe(self.layout, len(blob))
-        listed = torch.cat(segment_rows(blob, name, self.layout))
+        layout = read_layout(blob, name, matrix)
+        self.header = bytes(blob[: PREFIX_BYTES + SEGMENT_HEADER.size * len(layout.segments)].tolist()).hex()
+        listed = torch.cat(segment_rows(blob, name, layout))
+        self._hold(blob, listed.int(), listed.argsort().int(), torch.empty(0), layout)
+
+    @classmethod
+    def around(
+        cls, blob: Tensor, listed: Tensor, places: Tensor, dtype_anchor: Tensor, layout: BlobLayout
+    ) -> PackedWeight:
+        """The same weight as a matrix, around tensors that an operator was given; nothing is read or checked."""
+        packed = cls.__new__(cls)
+        nn.Module.__init__(packed)
+        packed.shape, packed.transposed = layout.shape, False
+        packed._hold(blob, listed, places, dtype_anchor, layout)
+        return packed
+
+    def _hold(self, blob: Tensor, listed: Tensor, places: Tensor, dtype_anchor: Tensor, layout: BlobLayout) -> None:
+        self.layout = layout
+        self.description = describe(layout, len(blob))
         self.register_buffer("blob", blob)
-        self.register_buffer("listed", listed.int(), persistent=False)  # rows, segment after segment
-        self.register_buffer("places", listed.argsort().int(), persistent=False)  # where each row is listed
-        self.register_buffer("dtype_anchor", torch.empty(0), persistent=False)
+        self.register_buffer("listed", listed, persistent=False)  # rows, segment after segment
+        self.register_buffer("places", places, persistent=False)  # where each row is listed
+        self.register_buffer("dtype_anchor", dtype_anchor, persistent=False)
+
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor, Tensor, str, int, int]:
+        """What the operators of `operators.py` take for this weight."""
+        return self.blob, self.listed, self.places, self.dtype_anchor, self.header, *self.layout.shape
 
     def forward(self) -> Tensor:
         """The weight, in the shape in which the model stores it."""
@@ -71,6 +93,8 @@ class PackedWeight(nn.Module):
 
     def matrix(self) -> Float[Tensor, "out in"]:
         """The weight as a matrix."""
+        if torch.compiler.is_compiling():
+            return packed_matrix(*self.operands)
         values = self.dtype_anchor.new_empty(self.layout.shape)
         for rows, part in self.parts():
             values[rows] = part
@@ -117,6 +141,8 @@ class PackedWeight(nn.Module):
         Raises:
             IndexError: there is no such row.
         """
+        if torch.compiler.is_compiling():
+            return packed_rows(index, *self.operands)
         columns = self.layout.shape[1]
         if (kernels := self._kernels()) is not None:
             wanted = index.contiguous()
@@ -163,6 +189,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Multiply, and add the bias."""
+        if torch.compiler.is_compiling():
+            return packed_linear(values, self.bias, *self.packed.operands)
         outputs = self.packed.multiply(values)
         return outputs if self.bias is None else outputs.add_(self.bias)
 

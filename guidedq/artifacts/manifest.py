@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -93,10 +93,31 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
         "version": MANIFEST_VERSION,
         "model": {"name": manifest.model_name, "source": manifest.model_source, "digest": manifest.model_digest},
         "files": {name: asdict(manifest.files[name]) for name in sorted(manifest.files)},
-        "sites": [asdict(site) for site in manifest.sites],
-        "tied": dict(sorted(manifest.tied.items())),
+        **packed_content(manifest.sites, manifest.tied),
     }
     (folder / MANIFEST_NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def packed_content(sites: Iterable[SiteEntry], tied: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON values of `sites` and `tied`."""
+    entries = [{**asdict(site), "shape": list(site.shape), "parameters": list(site.parameters)} for site in sites]
+    return {"sites": entries, "tied": dict(sorted(tied.items()))}
+
+
+def read_packed_content(content: Any, where: str) -> tuple[tuple[SiteEntry, ...], Mapping[str, str]]:
+    """Read what `packed_content` wrote, with a `version` beside it, and nothing else.
+
+    Args:
+        content: JSON values.
+        where: Whence they come, for messages.
+
+    Raises:
+        ArtifactError: they are damaged, or of a newer version.
+    """
+    reader = _Reader(where=where)
+    reader.version(content)
+    reader.keys(content, "the object", ("version", "sites", "tied"))
+    return reader.packed(content)
 
 
 def read_manifest(folder: Path, container: str) -> Manifest:
@@ -118,26 +139,23 @@ def read_manifest(folder: Path, container: str) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is no JSON: {error}. Write the artifact anew.") from error
-    version = _keyed(content, path).get("version")
-    if type(version) is int and version > MANIFEST_VERSION:
-        raise ArtifactError(
-            f"{path} has version {version}; this guidedq reads up to {MANIFEST_VERSION}. Install a newer one."
-        )
-    reader = _Reader(path=path)
-    reader.expect(version == MANIFEST_VERSION, "version", f"the number {MANIFEST_VERSION}", version)
+    reader = _Reader(where=str(path))
+    reader.version(content)
     manifest = reader.manifest(content)
     if manifest.container != container:
         raise ArtifactError(f"{folder} was written by the backend {manifest.container!r}, not by {container!r}.")
     return manifest
 
 
-def check_files(files: Mapping[str, FileEntry], folder: Path) -> None:
-    """Compare every file with its size and digest.
+def check_files(files: Mapping[str, FileEntry], folder: Path, names: Collection[str] | None = None) -> None:
+    """Compare files with their sizes and digests: all that are listed, or those of `names` that are.
 
     Raises:
         ArtifactError: a file is missing, truncated or altered.
     """
     for name, expected in files.items():
+        if names is not None and name not in names:
+            continue
         path = folder / name
         if not path.is_file():
             raise ArtifactError(f"{path} is missing. Copy or write the whole folder anew.")
@@ -151,25 +169,31 @@ def check_files(files: Mapping[str, FileEntry], folder: Path) -> None:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Reader:
-    """Checks JSON values while it reads them; `where` says which one in the error."""
+    """Checks JSON values while it reads them; the error names the file, and which value."""
 
-    path: Path
+    where: str
 
     def expect(self, holds: bool, where: str, expected: str, found: object) -> None:
         """Refuse a value."""
         if not holds:
             shown = repr(found)[:80]
-            raise ArtifactError(f"{self.path}: {where}: expected {expected}, found {shown}. Write the artifact anew.")
+            raise ArtifactError(f"{self.where}: {where}: expected {expected}, found {shown}. Write the artifact anew.")
+
+    def version(self, content: Any) -> None:
+        """Refuse what is no object of the version that is read here."""
+        self.expect(isinstance(content, dict), "the whole", "an object", content)
+        version = content.get("version")
+        if type(version) is int and version > MANIFEST_VERSION:
+            raise ArtifactError(
+                f"{self.where} has version {version}; this guidedq reads up to {MANIFEST_VERSION}. Install a newer one."
+            )
+        self.expect(version == MANIFEST_VERSION, "version", f"the number {MANIFEST_VERSION}", version)
 
     def manifest(self, content: Any) -> Manifest:
-        self._keys(content, "the manifest", ("container", "version", "model", "files", "sites", "tied"))
-        self._keys(content["model"], "model", ("name", "source", "digest"))
+        self.keys(content, "the manifest", ("container", "version", "model", "files", "sites", "tied"))
+        self.keys(content["model"], "model", ("name", "source", "digest"))
         self.expect(isinstance(content["files"], dict), "files", "an object", content["files"])
-        self.expect(isinstance(content["sites"], list), "sites", "a list", content["sites"])
-        self.expect(isinstance(content["tied"], dict), "tied", "an object", content["tied"])
-        sites = tuple(self._site(values) for values in content["sites"])
-        names = [name for site in sites for name in site.parameters]
-        self.expect(len(set(names)) == len(names), "sites", "every parameter once", names)
+        sites, tied = self.packed(content)
         return Manifest(
             container=self._text(content["container"], "container"),
             model_name=self._text(content["model"]["name"], "model.name"),
@@ -177,11 +201,23 @@ class _Reader:
             model_digest=self._text(content["model"]["digest"], "model.digest"),
             files={self._file_name(name): self._file(values) for name, values in content["files"].items()},
             sites=sites,
-            tied={name: self._text(stored, "tied") for name, stored in content["tied"].items()},
+            tied=tied,
         )
 
+    def packed(self, content: Any) -> tuple[tuple[SiteEntry, ...], Mapping[str, str]]:
+        """The values of `sites` and `tied`."""
+        self.expect(isinstance(content["sites"], list), "sites", "a list", content["sites"])
+        self.expect(isinstance(content["tied"], dict), "tied", "an object", content["tied"])
+        sites = tuple(self._site(values) for values in content["sites"])
+        names = [name for site in sites for name in site.parameters]
+        self.expect(len(set(names)) == len(names), "sites", "every parameter once", names)
+        tied = {name: self._text(stored, "tied") for name, stored in content["tied"].items()}
+        apart = not {*tied, *tied.values()} & set(names) and not set(tied) & set(tied.values())
+        self.expect(apart, "tied", "names of no site, each stored or tied", tied)
+        return sites, tied
+
     def _site(self, values: Any) -> SiteEntry:
-        self._keys(values, "sites", ("name", "shape", "storage", "parameters"))
+        self.keys(values, "sites", ("name", "shape", "storage", "parameters"))
         name, shape, storage, parameters = (values[key] for key in ("name", "shape", "storage", "parameters"))
         self.expect(
             isinstance(shape, list) and len(shape) >= 2 and all(type(size) is int and size > 0 for size in shape),
@@ -199,7 +235,7 @@ class _Reader:
         )
 
     def _file(self, values: Any) -> FileEntry:
-        self._keys(values, "files", ("bytes", "sha256"))
+        self.keys(values, "files", ("bytes", "sha256"))
         self.expect(type(values["bytes"]) is int and values["bytes"] >= 0, "files.bytes", "a size", values["bytes"])
         return FileEntry(bytes=values["bytes"], sha256=self._text(values["sha256"], "files.sha256"))
 
@@ -209,15 +245,10 @@ class _Reader:
         self.expect(plain, "files", "plain file names", name)
         return name
 
-    def _keys(self, values: Any, where: str, keys: tuple[str, ...]) -> None:
+    def keys(self, values: Any, where: str, keys: tuple[str, ...]) -> None:
+        """Refuse an object that has other keys."""
         self.expect(isinstance(values, dict) and set(values) == set(keys), where, f"exactly {', '.join(keys)}", values)
 
     def _text(self, value: Any, where: str) -> str:
         self.expect(isinstance(value, str) and bool(value), where, "a text", value)
         return value
-
-
-def _keyed(content: Any, path: Path) -> Mapping[str, Any]:
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path}: expected an object, found {type(content).__name__}. Write the artifact anew.")
-    return content

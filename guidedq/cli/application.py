@@ -13,6 +13,7 @@ from guidedq.cli.check import check
 from guidedq.cli.compare import compare
 from guidedq.cli.compile import compile_command
 from guidedq.cli.evaluate import evaluate
+from guidedq.cli.generate import generate
 from guidedq.cli.inspect import inspect_command
 from guidedq.cli.law import law_command
 from guidedq.cli.plan import plan
@@ -88,6 +89,7 @@ application.command("compare")(compare)
 application.command("eval")(evaluate)
 application.command("check")(check)
 application.command("verify")(verify)
+application.command("generate")(generate)
 application.command("inspect")(inspect_command)
 application.command("law")(law_command)
 application.command("stages")(stages)

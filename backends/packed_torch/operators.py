@@ -1,0 +1,76 @@
+"""Packed modules as custom operators of torch, so that `torch.compile` and `torch.export` see one node for each.
+
+An operator takes the tensors that a `PackedWeight` holds and, as constants, what else it knows (its `operands`), so an
+exported program is complete: who runs it need only import this file. Eager modules do not come here.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from guidedq.quant.packing import BlobLayout, read_layout
+
+if TYPE_CHECKING:
+    from .modules import PackedWeight
+
+WEIGHT = "Tensor blob, Tensor listed, Tensor places, Tensor dtype_anchor, str header, int rows, int columns"
+"""The operands of every operator that stand for the weight, `[rows, columns]`; `header` is the blob's, in hex."""
+
+
+@torch.library.custom_op("guidedq::packed_matrix", mutates_args=(), schema=f"({WEIGHT}) -> Tensor")
+def packed_matrix(*weight: Any) -> Tensor:
+    """The weight as a matrix, `[rows, columns]`, in the dtype of `dtype_anchor`."""
+    return _weight(*weight).matrix()
+
+
+@packed_matrix.register_fake
+def _(*weight: Any) -> Tensor:
+    return weight[3].new_empty(weight[5], weight[6])
+
+
+@torch.library.custom_op("guidedq::packed_rows", mutates_args=(), schema=f"(Tensor index, {WEIGHT}) -> Tensor")
+def packed_rows(index: Tensor, *weight: Any) -> Tensor:
+    """Some rows of the matrix, `[n, columns]`, by their numbers, int64 `[n]`."""
+    return _weight(*weight).rows(index)
+
+
+@packed_rows.register_fake
+def _(index: Tensor, *weight: Any) -> Tensor:
+    return weight[3].new_empty(index.shape[0], weight[6])
+
+
+@torch.library.custom_op(
+    "guidedq::packed_linear", mutates_args=(), schema=f"(Tensor values, Tensor? bias, {WEIGHT}) -> Tensor"
+)
+def packed_linear(values: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
+    """`values`, `[..., columns]`, times the transposed matrix, plus the bias: `[..., rows]`."""
+    from .modules import PackedLinear
+
+    return PackedLinear(_weight(*weight), bias)(values)
+
+
+@packed_linear.register_fake
+def _(values: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
+    return values.new_empty(*values.shape[:-1], weight[5])
+
+
+def _weight(
+    blob: Tensor, listed: Tensor, places: Tensor, dtype_anchor: Tensor, header: str, rows: int, columns: int
+) -> PackedWeight:
+    from .modules import PackedWeight
+
+    layout = _layout(header, len(blob), rows, columns)
+    return PackedWeight.around(blob, listed, places, dtype_anchor, layout)
+
+
+@cache
+def _layout(header: str, length: int, rows: int, columns: int) -> BlobLayout:
+    """There are as many as layers differ, and reading one takes as long as multiplying by a small matrix."""
+    head = torch.tensor(list(bytes.fromhex(header)), dtype=torch.uint8)
+    blob = torch.zeros(length, dtype=torch.uint8)
+    blob[: len(head)] = head
+    return read_layout(blob, "a packed weight", (rows, columns))
