@@ -165,6 +165,7 @@ class PackedEmbedding(nn.Module):
     def __init__(self, packed: PackedWeight) -> None:
         super().__init__()
         self.packed = packed
+        self.num_embeddings, self.embedding_dim = packed.layout.shape  # which models ask for
 
     @property
     def weight(self) -> Tensor:
