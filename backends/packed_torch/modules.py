@@ -138,6 +138,7 @@ class PackedLinear(nn.Module):
     def __init__(self, packed: PackedWeight, bias: Tensor | None) -> None:
         super().__init__()
         self.packed = packed
+        self.out_features, self.in_features = packed.layout.shape  # which models ask for
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
     @property

@@ -195,7 +195,7 @@ def _leave_out(model: nn.Module, name: str) -> None:
     path = name.split(".")
     for depth in range(len(path)):
         above = model.get_submodule(".".join(path[:depth]))
-        if not above._non_persistent_buffers_set:  # which are in no file
+        if next(above.buffers(recurse=False), None) is None:  # buffers may be in no file
             _initialized(above)
 
 
