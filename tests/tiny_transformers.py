@@ -45,6 +45,23 @@ T5 = {
     "num_heads": 4,
     "decoder_start_token_id": 0,
 }
+WHISPER = {
+    "vocab_size": 60,
+    "d_model": 24,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 36,
+    "decoder_ffn_dim": 36,
+    "num_mel_bins": 8,
+    "max_source_positions": 20,
+    "max_target_positions": 20,
+    "pad_token_id": 1,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 3,
+}
 RESNET = {
     "embedding_size": 8,
     "hidden_sizes": [8, 12],
@@ -61,6 +78,7 @@ CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "masked_bert": ("BertForMaskedLM", "BertConfig", BERT),
     "bert_classifier": ("BertForSequenceClassification", "BertConfig", {**BERT, "num_labels": 3}),
     "t5": ("T5ForConditionalGeneration", "T5Config", T5),
+    "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", WHISPER),
     "resnet": ("ResNetForImageClassification", "ResNetConfig", RESNET),
 }
 

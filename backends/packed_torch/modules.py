@@ -180,6 +180,7 @@ class PackedLinear(nn.Module):
     def __init__(self, packed: PackedWeight, bias: Tensor | None) -> None:
         super().__init__()
         self.packed = packed
+        self.out_features, self.in_features = packed.layout.shape  # which models ask for
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
     @property
@@ -202,6 +203,7 @@ class PackedEmbedding(nn.Module):
     def __init__(self, packed: PackedWeight) -> None:
         super().__init__()
         self.packed = packed
+        self.num_embeddings, self.embedding_dim = packed.layout.shape  # which models ask for
 
     @property
     def weight(self) -> Tensor:

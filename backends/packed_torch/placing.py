@@ -192,7 +192,11 @@ def _leave_out(model: nn.Module, name: str) -> None:
     shape = getattr(owner, attribute).shape
     delattr(owner, attribute)
     setattr(owner, attribute, _initialized(torch.empty(shape, device="meta")))
-    _initialized(owner)
+    path = name.split(".")
+    for depth in range(len(path)):
+        above = model.get_submodule(".".join(path[:depth]))
+        if next(above.buffers(recurse=False), None) is None:  # buffers may be in no file
+            _initialized(above)
 
 
 def _initialized(part: Any) -> Any:

@@ -35,6 +35,7 @@ CLASSES = {
     "masked_bert": transformers.AutoModelForMaskedLM,
     "bert_classifier": transformers.AutoModelForSequenceClassification,
     "t5": transformers.AutoModelForSeq2SeqLM,
+    "whisper": transformers.AutoModelForSpeechSeq2Seq,
     "resnet": transformers.AutoModelForImageClassification,
 }
 GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
@@ -117,6 +118,20 @@ def test_a_model_without_its_head_loads_from_an_artifact_with_one(artifacts, tmp
         tmp_path
     )  # its head is tied to the embedding, as the configuration says
     assert torch.equal(main_output(again, batch), main_output(whole, batch))
+
+
+def test_a_tied_embedding_that_was_left_alone_stays_tied(tmp_path):
+    model = load_kind("tied_llama", tmp_path / "source")
+    kept = model.with_graph(model.graph.with_kept(frozenset({"model.embed_tokens.weight"})))
+    (tmp_path / "artifact").mkdir()
+    emit_random(kept, tmp_path / "artifact", 2)
+    first = CLASSES["tied_llama"].from_pretrained(tmp_path / "artifact")
+    first.save_pretrained(tmp_path / "saved")
+    again = CLASSES["tied_llama"].from_pretrained(tmp_path / "saved")
+    batch = trial_batch(model.inputs)
+    assert torch.equal(main_output(first, batch), main_output(again, batch))
+    for loaded in (first, again):
+        assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
 
 
 @pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
