@@ -11,10 +11,13 @@ as large as the packed weight, so from the same cache or memory. Writes `results
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's waiting threads take no core from working ones
 
 import torch
 from records import Record, Row, write_page
@@ -38,7 +41,7 @@ PROMPT_INPUTS = 128
 PROMPT_FORMATS = (AffineFormat(bits=4, group_size=64), EntropyFormat(bits=3.0))
 PROMPT_TOKENS, NEW_TOKENS = 16, 32
 SLOWEST_SIZE = 4096
-"""Beyond, plain torch arithmetic takes a second for one product: it is not timed."""
+"""Beyond, plain torch arithmetic takes a second for one product: it is not timed; nor on several threads."""
 HEADS = {
     "one": "| columns and rows | threads | format | bytes | microseconds | GB/s | of the bandwidth | "
     "times as fast as fp32 | times as fast as plain torch |",
@@ -61,7 +64,9 @@ def main() -> None:
         raise SystemExit("The kernels were not built: there is nothing to measure. Install a C compiler, then guidedq.")
     versions = {"torch": torch.__version__, "guidedq": guidedq.__version__}
     arguments.out.unlink(missing_ok=True)
-    record = Record(arguments.out, instruction_set=kernels.instruction_sets[0], versions=versions, seed=0)
+    record = Record(
+        arguments.out, instruction_set=kernels.instruction_sets[0], versions=versions, seed=0, load=os.getloadavg()
+    )
     torch.manual_seed(0)
     with torch.no_grad():
         for size in SIZES:
@@ -89,7 +94,7 @@ def layers(size: int, threads: int, repeats: int, record: Record) -> None:
             works["fp32, prompt"] = lambda: nn.functional.linear(many, whole)
             works["kernels, prompt"] = lambda layer=layer: layer(many)
         seconds = least(works, repeats)
-        if size <= SLOWEST_SIZE:
+        if size <= SLOWEST_SIZE and threads == 1:
             seconds |= least({"plain torch": lambda layer=layer: plainly(layer, one)}, 2)
         held = layer.packed.blob.numel()
         limit = max(held / seconds["sum"], whole.nbytes / seconds["fp32"] if whole.nbytes <= 2 * held else 0.0)
@@ -196,7 +201,8 @@ def page(record: Record) -> str:
     parts = [
         "# The kernels of the packed PyTorch artifact",
         f"By `benchmarks/kernels.py` ({machine}, torch {content['versions']['torch']}); its docstring says how. "
-        "The figures are in `benchmarks/results/kernels.json`.",
+        "The figures are in `benchmarks/results/kernels.json`. "
+        f"Other work on the machine (load {content['load'][0]:.1f} at the start) disturbs all, two threads most.",
         f"## One input\n\n{table(HEADS['one'], one)}",
         f"## {PROMPT_INPUTS} inputs\n\n{table(HEADS['prompt'], prompt)}",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +32,13 @@ def test_no_file_or_folder_has_a_name_that_says_nothing() -> None:
 def test_the_wings_are_links_inside_the_package() -> None:
     for wing in ("passes", "backends", "calibration"):
         assert (ROOT / "guidedq" / wing).resolve() == ROOT / wing
+
+
+def test_pyproject_names_every_file_in_c_so_that_source_archives_have_them() -> None:
+    (extension,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
+    native = ROOT / "guidedq" / "backends" / "packed_torch" / "native"
+    files = {str(path.relative_to(ROOT)) for path in native.iterdir() if path.suffix in (".c", ".h")}
+    assert {*extension["sources"], *extension["depends"]} == files
 
 
 def test_importing_guidedq_loads_neither_torch_nor_onnx_nor_transformers() -> None:

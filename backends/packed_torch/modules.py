@@ -103,7 +103,7 @@ class PackedWeight(nn.Module):
     def multiply(self, inputs: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """The matrix times inputs; a large one is never whole in memory."""
         rows, columns = self.layout.shape
-        kernels = self._kernels()
+        kernels = self._kernels(inputs)
         if kernels is not None and _few(inputs, self.dtype_anchor.dtype, columns):
             lying = inputs.reshape(-1, columns).float().contiguous()
             outputs = multiply_rows(kernels, self.description, self.blob, self.listed, lying)
@@ -118,7 +118,7 @@ class PackedWeight(nn.Module):
     def parts(self) -> Iterator[tuple[Int64[Tensor, "n"] | slice, Float[Tensor, "n in"]]]:
         """The matrix in parts: some rows' numbers, and their values."""
         rows, columns = self.layout.shape
-        if (kernels := self._kernels()) is not None:
+        if (kernels := self._kernels(self.places)) is not None:
             step = max(1, TILE // columns)
             for first in range(0, rows, step):
                 mine = range(first, min(first + step, rows))
@@ -144,7 +144,7 @@ class PackedWeight(nn.Module):
         if torch.compiler.is_compiling():
             return packed_rows(index, *self.operands)
         columns = self.layout.shape[1]
-        if (kernels := self._kernels()) is not None:
+        if (kernels := self._kernels(index)) is not None:
             wanted = index.contiguous()
             values = dequantize_rows(kernels, self.description, self.blob, self.places, wanted, columns)
             return values.to(self.dtype_anchor.dtype)
@@ -160,9 +160,9 @@ class PackedWeight(nn.Module):
             start += part.rows
         return values
 
-    def _kernels(self) -> Library | None:
-        """The kernels, if this weight can be given to them: they read memory, which traced tensors do not have."""
-        lying = type(self.blob) is Tensor and self.blob.device.type == "cpu" and self.blob.is_contiguous()
+    def _kernels(self, given: Tensor) -> Library | None:
+        """The kernels, if they can read both the weight and what is given: traced tensors have no memory."""
+        lying = all(type(values) is Tensor and values.device.type == "cpu" for values in (self.blob, given))
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         return library() if lying and not traced else None
 
@@ -218,10 +218,9 @@ class PackedEmbedding(nn.Module):
 def _few(inputs: Tensor, dtype: torch.dtype, columns: int) -> bool:
     """Whether the kernels take these inputs: few enough, of the module's dtype, and without a gradient to come."""
     narrow = dtype in (torch.float32, torch.bfloat16, torch.float16) and inputs.dtype is dtype
-    lying = type(inputs) in (Tensor, nn.Parameter) and inputs.device.type == "cpu"
     graded = inputs.requires_grad and torch.is_grad_enabled()
     fits = inputs.dim() > 0 and inputs.shape[-1] == columns and inputs.numel() <= FEW_INPUTS * columns
-    return narrow and lying and fits and not graded
+    return narrow and fits and not graded
 
 
 def packed_module(module: nn.Module, parameter: str, packed: PackedWeight) -> nn.Module:
