@@ -184,7 +184,7 @@ class OnnxBackend(AbstractBackend):
         return open_session(folder, self.accuracy_level)
 
     def _source(self, model: Model, rounding: ActivationRounding | None) -> tuple[ModelProto, Mapping[str, str]]:
-        """The user's own graph, sites of `rounding` with integer operators, and what each weight is called in it."""
+        """The user's own graph, sites of `rounding` with integer operators, and what its values are called now."""
         proto, sites = (
             read_source(model.path, QDQ_OPSET if self.style == "qdq" else SMALLEST_OPSET),
             model.graph.quantizable,
@@ -204,7 +204,8 @@ class OnnxBackend(AbstractBackend):
             proto, names = self._source(model, rounding)
         else:
             proto, names = export_model(model, cached or plain_call(model), self.opset)
-        told = cast_tensors(proto, {*names.values()}, self.cast)
+        called = {new: name for name, new in names.items()}
+        told = cast_tensors(proto, {names[site.name] for site in sites}, self.cast, called)
         unread = {name for place in self.places(model) for name in place.sites}
         skeleton = build_skeleton(proto, sites, names, unread)
         largest = stored_bytes(skeleton.proto, external=False) + sum(2 * site.parameters for site in sites)

@@ -23,7 +23,7 @@ TYPES: Mapping[str, tuple[torch.dtype, int]] = {
 }
 
 
-def cast_tensors(proto: ModelProto, weights: Collection[str], cast: Cast) -> tuple[str, ...]:
+def cast_tensors(proto: ModelProto, weights: Collection[str], cast: Cast, called: Mapping[str, str]) -> tuple[str, ...]:
     """Store the float32 tensors of a model's graph in 16 bits, each followed by a Cast; the graph is changed.
 
     A tensor stays in float32 if its greatest value overflows (65504 in fp16), or is so small that fp16 holds it with
@@ -33,6 +33,7 @@ def cast_tensors(proto: ModelProto, weights: Collection[str], cast: Cast) -> tup
         proto: The model.
         weights: Names of tensors that are left alone, because they are sites.
         cast: The type.
+        called: What the user calls tensors that have another name here.
 
     Returns:
         A notice if some tensors had to stay.
@@ -54,7 +55,7 @@ def cast_tensors(proto: ModelProto, weights: Collection[str], cast: Cast) -> tup
         if values.numel() < CAST_ELEMENTS:
             return None
         if not fits(values, TYPES[cast][0]):
-            out_of_range.append(name)
+            out_of_range.append(called.get(name, name))
             return None
         tensor.CopyFrom(half_tensor(values, next(fresh), cast))
         return helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT)

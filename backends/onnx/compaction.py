@@ -30,7 +30,7 @@ ONLY_ERRORS = 3
 
 
 def compacted(proto: ModelProto, weights: Sequence[str]) -> tuple[ModelProto, Mapping[str, str]]:
-    """The user's own graph with constants folded and short names, and the weights' new names by the old.
+    """The user's own graph with constants folded and short names, and the new names by the old.
 
     Inputs, outputs, metadata and the stated shapes of what lies between are kept. A graph is left as it is where
     folding could change more than constants: control flow, functions, operators beyond the standard, quantized or half
@@ -48,7 +48,7 @@ def compacted(proto: ModelProto, weights: Sequence[str]) -> tuple[ModelProto, Ma
     made = {name for node in proto.graph.node for name in node.output}
     proto.graph.value_info.extend(entry for entry in shapes if entry.name in made)
     renamed = shorten_names(proto, inputs, outputs)
-    return proto, {name: renamed[name] for name in weights}
+    return proto, renamed
 
 
 def _is_plain(proto: ModelProto) -> bool:

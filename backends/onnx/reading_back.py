@@ -8,7 +8,7 @@ fused the node with what follows, the next output that is still there names the 
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -20,6 +20,12 @@ from guidedq.artifacts.runtime import RuntimeFacts, RuntimeNode, WeightState
 DEQUANTIZE = "DequantizeLinear"
 CODE_OPERATORS = ("MatMulNBits", "GatherBlockQuantized")
 """Operators of the runtime that say in their attributes which codes they read."""
+INTEGER_KERNELS = {
+    "Conv": ("QLinearConv", "ConvInteger"),
+    "Gemm": ("QGemm",),
+    "MatMul": ("QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
+}
+"""What its optimizer makes of operators between rounded values."""
 INTEGER_BITS = {"INT8": 8, "UINT8": 8, "INT4": 4, "UINT4": 4, "INT2": 2, "UINT2": 2}
 
 
@@ -34,8 +40,11 @@ def runtime_facts(written: ModelProto, loaded: ModelProto, tensors: Mapping[str,
     """
     before, after = _Flow.of(_unrolled(written), tensors), _Flow.of(loaded, {})
     sites: dict[str, dict[str, RuntimeNode]] = {site: {} for site in tensors.values()}
-    for node, found in before.readers():
-        run = _run_node(before, after, node)
+    readers = before.readers()
+    runs = {node.output[0]: _run_node(before, after, node, readers) for node, _ in readers}
+    runs |= _integer_nodes(loaded, [node for node, _ in readers if runs[node.output[0]] is None])
+    for node, found in readers:
+        run = runs[node.output[0]]
         if run is not None:
             for site in found:
                 sites[site][run.output[0]] = _described(run, after, unpacked=site in before.unpacked)
@@ -124,9 +133,12 @@ def _unrolled(model: ModelProto) -> ModelProto:
     return onnx.inliner.inline_local_functions(bare) if bare.functions else bare
 
 
-def _run_node(before: _Flow, after: _Flow, node: NodeProto) -> NodeProto | None:
-    """What is run in a node's place: itself, or what it was fused into."""
+def _run_node(
+    before: _Flow, after: _Flow, node: NodeProto, readers: Sequence[tuple[NodeProto, frozenset[str]]]
+) -> NodeProto | None:
+    """What is run in a node's place: itself, or what it was fused into, as long as that is no other site's reader."""
     waiting, seen = deque(node.output), set(node.output)
+    seen |= {name for other, _ in readers if other is not node for name in other.output}
     while waiting:
         value = waiting.popleft()
         if value in after.makers:
@@ -135,6 +147,20 @@ def _run_node(before: _Flow, after: _Flow, node: NodeProto) -> NodeProto | None:
         waiting.extend(following)
         seen.update(following)
     return None
+
+
+def _integer_nodes(loaded: ModelProto, missing: Sequence[NodeProto]) -> dict[str, NodeProto | None]:
+    """The integer kernels that stand in for nodes, by these nodes' outputs.
+
+    What rounds their results is fused into them, and its names are lost; kernels of a kind come in the nodes' order.
+    """
+    found: dict[str, NodeProto | None] = {}
+    kernels = {
+        kind: iter([n for n in loaded.graph.node if n.op_type in names]) for kind, names in INTEGER_KERNELS.items()
+    }
+    for node in missing:
+        found[node.output[0]] = next(kernels[node.op_type], None) if node.op_type in kernels else None
+    return found
 
 
 def _described(node: NodeProto, after: _Flow, *, unpacked: bool) -> RuntimeNode:

@@ -22,14 +22,12 @@ from guidedq.ir.program import Batch
 
 from .cached import empty_cache
 from .emission import MODEL_FILE
-from .reading_back import runtime_facts
+from .reading_back import INTEGER_KERNELS, runtime_facts
 from .settings import INTEGER_LEVEL
 
 MAIN_OUTPUT = "logits"
 LAYOUT_OPTIMIZER = "NchwcTransformer"
 """Lays convolutions out for some processors; the graph read back is the same on all without it."""
-INTEGER_KERNELS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"})
-"""What its optimizer makes of convolutions and matrix products between rounded values."""
 
 
 def open_session(folder: Path, accuracy_level: int = INTEGER_LEVEL) -> Any:
@@ -172,10 +170,11 @@ def notices_of(facts: RuntimeFacts, integer_nodes: int = 0) -> tuple[str, ...]:
 
 def integer_notice(facts: RuntimeFacts, integer_nodes: int) -> str:
     """Which integer kernels run sites, and how many nodes that were meant to become one did not."""
+    known = {kernel for kernels in INTEGER_KERNELS.values() for kernel in kernels}
     kernels = Counter[str]()
     for node, number in facts.kinds.items():
-        kernels[node.operator] += number if node.operator in INTEGER_KERNELS else 0
-    listed = ", ".join(f"{number} x {kind}" for kind, number in sorted(kernels.items()) if number) or "nothing"
+        kernels.update({node.operator: number} if node.operator in known else {})
+    listed = ", ".join(f"{number} x {kind}" for kind, number in sorted(kernels.items())) or "nothing"
     missing = integer_nodes - kernels.total()
     rest = f"; {missing} more nodes stay in float, rounded all the same" if missing > 0 else ""
     return f"ONNX Runtime computes in integers: {listed}{rest}."

@@ -78,7 +78,7 @@ def test_scales_of_quantized_nodes_small_tensors_and_sites_are_left_alone(tmp_pa
     for name, size in (("scale", 40), ("few", CAST_ELEMENTS - 1)):
         proto.graph.initializer.append(numpy_helper.from_array(np.ones(size, dtype=np.float32), name))
     proto.graph.node.append(helper.make_node("DequantizeLinear", ["codes", "scale"], ["d"]))
-    cast_tensors(proto, {"w"}, "fp16")
+    cast_tensors(proto, {"w"}, "fp16", {})
     kinds = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     assert {kinds[name] for name in ("w", "scale", "few")} == {TensorProto.FLOAT} and "bias" not in kinds
 

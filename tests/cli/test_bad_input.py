@@ -178,7 +178,7 @@ def test_an_output_folder_that_is_not_empty_is_left_as_it_is(model: Path, tmp_pa
 
 
 def test_a_full_disk_leaves_nothing_and_says_so(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_self: object, _model: object, weights: Any, folder: Path) -> None:
+    def full(_self: object, _model: object, weights: Any, folder: Path, *_: object) -> None:
         next(iter(weights))
         (folder / "half").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
