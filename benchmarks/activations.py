@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from compile_models import machine
+from records import machine
 
 CALIBRATION_SAMPLES = 128
 """As many as guidedq takes for its histograms."""

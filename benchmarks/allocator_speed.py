@@ -93,6 +93,7 @@ def problem() -> tuple[Graph, dict[str, SiteCurve], Footprint]:
             formats=FORMATS,
             distortion=torch.from_numpy(distortion.astype(np.float32)),
             row_noise=torch.full((ROWS,), 0.2),
+            entropy_bytes=torch.zeros(len(FORMATS)),
             projections=None,
         )
     footprint = SiteFootprint(

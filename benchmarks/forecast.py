@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from compile_models import machine
+from records import machine
 from scipy.stats import kendalltau
 
 from guidedq.api import make_job

@@ -9,13 +9,11 @@ Runs what `compile_models.py` runs, each compile in a process of its own. What i
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import tempfile
 from pathlib import Path
-from typing import Any
 
-from compile_models import machine, run
+from compile_models import run
+from records import Record, Row, options, pairs, write_page
 
 ACCURACY, PERPLEXITY = "%", "x"
 """How the other two kinds of budget end."""
@@ -24,27 +22,22 @@ ACCURACY, PERPLEXITY = "%", "x"
 def main() -> None:
     """Run what is missing; write the record and the page after each."""
     arguments = parse_arguments()
-    record: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": []}
-    record |= {"machine": machine(), "seed": arguments.seed}
-    data = dict(item.split("=", 1) for item in arguments.data)
-    evaluation = dict(item.split("=", 1) for item in arguments.eval_data)
-    for model in arguments.model:
-        name, _, path = model.partition("=")
+    record = Record(arguments.out, seed=arguments.seed)
+    for name, path in pairs(arguments.model).items():
         for budget in arguments.budgets.split(","):
             for variant in arguments.variant:
                 case = {"model": name, "asked": budget, "variant": variant.partition(":")[0]}
-                if any(case.items() <= row.items() for row in record["rows"]):
+                if record.has(**case):
                     continue
-                row = run(name, path, variant, budget, data.get(name), evaluation.get(name), arguments)
+                row = run(name, path, variant, budget, arguments)
                 row.get("report", {}).pop("curve", None)
-                record["rows"].append(row | case)
-                print(line(record["rows"][-1]), flush=True)
-                arguments.out.parent.mkdir(parents=True, exist_ok=True)
-                arguments.out.write_text(json.dumps(record, indent=1) + "\n")
-                arguments.page.write_text(page(record), encoding="utf-8")
+                record.add(row | case)
+                print(line(record.rows[-1]), flush=True)
+                write_page(arguments.page, page(record))
+    write_page(arguments.page, page(record))
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: Row) -> str:
     """One row of the table."""
     asked = (row["model"], row["variant"], row["asked"])
     if "error" in row:
@@ -64,33 +57,26 @@ def line(row: dict[str, Any]) -> str:
     return "| " + " | ".join((*asked, f"{spoken[0]} ({spoken[1]} to {spoken[2]})", spoken[3], *sizes, again)) + " |"
 
 
-def page(record: dict[str, Any]) -> str:
+def page(record: Record) -> str:
     """The table."""
-    facts = record["machine"]
+    facts = record.content["machine"]
     return f"""# Budgets by loss
 
 `guidedq compile MODEL --budget +0.02nats` looks for the smallest file whose forecast stays within the budget with the
 upper end of its 90% interval, and measures it. Asked, forecast (the interval in brackets), measured on held-out data,
 bytes. *Again*: the measurement missed the budget, and it was solved once more with what was measured.
-By `benchmarks/loss_budgets.py` ({facts["cores"]} cores, {facts["system"]}, seed {record["seed"]}).
+By `benchmarks/loss_budgets.py` ({facts["cores"]} cores, {facts["system"]}, seed {record.content["seed"]}).
 
 | model | effort | asked | forecast | measured | bytes | bits per weight | again |
 |---|---|---|---|---|---|---|---|
-""" + "".join(line(row) + "\n" for row in record["rows"])
+""" + "".join(line(row) + "\n" for row in record.rows)
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", required=True, help="NAME=PATH")
-    parser.add_argument("--data", action="append", default=[], help="NAME=FILE")
-    parser.add_argument("--eval-data", action="append", default=[], help="NAME=FILE")
-    parser.add_argument("--budgets", default="+0.02nats,+0.05nats")
+    parser = options(__doc__, budgets="+0.02nats,+0.05nats", out="loss_budgets.json")
     parser.add_argument("--variant", action="append", default=None, help="label:setting,setting")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workspace", type=Path, default=Path(tempfile.gettempdir()) / "guidedq-benchmark")
-    parser.add_argument("--more", default="", help="further options of guidedq compile")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loss_budgets.json"))
     parser.add_argument("--page", type=Path, default=Path("docs/loss_budgets.md"))
     parsed = parser.parse_args()
     parsed.variant = parsed.variant or ["quick:effort=quick"]
