@@ -16,13 +16,15 @@ ZERO_OCTAVE = 24
 LARGEST_EXPONENT = 255
 ONE = PARTS * ZERO_OCTAVE
 """The exponent of the scale 1."""
+OCTAVES = torch.arange((LARGEST_EXPONENT + 1) // PARTS, device="cpu") - ZERO_OCTAVE
 FRACTIONS = torch.tensor(
-    [1.0, 1.0905077, 1.1892071, 1.2968396, 1.4142135, 1.5422108, 1.6817929, 1.8340081], dtype=torch.float32
+    [1.0, 1.0905077, 1.1892071, 1.2968396, 1.4142135, 1.5422108, 1.6817929, 1.8340081],
+    dtype=torch.float32,
+    device="cpu",
 )
-POWERS = torch.ldexp(
-    torch.ones((LARGEST_EXPONENT + 1) // PARTS), torch.arange((LARGEST_EXPONENT + 1) // PARTS) - ZERO_OCTAVE
-)
-"""A scale is `POWERS[exponent // PARTS] * FRACTIONS[exponent % PARTS]`."""
+POWERS = torch.ldexp(torch.ones(len(OCTAVES), device="cpu"), OCTAVES)
+"""A scale is `POWERS[exponent // PARTS] * FRACTIONS[exponent % PARTS]`. The device is named, for this file may be imported
+while transformers builds a model on the meta device."""
 
 
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 2.0**-16, 2.0**12

@@ -19,7 +19,7 @@ MOST_INPUTS = 16
 """Rows of inputs that one call multiplies; `weight.h` has the same."""
 _DONE, _NO_MEMORY, _NO_SUCH_ROW = 0, 2, 3
 _KINDS = {"affine": 0, "entropy": 1, "fp16": 2, "bf16": 3, "fp32": 4}
-_SCALES = scales_of(torch.arange(LARGEST_EXPONENT + 1, dtype=torch.uint8))
+_SCALES = scales_of(torch.arange(LARGEST_EXPONENT + 1, dtype=torch.uint8, device="cpu"))
 
 
 def describe(layout: BlobLayout, blob_bytes: int) -> bytes:
