@@ -23,8 +23,8 @@ FRACTIONS = torch.tensor(
     device="cpu",
 )
 POWERS = torch.ldexp(torch.ones(len(OCTAVES), device="cpu"), OCTAVES)
-"""A scale is `POWERS[exponent // PARTS] * FRACTIONS[exponent % PARTS]`. The device is named, for this file may be imported
-while transformers builds a model on the meta device."""
+"""A scale is `POWERS[exponent // PARTS] * FRACTIONS[exponent % PARTS]`. The device is named, for this file may be
+imported while transformers builds a model on the meta device."""
 
 
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 2.0**-16, 2.0**12

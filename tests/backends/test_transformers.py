@@ -197,7 +197,8 @@ def test_importing_guidedq_is_enough_and_loads_no_framework(artifacts):
     code = (
         "import sys, guidedq; assert not {'torch', 'transformers'} & {*sys.modules}; import transformers as t;"
         f"model = t.AutoModelForCausalLM.from_pretrained({str(artifacts('tied_llama')[0])!r}); import torch;"
-        "assert model(torch.zeros(1, 3, dtype=torch.int64)).logits.isfinite().all(); print(type(model.lm_head).__name__)"
+        "assert model(torch.zeros(1, 3, dtype=torch.int64)).logits.isfinite().all();"
+        "print(type(model.lm_head).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.stdout.strip() == "PackedLinear", done.stderr
