@@ -58,7 +58,8 @@ def run(name: str, path: str, variant: str, budget: str, arguments: argparse.Nam
         report = json.loads(ran.done.stdout)
         files = [f for f in out.iterdir() if f.name in ("model.safetensors", "model.onnx", "model.onnx.data")]
         size = sum(file.stat().st_size for file in files)
-    report.pop("sites")
+    for part in ("sites", "folder", "files", "sampling"):  # of this machine, or long
+        report.pop(part, None)
     return {
         "model": name,
         "variant": label,
