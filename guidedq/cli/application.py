@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, final
 
 import typer
@@ -83,16 +85,23 @@ def options(
 
 
 application.callback(help=HELP, invoke_without_command=True)(options)
-application.command("compile")(compile_command)
-application.command("plan")(plan)
-application.command("compare")(compare)
-application.command("eval")(evaluate)
-application.command("check")(check)
-application.command("verify")(verify)
-application.command("generate")(generate)
-application.command("inspect")(inspect_command)
-application.command("law")(law_command)
-application.command("stages")(stages)
+
+
+def paragraphs(command: Callable[..., None]) -> str:
+    r"""The help of a command: its docstring, whose paragraphs after a `\\b` are printed as they stand."""
+    return inspect.cleandoc(command.__doc__ or "").replace("\\b", "\b")
+
+
+application.command("compile", help=paragraphs(compile_command))(compile_command)
+application.command("plan", help=paragraphs(plan))(plan)
+application.command("compare", help=paragraphs(compare))(compare)
+application.command("eval", help=paragraphs(evaluate))(evaluate)
+application.command("check", help=paragraphs(check))(check)
+application.command("verify", help=paragraphs(verify))(verify)
+application.command("generate", help=paragraphs(generate))(generate)
+application.command("inspect", help=paragraphs(inspect_command))(inspect_command)
+application.command("law", help=paragraphs(law_command))(law_command)
+application.command("stages", help=paragraphs(stages))(stages)
 
 
 def _say(text: str) -> None:
