@@ -88,7 +88,7 @@ application.callback(help=HELP, invoke_without_command=True)(options)
 
 
 def paragraphs(command: Callable[..., None]) -> str:
-    r"""The help of a command: its docstring, whose paragraphs after a `\\b` are printed as they stand."""
+    r"""The help of a command: its docstring, whose paragraphs after a `\b` are printed as they stand."""
     return inspect.cleandoc(command.__doc__ or "").replace("\\b", "\b")
 
 
