@@ -103,8 +103,8 @@ class OnnxBackend(AbstractBackend):
 
     def footprint(self, model: Model, formats: Sequence[RoundedFormat]) -> Footprint:
         """The exact bytes of every site, from the model's own graph; see `AbstractBackend.footprint`."""
-        rounding = whole_rounding(self.places(model), model.graph.quantizable)
-        skeleton, settings, _ = self._prepare(model, rounding)
+        places = self.places(model)
+        skeleton, settings, _ = self._prepare(model, places, whole_rounding(places, model.graph.quantizable))
         left = "bf16" if self.cast == "bf16" else "fp16"
         offered = {
             site.name: offered_formats(site, model.matrix(site), formats, left) for site in model.graph.quantizable
@@ -161,7 +161,7 @@ class OnnxBackend(AbstractBackend):
         activations: ActivationRounding | None = None,
     ) -> Emission:
         """Write `model.onnx`; check it against the standard, and that the runtime loads it and folds the unpacking."""
-        skeleton, settings, told = self._prepare(model, activations)
+        skeleton, settings, told = self._prepare(model, self.places(model), activations)
         written = write_model(skeleton, weights, settings, folder)
         path, *more = written.files
         faults = check_model(path, model.path if model.source == "onnx" else None)
@@ -196,7 +196,9 @@ class OnnxBackend(AbstractBackend):
             return compacted(proto, names)
         return proto, {name: name for name in names}
 
-    def _prepare(self, model: Model, rounding: ActivationRounding | None) -> tuple[Skeleton, Settings, tuple[str, ...]]:
+    def _prepare(
+        self, model: Model, places: Sequence[ActivationPlace], rounding: ActivationRounding | None
+    ) -> tuple[Skeleton, Settings, tuple[str, ...]]:
         """The graph without its weights, how it will be written, and what the user should know of that."""
         sites = model.graph.quantizable
         cached = cached_call(model) if self.layout == "genai" else None
@@ -206,7 +208,7 @@ class OnnxBackend(AbstractBackend):
             proto, names = export_model(model, cached or plain_call(model), self.opset)
         called = {new: name for name, new in names.items()}
         told = cast_tensors(proto, {names[site.name] for site in sites}, self.cast, called)
-        unread = {name for place in self.places(model) for name in place.sites}
+        unread = {name for place in places for name in place.sites}
         skeleton = build_skeleton(proto, sites, names, unread)
         largest = stored_bytes(skeleton.proto, external=False) + sum(2 * site.parameters for site in sites)
         settings = Settings(
