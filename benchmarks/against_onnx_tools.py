@@ -1,11 +1,13 @@
-"""Quantize ONNX models with guidedq and with ONNX Runtime's own quantizers of weights, and compare on the same data.
+"""Quantize ONNX models with guidedq, ONNX Runtime's own quantizers of weights and NNCF, and compare on the same data.
 
     python benchmarks/against_onnx_tools.py --model NAME=FILE.onnx --data NAME=FILE.npz --eval-data NAME=FILE.npz
-        --budgets 3,3.5,4 [--pairs NAME=stsb.tsv] --out benchmarks/results/onnx_tools.json --page docs/onnx_tools.md
+        --budgets 3,3.5,4 [--pairs NAME=stsb.tsv] [--nncf PYTHON] --out benchmarks/results/onnx_tools.json
+        --page docs/onnx_tools.md
 
 Weights of linear layers only (`--scope linear`). A file's bits: whatever it has beyond the original without these
 weights, per weight. Divergence, agreement and accuracy are those of what ONNX Runtime computes.
 With `--pairs`, the model embeds sentences: Spearman's correlation of the cosines with the people's scores.
+PYTHON is the interpreter of an environment that has nncf, onnx and onnxruntime.
 What is found in the record is not run again.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import subprocess
 import sys
 import tempfile
 import time
@@ -78,6 +81,13 @@ PEERS: dict[str, Quantize] = {
     "MatMulNBits default, 8 bits, blocks of 64": blocks("default", 64, 8),
     "quantize_dynamic, int8": dynamic,
 }
+NNCF = {
+    "int4": "compress_weights, int4, groups of 64",
+    "int4 scale estimation": "compress_weights, int4, groups of 64, scale estimation",
+    "int4 mixed": "compress_weights, half int4 in groups of 64, half int8",
+    "int8": "compress_weights, int8",
+}
+HERE = Path(__file__).parent
 
 
 def main() -> None:
@@ -117,7 +127,18 @@ class Bench:
         found: list[tuple[str, str, Callable[[], Row]]] = [("original", "", lambda: self.measured(self.path, 0.0))]
         for budget in self.arguments.budgets.split(","):
             found.append(("guidedq", f"{budget} bits", partial(self.ours, budget)))
-        return found + [("onnxruntime", settings, partial(self.peer, run)) for settings, run in PEERS.items()]
+        found += [("onnxruntime", settings, partial(self.peer, run)) for settings, run in PEERS.items()]
+        if self.arguments.nncf:
+            found += [("nncf", words, partial(self.peer, partial(self.nncf, name))) for name, words in NNCF.items()]
+        return found
+
+    def nncf(self, settings: str, source: Path, target: Path) -> None:
+        """NNCF, in its own environment."""
+        runner = HERE / "peers" / "onnx_nncf.py"
+        command = [self.arguments.nncf, str(runner), str(source), self.data, str(target), settings]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip().splitlines()[-1])
 
     def ours(self, budget: str) -> Row:
         """guidedq, in a process of its own."""
@@ -230,7 +251,7 @@ def page(record: Record) -> str:
     """The table."""
     originals = {row["model"]: row for row in record.rows if row["tool"] == "original" and "error" not in row}
     facts = record.content["machine"]
-    head = f"""# ONNX models, against ONNX Runtime's own quantizers
+    head = f"""# ONNX models, against ONNX Runtime's own quantizers and NNCF
 
 Weights of linear layers and convolutions only; bits are all that a file holds for them, per weight. KL from the
 original on held-out data (for embeddings half the relative squared error), agreement of the answers (for embeddings
@@ -248,6 +269,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = options(__doc__, budgets="3,3.5,4", out="onnx_tools.json")
     parser.add_argument("--pairs", action="append", default=[], help="NAME=FILE of the STS benchmark")
+    parser.add_argument("--nncf", default=None, metavar="PYTHON")
     parser.add_argument("--page", type=Path, default=Path("docs/onnx_tools.md"))
     return parser.parse_args()
 

@@ -26,6 +26,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+GROUP = 64
+"""Weights that share a scale."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -93,6 +96,19 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
     """The layers that are quantized, by name."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     return {name: module for name, module in found.items() if not name.endswith("lm_head")}
+
+
+def group_size(columns: int, limit: int = GROUP) -> int:
+    """The largest group that divides a row: 64 where it can be."""
+    return max(size for size in range(1, limit + 1) if columns % size == 0)
+
+
+def by_group_size(layers: Mapping[str, nn.Linear]) -> dict[int, list[str]]:
+    """Layers by the size of their groups, for tools that want all groups whole."""
+    found: dict[int, list[str]] = {}
+    for name, layer in layers.items():
+        found.setdefault(group_size(layer.in_features), []).append(name)
+    return found
 
 
 @torch.no_grad()

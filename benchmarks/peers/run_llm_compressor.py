@@ -1,8 +1,11 @@
-"""llm-compressor: GPTQ with one width, symmetric unless OPTION says `asymmetric`."""
+"""llm-compressor: GPTQ with one width, symmetric unless OPTION says `asymmetric`.
+
+Groups of 64, and the next smaller size that divides a row where 64 does not.
+"""
 
 from __future__ import annotations
 
-from harness import Result, Task, linears, load, run, stored_bytes, tensors_in, tokenizer
+from harness import Result, Task, by_group_size, linears, load, run, stored_bytes, tensors_in, tokenizer
 
 
 def quantize(task: Task) -> Result:
@@ -13,14 +16,18 @@ def quantize(task: Task) -> Result:
     from llmcompressor.modifiers.gptq import GPTQModifier
 
     model, symmetric = load(task.model), "asymmetric" not in task.options
-    layers = list(linears(model))
+    layers = linears(model)
     samples = [{"input_ids": s.tolist(), "attention_mask": [1] * len(s)} for s in task.tokens]
-    weights = QuantizationArgs(
-        num_bits=int(task.bits), type="int", symmetric=symmetric, strategy="group", group_size=64
-    )
-    recipe = GPTQModifier(
-        config_groups={"weights": QuantizationScheme(targets=["Linear"], weights=weights)}, ignore=["lm_head"]
-    )
+    groups = {
+        f"groups of {size}": QuantizationScheme(
+            targets=names,
+            weights=QuantizationArgs(
+                num_bits=int(task.bits), type="int", symmetric=symmetric, strategy="group", group_size=size
+            ),
+        )
+        for size, names in by_group_size(layers).items()
+    }
+    recipe = GPTQModifier(config_groups=groups, ignore=["lm_head"])
     oneshot(
         model=model,
         dataset=Dataset.from_list(samples),
@@ -34,7 +41,9 @@ def quantize(task: Task) -> Result:
         layer.weight.data = model.get_submodule(name).weight.data.clone()
     model.save_pretrained(task.scratch, save_compressed=True)
     size = stored_bytes(tensors_in(task.scratch), layers)
-    return Result(model=rounded, bytes=size, settings=f"groups of 64, {'symmetric' if symmetric else 'asymmetric'}")
+    return Result(
+        model=rounded, bytes=size, settings=f"{', '.join(groups)}, {'symmetric' if symmetric else 'asymmetric'}"
+    )
 
 
 if __name__ == "__main__":
