@@ -2,7 +2,8 @@
 
     python benchmarks/peers_page.py benchmarks/results/peers.json docs/peers.md
 
-One picture a model: KL against the bits of the linear layers, all bytes counted, on a logarithmic axis.
+One picture a model: KL against the bits of the linear layers, all bytes counted, on a logarithmic axis. Then guidedq's
+rows against the best that another tool does with no fewer bits, and at most `REACH` more.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from guidedq.report.plots import new_figure
 
 OURS = "guidedq"
 MARKERS = "osD^vP*X"
+REACH = 1.0
+"""Bits by which another tool's model may be larger and still be compared."""
 
 
 def main() -> None:
@@ -42,8 +45,28 @@ def main() -> None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw(mine, picture)
         head = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
-        parts += [f"## {model}\n", f"![{model}](pictures/{picture.name})\n", head, *map(line, mine), ""]
+        parts += [
+            f"## {model}\n",
+            f"![{model}](pictures/{picture.name})\n",
+            comparison(mine),
+            head,
+            *map(line, mine),
+            "",
+        ]
     page.write_text("\n".join(parts), encoding="utf-8")
+
+
+def comparison(rows: list[dict[str, Any]]) -> str:
+    """A row for each of ours that another tool's model can be held against."""
+    lines = ["| guidedq | bits | KL | best other, no smaller | bits | KL | ratio of KL |", "|" + "---|" * 7]
+    for row in sorted((row for row in rows if row["tool"] == OURS), key=lambda row: (row["settings"], row["bits"])):
+        others = [o for o in rows if o["tool"] != OURS and 0 <= o["bits"] - row["bits"] <= REACH]
+        if others:
+            best = min(others, key=lambda other: other["kl"])
+            mine = f"| {row['settings']} | {row['bits']:.3f} | {row['kl']:.4g} "
+            theirs = f"| {best['tool']}, {best['settings']} | {best['bits']:.3f} | {best['kl']:.4g} "
+            lines.append(f"{mine}{theirs}| {row['kl'] / best['kl']:.2f} |")
+    return "\n".join(lines) + "\n"
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
