@@ -36,6 +36,10 @@ small language model inside the package.
 """
 EXAMPLES = "Try: guidedq compile demo --budget 3.5bits"
 
+LONG_COMMANDS = ("compile", "compare", "law", "plan")
+"""Commands with a workspace: what is done need not be done again."""
+STOPPED = "stopped; nothing was left in the output folder. The same command goes on where it stopped."
+
 
 @final
 class Commands(TyperGroup):
@@ -52,7 +56,7 @@ class Commands(TyperGroup):
             _say(f"error: {error}")
             raise typer.Exit(EXIT_ERROR) from error
         except KeyboardInterrupt as error:
-            _say("stopped; nothing was left in the output folder. The same command goes on where it stopped.")
+            _say(STOPPED if ctx.invoked_subcommand in LONG_COMMANDS else "stopped.")
             raise typer.Exit(EXIT_INTERRUPTED) from error
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
