@@ -66,7 +66,7 @@ def with_choice(job: Job, evidence: Evidence, limit: int | None) -> Evidence:
     if job.latency is None:
         return with_integers(job, evidence, limit)
     options = integer_options(job, evidence)
-    timing = timing_of(job, evidence, job.latency)
+    timing = timing_of(job, evidence, job.latency, options.places if options else ())
     with job.stopwatch.time("latency"):
         low, high = size_range(job.model.graph, evidence.footprint)
         size = high if limit is None else min(max(limit, low), high)
@@ -94,7 +94,9 @@ class _Planner:
 
     def _plan(self, price: float, *, mixed: bool) -> Plan:
         integers = self._integers(price)
-        timing = replace(self._timing, price=price, integers=integers)
+        kept = self._options.kept(integers) if self._options else ()
+        rounded = tuple(place.name for place in kept)
+        timing = replace(self._timing, price=price, integers=integers, rounded=rounded)
         evidence = replace(self._evidence, timing=timing)
         evidence = evidence if mixed else replace(evidence, footprint=unmixed(evidence.footprint))
         if self._options is not None:
@@ -109,9 +111,10 @@ class _Planner:
     def _integers(self, price: float) -> frozenset[str]:
         if self._options is None:
             return frozenset()
-        costs = self._options.weight_costs
-        gains = {name: price * self._saved(name) - cost for name, cost in costs.items()}
-        return best_selection(gains, self._options.place_costs, self._options.needs)
+        options, times = self._options, self._timing.places
+        gains = {name: price * self._saved(name) - cost for name, cost in options.weight_costs.items()}
+        costs = {name: cost + price * times.get(name, 0.0) for name, cost in options.place_costs.items()}
+        return best_selection(gains, costs, options.needs)
 
     def _saved(self, name: str) -> float:
         """Seconds that integers save: where a site may be computed in them, all formats are floats else."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from guidedq.artifacts.activations import ActivationPlace
 from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.profile import Kernel, Profile, SiteKernels, read_profile
@@ -20,7 +21,7 @@ from guidedq.workspace import finish, is_finished, storing
 PROFILE_FILE = "profile.toml"
 
 
-def timing_of(job: Job, evidence: Evidence, goal: LatencyGoal) -> Timing:
+def timing_of(job: Job, evidence: Evidence, goal: LatencyGoal, places: Sequence[ActivationPlace]) -> Timing:
     """How long a call of the model on one sample takes, site by site.
 
     Raises:
@@ -28,25 +29,31 @@ def timing_of(job: Job, evidence: Evidence, goal: LatencyGoal) -> Timing:
             lacks this model.
     """
     with job.stopwatch.time("profile"):
-        kernels = kernels_of(job, evidence.calibration, evidence.footprint)
-        wanted = tuple(dict.fromkeys(kernel for site in kernels.values() for kernel in site.all))
+        kernels, rounding = kernels_of(job, evidence.calibration, evidence.footprint, places)
+        wanted = tuple(
+            dict.fromkeys((*(kernel for site in kernels.values() for kernel in site.all), *rounding.values()))
+        )
         profile = (
             _kept(job, evidence.calibration, wanted, goal) if goal.profile is None else _given(job, goal, evidence)
         )
         return Timing(
             sites={name: SiteSeconds.of(site, profile) for name, site in kernels.items()},
+            places={name: profile.estimate(kernel) for name, kernel in rounding.items()},
             whole=profile.models[job.model.digest],
             threads=goal.threads,
             source=f"{profile.runtime} on {profile.processor}" + (f", {goal.profile.name}" if goal.profile else ""),
         )
 
 
-def kernels_of(job: Job, calibration: CalibrationSet, footprint: Footprint) -> Mapping[str, SiteKernels]:
-    """The kernels that could run each site on one sample."""
+def kernels_of(
+    job: Job, calibration: CalibrationSet, footprint: Footprint, places: Sequence[ActivationPlace] = ()
+) -> tuple[Mapping[str, SiteKernels], Mapping[str, Kernel]]:
+    """On one sample: the kernels that could run each site, and those that round activations at each place."""
     operators = {use.operator: None for site in job.model.graph.quantizable for use in site.uses}
     seen = job.model.program.observe(calibration.calibration.part(0, 1).inputs, operators)
     shapes = {name: tuple(values.shape) for name, values in seen.items()}
-    return job.backend.timer(job.model).kernels(job.model, footprint, shapes)
+    timer = job.backend.timer(job.model)
+    return timer.kernels(job.model, footprint, shapes), timer.rounding(places, shapes)
 
 
 def profile_model(job: Job, calibration: CalibrationSet, kernels: Sequence[Kernel], threads: int) -> Profile:
@@ -67,10 +74,10 @@ def own_profile(job: Job) -> Profile:
     with storing(job.workspace.root):
         calibration = calibration_set(job)
     timer = job.backend.timer(job.model)
-    sites = kernels_of(job, calibration, job.footprint()).values()
-    originals = dict.fromkeys(kernel for site in sites for kernel in site.original)
-    kernels = [other for kernel in originals for other in timer.alternatives(kernel)]
-    return profile_model(job, calibration, kernels, job.latency.threads)
+    sites, _ = kernels_of(job, calibration, job.footprint())
+    originals = dict.fromkeys(kernel for site in sites.values() for kernel in site.original)
+    kernels = dict.fromkeys(other for kernel in originals for other in timer.alternatives(kernel))
+    return profile_model(job, calibration, tuple(kernels), job.latency.threads)
 
 
 def latency_facts(job: Job, evidence: Evidence, allocation: Allocation, folder: Path) -> LatencyFacts | None:

@@ -26,7 +26,6 @@ from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Forecast, Probe
 from guidedq.artifacts.guidance import AbstractGuidance, AbstractSequenceGradients, SiteGuidance
-from guidedq.artifacts.profile import Kernel, Profile, SiteKernels
 from guidedq.artifacts.quantized_weight import QuantizedWeight, RoundedSegment
 from guidedq.artifacts.runtime import RuntimeFacts
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
@@ -38,6 +37,7 @@ from guidedq.ir.program import Batch
 from guidedq.progress import Progress
 from guidedq.quant.formats import EntropyCode, RoundedFormat
 from guidedq.quant.integer import IntegerGrid
+from guidedq.timer import AbstractTimer
 
 
 class AbstractRewrite(ABC):
@@ -281,46 +281,6 @@ class Emission:
     def bytes(self) -> int:
         """Bytes on disk of everything that holds weights."""
         return sum(path.stat().st_size for path in (self.weights_file, *self.more_files))
-
-
-class AbstractTimer(ABC):
-    """Knows which kernels of a runtime run which site, and how long they take on this machine."""
-
-    @abstractmethod
-    def kernels(
-        self, model: Model, footprint: Footprint, inputs: Mapping[str, Sequence[int]]
-    ) -> Mapping[str, SiteKernels]:
-        """The kernels that could run each quantizable site.
-
-        Args:
-            model: What is to be stored.
-            footprint: Its formats.
-            inputs: The shape that each operator of a site reads in the call that is to be timed.
-        """
-
-    @abstractmethod
-    def alternatives(self, kernel: Kernel) -> Sequence[Kernel]:
-        """All kernels that could run what `kernel`, one of an unquantized model, does; itself the first."""
-
-    @abstractmethod
-    def grid(self) -> Sequence[Kernel]:
-        """Kernels over shapes among which those of most models lie."""
-
-    @abstractmethod
-    def profile(self, kernels: Sequence[Kernel], *, threads: int, progress: Progress) -> Profile:
-        """Measure kernels on this machine; those of one shape take turns, so that they meet the same other work.
-
-        Raises:
-            ProfileError: the runtime refuses one.
-        """
-
-    @abstractmethod
-    def latencies(self, model: Model, batch: Batch, folders: Sequence[Path], *, threads: int) -> tuple[float, ...]:
-        """Seconds of a call of the model's own file, and of what `emit` wrote into each of `folders`, in turns.
-
-        Raises:
-            ProfileError: the runtime does not run the model's own file.
-        """
 
 
 class AbstractBackend(ABC):

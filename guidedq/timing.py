@@ -64,19 +64,23 @@ class Timing:
 
     Attributes:
         sites: By name.
+        places: Seconds that rounding activations at a place takes, for however many sites.
         whole: Seconds of a call of the original.
         threads: That the runtime is given.
         source: Where the profile comes from, for people.
         price: Loss, in the objective's unit, that a second is worth.
         integers: Sites that are computed in integers.
+        rounded: Places at which activations are rounded for them.
     """
 
     sites: Mapping[str, SiteSeconds]
+    places: Mapping[str, float]
     whole: float
     threads: int
     source: str
     price: float = 0.0
     integers: frozenset[str] = frozenset()
+    rounded: tuple[str, ...] = ()
 
     @property
     def rest(self) -> float:
@@ -88,7 +92,7 @@ class Timing:
         sites = (
             self.sites[name].seconds(site, integer=name in self.integers) for name, site in allocation.sites.items()
         )
-        return self.rest + sum(sites)
+        return self.rest + sum(sites) + sum(self.places.get(name, 0.0) for name in self.rounded)
 
     @property
     def depends_on_formats(self) -> bool:

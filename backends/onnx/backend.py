@@ -20,7 +20,8 @@ from guidedq.ir.model import Model
 from guidedq.ir.onnx_interpreter import parse_model
 from guidedq.ir.program import Batch, TorchProgram
 from guidedq.quant.formats import EntropyCode, EntropyFormat, RoundedFormat
-from guidedq.stages import AbstractBackend, AbstractTimer, Emission
+from guidedq.stages import AbstractBackend, Emission
+from guidedq.timer import AbstractTimer
 
 from .accounting import count_footprint, stored_bytes
 from .cached import cached_call
@@ -41,12 +42,6 @@ from .timer import OnnxTimer
 from .unpacking import BITWISE_OPSET, SMALLEST_OPSET
 
 Activations = Literal["none", "dynamic", "static"]
-INTEGER_KERNELS = {
-    "none": {},
-    "dynamic": {UseKind.LINEAR: "DynamicQuantizeMatMul"},
-    "static": {UseKind.LINEAR: "MatMulIntegerToFloat", UseKind.CONVOLUTION: "QLinearConv"},
-}
-"""What the runtime makes of operators on integers, by how activations are rounded."""
 REPRESENTATIVE_BLOCK = 64
 """The block whose rounding of activations is forecast, before the formats are known: half and twice of it differ by
 less than a tenth in the error that they make."""
@@ -167,9 +162,7 @@ class OnnxBackend(AbstractBackend):
                 f"the latency of ONNX files alone can be told; {model.name} is a {model.source} model. "
                 "Export it to ONNX first."
             )
-        return OnnxTimer(
-            slots=self._timed_slots, integer=INTEGER_KERNELS[self.activations], accuracy_level=self.accuracy_level
-        )
+        return OnnxTimer(slots=self._timed_slots, accuracy_level=self.accuracy_level)
 
     def emit(
         self,

@@ -71,11 +71,11 @@ class _Draft:
         self._stored.append(from_array(values, name))
         return name
 
-    def node(self, operator: str, inputs: Sequence[str], **options: Any) -> str:
-        """An operator; its result."""
-        name = f"y{len(self._nodes)}"
-        self._nodes.append(helper.make_node(operator, inputs, [name], **options))
-        return name
+    def node(self, operator: str, inputs: Sequence[str], results: int = 1, **options: Any) -> str:
+        """An operator; its first result."""
+        names = [f"y{len(self._nodes)}.{result}" for result in range(results)]
+        self._nodes.append(helper.make_node(operator, inputs, names, **options))
+        return names[0]
 
     def floats(self, *shape: int) -> np.ndarray:
         """Values around 0."""
@@ -135,22 +135,20 @@ def _packed(draft: _Draft, kernel: Kernel, left: str, rows: int, **options: int)
     )
 
 
-def _dynamic_product(draft: _Draft, kernel: Kernel) -> None:
-    left = draft.given(draft.floats(1, kernel.tokens, kernel.columns))
-    draft.node("DynamicQuantizeMatMul", [left, *_integer_weight(draft, kernel)], domain=RUNTIME_DOMAIN)
-
-
-def _static_product(draft: _Draft, kernel: Kernel) -> None:
-    left = draft.given(draft.floats(1, kernel.tokens, kernel.columns))
-    scale, zero = draft.scale(), draft.zero()
-    rounded = draft.node("QuantizeLinear", [left, scale, zero])
-    weight, scales, zeros = _integer_weight(draft, kernel)
-    draft.node("MatMulIntegerToFloat", [rounded, weight, scale, scales, zero, zeros], domain=RUNTIME_DOMAIN)
-
-
-def _integer_weight(draft: _Draft, kernel: Kernel) -> tuple[str, str, str]:
+def _integer_product(draft: _Draft, kernel: Kernel) -> None:
+    left, scale, zero = draft.given(draft.codes(1, kernel.tokens, kernel.columns)), draft.scale(), draft.zero()
     codes = draft.stored(draft.codes(kernel.columns, kernel.rows, dtype=np.int8))
-    return codes, draft.scale(kernel.rows), draft.zero(kernel.rows, dtype=np.int8)
+    scales, zeros = draft.scale(kernel.rows), draft.zero(kernel.rows, dtype=np.int8)
+    draft.node("MatMulIntegerToFloat", [left, codes, scale, scales, zero, zeros], domain=RUNTIME_DOMAIN)
+
+
+def _rounding(draft: _Draft, kernel: Kernel) -> None:
+    value = draft.given(draft.floats(1, kernel.tokens, kernel.columns))
+    draft.node("QuantizeLinear", [value, draft.scale(), draft.zero()])
+
+
+def _dynamic_rounding(draft: _Draft, kernel: Kernel) -> None:
+    draft.node("DynamicQuantizeLinear", [draft.given(draft.floats(1, kernel.tokens, kernel.columns))], results=3)
 
 
 def _convolution(draft: _Draft, kernel: Kernel) -> None:
@@ -197,8 +195,9 @@ _WRITERS: Mapping[str, Any] = {
     "MatMul": _product,
     "MatMulNBits": _packed_product,
     "MixedMatMulNBits": _mixed_product,
-    "DynamicQuantizeMatMul": _dynamic_product,
-    "MatMulIntegerToFloat": _static_product,
+    "MatMulIntegerToFloat": _integer_product,
+    "QuantizeLinear": _rounding,
+    "DynamicQuantizeLinear": _dynamic_rounding,
     "Conv": _convolution,
     "QLinearConv": _integer_convolution,
     "Gather": _look_up,

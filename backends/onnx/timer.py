@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from guidedq.artifacts.activations import ActivationPlace
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.profile import Kernel, Profile, SiteKernels
 from guidedq.errors import ProfileError
@@ -19,7 +20,7 @@ from guidedq.ir.onnx_interpreter.node import Node, with_branches
 from guidedq.ir.program import Batch
 from guidedq.progress import Progress, tracked
 from guidedq.quant.formats import AffineFormat, Format
-from guidedq.stages import AbstractTimer
+from guidedq.timer import AbstractTimer
 
 from .emission import MODEL_FILE
 from .kernel_models import kernel_model, operator_text
@@ -30,6 +31,8 @@ from .skeleton import Skeleton, Slot
 from .source import read_source
 from .stopwatch import call_seconds, kernel_seconds, processor_name, runtime_name, session_of
 
+INTEGER_KERNELS = {"MatMul": "MatMulIntegerToFloat", "Conv": "QLinearConv"}
+"""What operators become on integers, by what they are on floats."""
 CONTAINERS, BLOCKS = (2, 4, 8), (32, 64, 128)
 """Of MatMulNBits: what the recipes' formats come to."""
 MIXED_CONTAINER, MIXED_BLOCK = 4, 64
@@ -57,12 +60,10 @@ class OnnxTimer(AbstractTimer):
     Attributes:
         slots: Gives a model's slots, the settings that they are written under, and the sites that may be computed in
             integers.
-        integer: The kernel that matrix products and that convolutions become in integers; empty where they do not.
         accuracy_level: Of MatMulNBits.
     """
 
     slots: Callable[[Model], tuple[Skeleton, Settings, frozenset[str]]]
-    integer: Mapping[UseKind, str]
     accuracy_level: int = INTEGER_LEVEL
 
     def kernels(
@@ -85,22 +86,30 @@ class OnnxTimer(AbstractTimer):
             found[site.name] = SiteKernels(
                 original=original,
                 formats=tuple(packed),
-                integer=self._integer(original) if site.name in integers else (),
+                integer=tuple(_as(kernel, INTEGER_KERNELS[kernel.operator]) for kernel in original)
+                if site.name in integers
+                else (),
                 mixed=self._pair("MixedMatMulNBits", original) if mixable else (),
                 plain=self._pair("MatMulNBits", original) if mixable else (),
             )
         return found
 
+    def rounding(self, places: Sequence[ActivationPlace], inputs: Mapping[str, Sequence[int]]) -> Mapping[str, Kernel]:
+        """See `AbstractTimer.rounding`. Between integer convolutions values stay integers: that takes none."""
+        read = [place for place in places if place.operators and place.operators[0] in inputs]
+        return {place.name: _rounding(inputs[place.operators[0]], dynamic=place.dynamic) for place in read}
+
     def alternatives(self, kernel: Kernel) -> Sequence[Kernel]:
         """See `AbstractTimer.alternatives`."""
         if kernel.operator == "Conv":
-            return kernel, _as(kernel, "QLinearConv")
+            return kernel, _as(kernel, INTEGER_KERNELS["Conv"])
         if kernel.operator == "Gather":
             blocks = [(bits, block) for bits in CONTAINERS for block in BLOCKS]
             return kernel, *(_as(kernel, "GatherBlockQuantized", bits=b, block_size=g) for b, g in blocks)
         packed = [self._product(kernel, bits, block) for bits in CONTAINERS for block in BLOCKS]
         mixed = self._product(kernel, MIXED_CONTAINER, MIXED_BLOCK, "MixedMatMulNBits")
-        return kernel, *packed, mixed, _as(kernel, "DynamicQuantizeMatMul"), _as(kernel, "MatMulIntegerToFloat")
+        rounding = [_rounding((kernel.tokens, kernel.columns), dynamic=dynamic) for dynamic in (False, True)]
+        return kernel, *packed, mixed, _as(kernel, INTEGER_KERNELS["MatMul"]), *rounding
 
     def grid(self) -> Sequence[Kernel]:
         """See `AbstractTimer.grid`."""
@@ -154,10 +163,6 @@ class OnnxTimer(AbstractTimer):
     def _product(self, kernel: Kernel, bits: int, block: int, operator: str = "MatMulNBits") -> Kernel:
         return _as(kernel, operator, bits=bits, block_size=block, accuracy_level=self.accuracy_level)
 
-    def _integer(self, original: Sequence[Kernel]) -> tuple[Kernel, ...]:
-        kinds = {"MatMul": UseKind.LINEAR, "Conv": UseKind.CONVOLUTION}
-        return tuple(_as(kernel, self.integer[kinds[kernel.operator]]) for kernel in original)
-
 
 def _original(slot: Slot, use: Use, node: Node, shape: Sequence[int]) -> Kernel | None:
     """What runs an operator in the model as it is."""
@@ -174,6 +179,12 @@ def _original(slot: Slot, use: Use, node: Node, shape: Sequence[int]) -> Kernel 
     lead = (1,) * (2 - axes)  # a convolution along one axis is one of height 1
     image, kernel = (*lead, *shape[2:]), (*lead, *site.shape[2:])
     return _convolution(image, site.shape[1], site.rows, kernel, (*lead, *strides), node.integer("group", 1))
+
+
+def _rounding(shape: Sequence[int], *, dynamic: bool) -> Kernel:
+    """What rounds a value of this shape for the products that read it."""
+    operator = "DynamicQuantizeLinear" if dynamic else "QuantizeLinear"
+    return Kernel(operator=operator, tokens=math.prod(shape[:-1]), columns=shape[-1], rows=1)
 
 
 def _convolution(
