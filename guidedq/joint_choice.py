@@ -23,11 +23,11 @@ from guidedq.profiling import timing_of
 from guidedq.selection import best_selection
 from guidedq.timing import Timing, unmixed
 
-PRICE_DECADES = 5
-"""Prices are searched from a hundred-thousandth to a hundred thousand times what the model loses in the time that it
-takes: beyond, loss or time count for nothing."""
-PRICE_STEPS = 16
-"""Halvings of that range: neighbouring prices then differ by less than a thousandth."""
+PRICE_DECADES = 8
+"""Prices are searched so many powers of ten around what the model loses in the time that it takes: beyond, loss or time
+count for nothing."""
+NEAR_PRICES = 1.01
+"""The search ends between prices that differ by less than this factor."""
 
 
 @final
@@ -155,7 +155,7 @@ def _searched(
 ) -> tuple[Plan, Plan]:
     """The last plan, prices rising, that the search goes on from, and the first that it does not."""
     below, above = best(0.0), best(high)
-    for _ in range(PRICE_STEPS):
+    while high > NEAR_PRICES * low:
         middle = math.sqrt(low * high)
         plan = best(middle)
         if goes_on(plan):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import fsum
 from typing import final
 
 from guidedq.artifacts.allocation import Allocation, SiteAllocation
@@ -38,7 +39,7 @@ class SiteSeconds:
         """
 
         def total(parts: Sequence[Kernel]) -> float:
-            return sum(profile.estimate(kernel) for kernel in parts)
+            return fsum(profile.estimate(kernel) for kernel in parts)
 
         return SiteSeconds(
             original=total(kernels.original),
@@ -54,7 +55,7 @@ class SiteSeconds:
             return self.integer
         counts = allocation.choice.bincount(minlength=len(self.formats)).tolist()
         shares = (count / len(allocation.choice) * time for count, time in zip(counts, self.formats, strict=True))
-        return sum(shares) + (self.mixed if len(allocation.used) > 1 else 0.0)
+        return fsum(shares) + (self.mixed if len(allocation.used) > 1 else 0.0)
 
 
 @final
@@ -85,14 +86,14 @@ class Timing:
     @property
     def rest(self) -> float:
         """Seconds that no choice changes."""
-        return max(0.0, self.whole - sum(site.original for site in self.sites.values()))
+        return max(0.0, self.whole - fsum(site.original for site in self.sites.values()))
 
     def seconds(self, allocation: Allocation) -> float:
         """Of a call of the model with this allocation."""
         sites = (
             self.sites[name].seconds(site, integer=name in self.integers) for name, site in allocation.sites.items()
         )
-        return self.rest + sum(sites) + sum(self.places.get(name, 0.0) for name in self.rounded)
+        return self.rest + fsum(sites) + fsum(self.places.get(name, 0.0) for name in self.rounded)
 
     @property
     def depends_on_formats(self) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper
 from onnx.numpy_helper import from_array
 
-from guidedq.artifacts.profile import Kernel
+from guidedq.artifacts.profile import Kernel, parsed_operator
 from guidedq.errors import ProfileError
 
 from .layout import BYTE_BITS
@@ -34,19 +34,6 @@ def kernel_model(kernel: Kernel) -> tuple[ModelProto, Feeds]:
     draft = _Draft(kernel)
     _WRITERS[name](draft, kernel, **options)
     return draft.model(), draft.feeds
-
-
-def operator_text(name: str, **options: int) -> str:
-    """An operator with its options: `MatMulNBits{bits=4 block-size=32}`."""
-    words = " ".join(f"{key.replace('_', '-')}={value}" for key, value in options.items())
-    return f"{name}{{{words}}}" if words else name
-
-
-def parsed_operator(text: str) -> tuple[str, dict[str, int]]:
-    """The inverse of `operator_text`."""
-    name, _, words = text.removesuffix("}").partition("{")
-    pairs = (word.partition("=") for word in words.split())
-    return name, {key.replace("-", "_"): int(value) for key, _, value in pairs}
 
 
 @final

@@ -10,7 +10,7 @@ from typing import Any, final
 
 from guidedq.artifacts.activations import ActivationPlace
 from guidedq.artifacts.footprint import Footprint
-from guidedq.artifacts.profile import Kernel, Profile, SiteKernels
+from guidedq.artifacts.profile import Kernel, Profile, SiteKernels, operator_text
 from guidedq.errors import ProfileError
 from guidedq.ir.feeding import fed
 from guidedq.ir.graph import Use, UseKind
@@ -23,7 +23,7 @@ from guidedq.quant.formats import AffineFormat, Format
 from guidedq.timer import AbstractTimer
 
 from .emission import MODEL_FILE
-from .kernel_models import kernel_model, operator_text
+from .kernel_models import kernel_model
 from .layout import LARGEST_GATHER_BLOCK
 from .packed import smallest_block, uniform_container
 from .settings import INTEGER_LEVEL, Settings

@@ -14,6 +14,8 @@ from guidedq.files import write_text
 
 PROFILE_VERSION = 1
 """Of the file: raised when the meaning of something in it changes."""
+BLOCK = "block_size"
+"""An option of operators in which those that differ are about as fast."""
 NEIGHBOURS = 6
 """Measured shapes that a shape between them is estimated from: one on either side along each of three axes."""
 
@@ -107,7 +109,7 @@ class Profile:
         """
         if kernel in self.seconds:
             return self.seconds[kernel]
-        known = [other for other in self.seconds if other.operator == kernel.operator]
+        known = [other for other in self.seconds if other.operator == self._nearest_operator(kernel.operator)]
         if not known:
             listed = ", ".join(dict.fromkeys(other.operator for other in self.seconds)) or "none"
             raise ProfileError(
@@ -121,6 +123,17 @@ class Profile:
         rates = [math.log(self.seconds[other] / other.work) for other in near]
         rate = sum(weight * value for weight, value in zip(weights, rates, strict=True)) / sum(weights)
         return kernel.work * math.exp(rate)
+
+    def _nearest_operator(self, operator: str) -> str:
+        """The operator, or where it was not measured, the one that differs least in its block size alone."""
+        name, options = parsed_operator(operator)
+        block = options.pop(BLOCK, None)
+        found: dict[str, float] = {}
+        for other in dict.fromkeys(kernel.operator for kernel in self.seconds):
+            other_name, others = parsed_operator(other)
+            if block is not None and BLOCK in others and (name, options) == (other_name, _without_block(others)):
+                found[other] = abs(math.log2(others[BLOCK] / block))
+        return min(found, key=found.__getitem__, default=operator)
 
     def toml(self) -> str:
         """The profile as TOML; times in microseconds."""
@@ -149,6 +162,19 @@ class Profile:
             write_text(path, self.toml())
         except OSError as error:
             raise ProfileError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def operator_text(name: str, **options: int) -> str:
+    """An operator with its options: `MatMulNBits{bits=4 block-size=32}`."""
+    words = " ".join(f"{key.replace('_', '-')}={value}" for key, value in options.items())
+    return f"{name}{{{words}}}" if words else name
+
+
+def parsed_operator(text: str) -> tuple[str, dict[str, int]]:
+    """The inverse of `operator_text`."""
+    name, _, words = text.removesuffix("}").partition("{")
+    pairs = (word.partition("=") for word in words.split())
+    return name, {key.replace("-", "_"): int(value) for key, _, value in pairs}
 
 
 def read_profile(path: Path) -> Profile:
@@ -190,7 +216,12 @@ def parse_profile(toml: str) -> Profile:
     return Profile(runtime=runtime, processor=processor, threads=threads, seconds=seconds, models=models)
 
 
+def _without_block(options: Mapping[str, int]) -> dict[str, int]:
+    return {key: value for key, value in options.items() if key != BLOCK}
+
+
 def _kernel(operator: str, shape: str) -> Kernel:
+    parsed_operator(operator)
     numbers = [int(number) for number in shape.split("x")]
     if min(numbers) < 1:
         raise ValueError(f"shape {shape!r}")

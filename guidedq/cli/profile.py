@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guidedq.artifacts.profile import Profile
 from guidedq.cli.console import print_facts, print_table, working
 from guidedq.cli.options import DataOption, LengthOption, WorkspaceOption
+
+if TYPE_CHECKING:
+    from guidedq.artifacts.profile import Profile
 
 ShapesArgument = Annotated[
     str | None,
