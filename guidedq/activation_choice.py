@@ -175,6 +175,5 @@ def _told(job: Job, options: IntegerOptions, chosen: Collection[str]) -> str:
     text += f" {job.model.objective.unit}"
     if not left:
         return f"{text}."
-    return f"{text}; {left[0]} stays in float, for it would cost {loss_text(costs[left[0]])}" + (
-        f" (and {len(left) - 1} more)." if len(left) > 1 else "."
-    )
+    others = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+    return f"{text}; {left[0]}, which would cost {loss_text(costs[left[0]])} alone, stays in float{others}."

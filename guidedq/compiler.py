@@ -142,6 +142,8 @@ def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
     sized = [limit for limit in limits.values() if limit is not None]
     # the strictest: one choice for all sizes
     evidence = with_choice(job, gather(job, footprint), max(sized) if len(sized) == len(limits) else None)
+    for notice in evidence.notices:
+        job.progress.notice(notice)
     for budget in budgets:
         check_labels(budget, job.model, evidence.calibration)
     probes = probed(job, evidence)
