@@ -14,6 +14,7 @@ from guidedq.artifacts.report import LatencyFacts
 from guidedq.artifacts.samples import CalibrationSet
 from guidedq.errors import ProfileError
 from guidedq.evidence import Evidence, calibration_set
+from guidedq.ir.program import Batch
 from guidedq.job import Job, LatencyGoal
 from guidedq.timing import SiteSeconds, Timing
 from guidedq.workspace import finish, is_finished, storing
@@ -50,7 +51,7 @@ def kernels_of(
 ) -> tuple[Mapping[str, SiteKernels], Mapping[str, Kernel]]:
     """On one sample: the kernels that could run each site, and those that round activations at each place."""
     operators = {use.operator: None for site in job.model.graph.quantizable for use in site.uses}
-    seen = job.model.program.observe(calibration.calibration.part(0, 1).inputs, operators)
+    seen = job.model.program.observe(_sample(job, calibration), operators)
     shapes = {name: tuple(values.shape) for name, values in seen.items()}
     timer = job.backend.timer(job.model)
     return timer.kernels(job.model, footprint, shapes), timer.rounding(places, shapes)
@@ -62,10 +63,11 @@ def profile_model(job: Job, calibration: CalibrationSet, kernels: Sequence[Kerne
     Raises:
         ProfileError: the runtime refuses one.
     """
-    timer = job.backend.timer(job.model)
+    timer, sample = job.backend.timer(job.model), _sample(job, calibration)
+    (before,) = timer.latencies(job.model, sample, (), threads=threads)
     profile = timer.profile(kernels, threads=threads, progress=job.progress)
-    (whole,) = timer.latencies(job.model, calibration.calibration.part(0, 1).inputs, (), threads=threads)
-    return replace(profile, models={job.model.digest: whole})
+    (after,) = timer.latencies(job.model, sample, (), threads=threads)
+    return replace(profile, models={job.model.digest: min(before, after)})
 
 
 def own_profile(job: Job) -> Profile:
@@ -85,7 +87,7 @@ def latency_facts(job: Job, evidence: Evidence, allocation: Allocation, folder: 
     goal, timing = job.latency, evidence.timing
     if goal is None or timing is None:
         return None
-    sample = evidence.calibration.calibration.part(0, 1).inputs
+    sample = _sample(job, evidence.calibration)
     with job.stopwatch.time("latency"):
         timer = job.backend.timer(job.model)
         original, seconds = timer.latencies(job.model, sample, (folder,), threads=goal.threads)
@@ -99,6 +101,12 @@ def latency_facts(job: Job, evidence: Evidence, allocation: Allocation, folder: 
         original_seconds=original,
         seconds=seconds,
     )
+
+
+def _sample(job: Job, calibration: CalibrationSet) -> Batch:
+    """The first calibration sample, or as many as the model's file takes at once."""
+    count = next((spec.batch for spec in job.model.inputs if spec.batch is not None), 1)
+    return calibration.calibration.part(0, count).inputs
 
 
 def _kept(job: Job, calibration: CalibrationSet, kernels: Sequence[Kernel], goal: LatencyGoal) -> Profile:

@@ -19,12 +19,14 @@ from guidedq.errors import ProfileError
 
 from .kernel_models import IR_VERSION, OPSET, Feeds
 
-SECONDS_PER_SHAPE = 0.7
+SECONDS_PER_SHAPE = 0.3
 """For all kernels of one shape together: some hundred calls of a small one."""
-FEWEST_ROUNDS, MOST_ROUNDS = 12, 200
+FEWEST_ROUNDS, MOST_ROUNDS = 6, 200
+MOST_CALLS = 2000
+"""Of a whole model."""
 WARM_ROUNDS = 2
 """Not counted: the first calls allocate, and wake what slept."""
-SECONDS_PER_COMPARISON = 3.0
+SECONDS_PER_COMPARISON = 4.0
 """For whole models in turns."""
 LAYOUT_OPERATORS = ("ReorderInput", "ReorderOutput")
 """Around a convolution that stands alone; between convolutions there are none."""
@@ -60,7 +62,7 @@ def kernel_seconds(models: Sequence[tuple[ModelProto, Feeds]], threads: int) -> 
 
 def call_seconds(calls: Sequence[Callable[[], Any]], threads: int) -> tuple[float, ...]:
     """Seconds of each of the calls by the clock, taking turns."""
-    turns = _in_turns(calls, SECONDS_PER_COMPARISON)
+    turns = _in_turns(calls, SECONDS_PER_COMPARISON, MOST_CALLS)
     return tuple(typical([turn.wall * turn.share(threads) for turn in mine]) for mine in turns)
 
 
@@ -124,7 +126,9 @@ def _caller(session: Any, feeds: Feeds) -> Callable[[], Any]:
     return lambda: session.run(None, dict(feeds))
 
 
-def _in_turns(calls: Sequence[Callable[[], Any]], budget: float = SECONDS_PER_SHAPE) -> list[list[_Turn]]:
+def _in_turns(
+    calls: Sequence[Callable[[], Any]], budget: float = SECONDS_PER_SHAPE, most: int = MOST_ROUNDS
+) -> list[list[_Turn]]:
     """Every counted call, as many rounds as the budget pays for."""
     turns: list[list[_Turn]] = [[] for _ in calls]
     rounds, done = FEWEST_ROUNDS, 0
@@ -136,7 +140,7 @@ def _in_turns(calls: Sequence[Callable[[], Any]], budget: float = SECONDS_PER_SH
         done += 1
         if done == WARM_ROUNDS:
             one_round = sum(mine[-1].wall for mine in turns)
-            rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(budget / one_round)))
+            rounds = max(FEWEST_ROUNDS, min(most, int(budget / one_round)))
     return [mine[WARM_ROUNDS:] for mine in turns]
 
 

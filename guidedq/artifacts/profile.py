@@ -135,20 +135,28 @@ class Profile:
                 found[other] = abs(math.log2(others[BLOCK] / block))
         return min(found, key=found.__getitem__, default=operator)
 
+    def content(self) -> dict[str, Any]:
+        """The profile as plain values; times in microseconds."""
+        times: dict[str, dict[str, float]] = {}
+        for kernel, seconds in self.seconds.items():
+            times.setdefault(kernel.operator, {})[kernel.shape] = round(1e6 * seconds, 2)
+        return {
+            "version": PROFILE_VERSION,
+            "runtime": self.runtime,
+            "processor": self.processor,
+            "threads": self.threads,
+            "models": {digest: round(1e6 * seconds, 2) for digest, seconds in self.models.items()},
+            "microseconds": times,
+        }
+
     def toml(self) -> str:
-        """The profile as TOML; times in microseconds."""
-        lines = [
-            f"version = {PROFILE_VERSION}",
-            f"runtime = {_quoted(self.runtime)}",
-            f"processor = {_quoted(self.processor)}",
-            f"threads = {self.threads}",
-        ]
-        if self.models:
-            lines += ["", "[models]", *(f"{_quoted(name)} = {1e6 * time:.2f}" for name, time in self.models.items())]
-        for operator in dict.fromkeys(kernel.operator for kernel in self.seconds):
-            lines += ["", f"[microseconds.{_quoted(operator)}]"]
-            mine = ((kernel, time) for kernel, time in self.seconds.items() if kernel.operator == operator)
-            lines += [f"{kernel.shape} = {1e6 * time:.2f}" for kernel, time in mine]
+        """The profile as TOML."""
+        content = self.content()
+        tables = {"models": content.pop("models")}
+        tables |= {f"microseconds.{_quoted(name)}": times for name, times in content.pop("microseconds").items()}
+        lines = [f"{name} = {value if isinstance(value, int) else _quoted(value)}" for name, value in content.items()]
+        for name, values in tables.items():
+            lines += ["", f"[{name}]", *(f"{_quoted(key)} = {value}" for key, value in values.items())]
         return "\n".join(lines) + "\n"
 
     def write(self, path: Path) -> None:

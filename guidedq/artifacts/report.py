@@ -226,7 +226,9 @@ class Report:
                 "sampling": _sampling(content.pop("sampling", None)),
                 "files": {name: FileEntry(**entry) for name, entry in content.pop("files", {}).items()},
                 "diagnostics": tuple(_numeric(Diagnostic(**check)) for check in content.pop("diagnostics", ())),
-                "latency": None if (latency := content.pop("latency", None)) is None else LatencyFacts(**latency),
+                "latency": None
+                if (latency := content.pop("latency", None)) is None
+                else _numeric(LatencyFacts(**latency)),
                 "runtime": None if (runtime := content.pop("runtime", None)) is None else RuntimeFacts.of(runtime),
             }
             return Report(**parts, **content, curve=points, sites=sites)

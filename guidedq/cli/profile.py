@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guidedq.cli.console import print_facts, print_table, working
-from guidedq.cli.options import DataOption, LengthOption, WorkspaceOption
+from guidedq.cli.console import print_facts, print_json, print_table, working
+from guidedq.cli.options import DataOption, JsonOption, LengthOption, WorkspaceOption
 
 if TYPE_CHECKING:
     from guidedq.artifacts.profile import Profile
@@ -37,6 +37,7 @@ def profile(
     overwrite: ReplaceOption = False,
     threads: ThreadsOption = 1,
     workspace: WorkspaceOption = None,
+    json: JsonOption = False,
 ) -> None:
     r"""Measure how long ONNX Runtime's kernels take on this machine, for compile --objective latency --profile.
 
@@ -61,6 +62,9 @@ def profile(
             workspace=workspace,
             progress=progress,
         )
+    if json:
+        print_json({"file": str(path), **measured.content()})
+        return
     operators = list(dict.fromkeys(kernel.operator for kernel in measured.seconds))
     print_table(["operator", "shapes", "fastest", "slowest", "at best"], [_row(measured, name) for name in operators])
     whole = [("model", f"{1e3 * seconds:.3g} ms for one sample") for seconds in measured.models.values()]

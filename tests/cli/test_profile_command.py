@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from command_line import run, save_language_model
+from command_line import run, run_json, save_language_model
 from integer_networks import convolutions
 
 from guidedq.artifacts.profile import read_profile
+from guidedq.backends.onnx import stopwatch, timer
 from guidedq.backends.onnx.timer import OnnxTimer
+
+
+@pytest.fixture(autouse=True)
+def _few_rounds(monkeypatch):
+    """What is measured need not be measured well."""
+    monkeypatch.setattr(timer, "PASSES", 1)
+    monkeypatch.setattr(stopwatch, "MOST_ROUNDS", stopwatch.FEWEST_ROUNDS)
 
 
 @pytest.fixture
@@ -49,6 +57,8 @@ def test_without_a_model_it_is_the_grid_in_the_cache_folder(tmp_path, monkeypatc
     found = read_profile(tmp_path / "guidedq" / "profiles" / "machine-2-threads.toml")
     assert (found.threads, len(found.seconds)) == (2, 4)
     assert run("profile", "--threads", 2).exit_code == 1
+    told = run_json("profile", "--overwrite")
+    assert (told["threads"], sum(map(len, told["microseconds"].values()))) == (1, 4)
 
 
 def test_models_that_are_no_onnx_files_have_no_latency(tmp_path):
@@ -65,3 +75,9 @@ def test_a_bound_on_the_latency_must_be_a_share(network):
     asked = run("compile", *network, "--budget", "4bits", "--max-latency", "5ms")
     assert asked.exit_code == 1
     assert "such as 0.6x" in asked.stderr
+
+
+def test_a_law_has_nothing_to_do_with_time(tmp_path):
+    asked = run("law", "demo", "--objective", "latency", "--out", tmp_path / "law")
+    assert asked.exit_code == 1
+    assert "leave --objective latency out" in asked.stderr
