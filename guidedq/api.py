@@ -290,7 +290,7 @@ def make_job(
         writer = with_options(writer, f"the {name_of(writer, 'backend')} backend", {"activations": activations})
     writer, changes = with_backend_settings(writer, settings)
     if goal is not None:
-        writer.timer(loaded)
+        writer.timer(loaded)  # refuses here, before any work, what cannot be timed
     chosen = recipe.with_settings([*(effort_settings(effort) if effort is not None else ()), *changes])
     return Job(
         model=_rewritten(loaded, chosen, writer),

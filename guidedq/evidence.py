@@ -110,9 +110,11 @@ class Evidence:
 
     @property
     def choice_key(self) -> tuple[str, ...]:
-        """Identifies what was chosen before any allocation: the rounding of activations, and the price of time."""
-        priced = [] if self.timing is None else [repr(self.timing)]
-        return repr(self.rounding), *priced
+        """Identifies what was chosen before any allocation: the rounding of activations, and for the sake of time."""
+        if self.timing is None:
+            return (repr(self.rounding),)
+        mixed = any(site.segments > 1 for site in self.footprint.sites.values())
+        return repr(self.rounding), repr(self.timing), str(mixed)
 
     @property
     def exact(self) -> bool:
