@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import final
 
 from guidedq.artifacts.footprint import Footprint
+from guidedq.artifacts.profile import Profile, read_profile
 from guidedq.errors import ProfileError
 from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.model import Model
@@ -46,12 +47,14 @@ class LatencyGoal:
 
     Attributes:
         ratio: Of the original's latency, the most that may be taken; `None` for as little as the loss allows.
-        profile: A file of measured kernels; without it those of the model are measured.
+        profile: Measured kernels; without it those of the model are measured.
+        file: Where the profile comes from, for people.
         threads: That the runtime is given.
     """
 
     ratio: float | None = None
-    profile: Path | None = None
+    profile: Profile | None = None
+    file: str = ""
     threads: int = 1
 
 
@@ -64,24 +67,27 @@ def latency_goal(
         objective: `size` or `latency`.
         max_latency: A share of the original's latency: `0.6x`, or 0.6.
         profile: A file of kernel times.
-        threads: Of the runtime; 1 by default.
+        threads: Of the runtime; by default the profile's, or 1.
 
     Raises:
-        ProfileError: one of these cannot be, or there is no such file.
+        ProfileError: one of these cannot be, the file cannot be read, or is of another number of threads.
     """
     if objective not in ("size", "latency"):
         raise ProfileError(f"objective {objective!r}: expected size or latency.")
-    if profile is not None and not Path(profile).is_file():
-        raise ProfileError(f"no such profile: {profile}. Make one with `guidedq profile`.")
     if max_latency is None and objective == "size":
         if profile is not None:
             raise ProfileError(f"profile {profile}: a profile says how long kernels take; pass --objective latency.")
         return None
-    return LatencyGoal(
-        ratio=None if max_latency is None else _ratio(max_latency),
-        profile=None if profile is None else Path(profile),
-        threads=threads or 1,
-    )
+    ratio = None if max_latency is None else _ratio(max_latency)
+    if profile is None:
+        return LatencyGoal(ratio=ratio, threads=threads or 1)
+    known = read_profile(Path(profile))
+    if threads not in (None, known.threads):
+        raise ProfileError(
+            f"{profile} was measured with --threads {known.threads}, and {threads} is asked for. Leave --threads out, "
+            f"or measure anew: guidedq profile --threads {threads}."
+        )
+    return LatencyGoal(ratio=ratio, profile=known, file=Path(profile).name, threads=known.threads)
 
 
 def _ratio(text: str | float) -> float:

@@ -26,8 +26,7 @@ def timing_of(job: Job, evidence: Evidence, goal: LatencyGoal, places: Sequence[
     """How long a call of the model on one sample takes, site by site.
 
     Raises:
-        ProfileError: the goal's profile is of another number of threads, lacks kernels, or is of another machine and
-            lacks this model.
+        ProfileError: the goal's profile lacks kernels, or is of another machine and lacks this model.
     """
     with job.stopwatch.time("profile"):
         kernels, rounding = kernels_of(job, evidence.calibration, evidence.footprint, places)
@@ -42,7 +41,7 @@ def timing_of(job: Job, evidence: Evidence, goal: LatencyGoal, places: Sequence[
             places={name: profile.estimate(kernel) for name, kernel in rounding.items()},
             whole=profile.models[job.model.digest],
             threads=goal.threads,
-            source=f"{profile.runtime} on {profile.processor}" + (f", {goal.profile.name}" if goal.profile else ""),
+            source=f"{profile.runtime} on {profile.processor}" + (f", {goal.file}" if goal.file else ""),
         )
 
 
@@ -128,18 +127,13 @@ def _given(job: Job, goal: LatencyGoal, evidence: Evidence) -> Profile:
         ProfileError: see `timing_of`.
     """
     assert goal.profile is not None
-    profile = read_profile(goal.profile)
-    if profile.threads != goal.threads:
-        raise ProfileError(
-            f"{goal.profile} was measured with {profile.threads} threads, and {goal.threads} are asked for. Pass "
-            f"--threads {profile.threads}, or measure anew: guidedq profile --threads {goal.threads}."
-        )
+    profile = goal.profile
     if job.model.digest in profile.models:
         return profile
     here = profile_model(job, evidence.calibration, (), goal.threads)
     if here.processor != profile.processor:
         raise ProfileError(
-            f"{goal.profile} was measured on {profile.processor} and knows nothing of {job.model.name}; this is "
+            f"{goal.file} was measured on {profile.processor} and knows nothing of {job.model.name}; this is "
             f"{here.processor}. Run `guidedq profile {job.model.path.name}` there."
         )
     return replace(profile, models=here.models)

@@ -26,7 +26,7 @@ MOST_CALLS = 2000
 """Of a whole model."""
 WARM_ROUNDS = 2
 """Not counted: the first calls allocate, and wake what slept."""
-SECONDS_PER_COMPARISON = 4.0
+SECONDS_PER_COMPARISON = 2.0
 """For whole models in turns."""
 LAYOUT_OPERATORS = ("ReorderInput", "ReorderOutput")
 """Around a convolution that stands alone; between convolutions there are none."""
