@@ -37,7 +37,10 @@ OWN_EVALUATION = 256
 """Samples that guidedq measures on itself: all models are measured on all of them here."""
 ROUNDS = 60
 KERNELS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits")
-COLUMNS = ("model", "quantized by", "file", "accuracy", "KL or relative error", "forecast", "latency", "kernels")
+COLUMNS = (
+    *("model", "quantized by", "file", "accuracy", "KL or relative error", "forecast", "latency", "latency forecast"),
+    "kernels",
+)
 Inputs = Mapping[str, np.ndarray]
 
 
@@ -89,7 +92,8 @@ def compiled(source: Path, options: str, arguments: argparse.Namespace, out: Pat
     ]  # fmt: skip
     report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     forecast = {key: report["forecast"][key] for key in ("kl", "kl_low", "kl_high")}
-    return {"path": out / "model.onnx", "forecast": forecast, "notices": report["notices"]}
+    asked = report["latency"] and report["latency"]["predicted_ratio"]
+    return {"path": out / "model.onnx", "forecast": forecast, "latency forecast": asked, "notices": report["notices"]}
 
 
 def static_peers(source: Path, calibration: Inputs, folder: Path) -> Iterator[tuple[str, Callable[[], Path]]]:
@@ -167,6 +171,7 @@ def measured(name: str, made: Mapping[str, Mapping[str, Any]], evaluation: Input
                 "accuracy": None if labels is None else float((outputs[label].argmax(-1) == labels).mean()),
                 "error": distance(outputs["fp32"], outputs[label], logits=labels is not None),
                 "forecast": entry.get("forecast"),
+                "latency forecast": entry.get("latency forecast"),
                 "milliseconds": 1000 * least[label],
                 "latency": least[label] / least["fp32"],
                 "kernels": kernels(entry["path"]),
@@ -248,6 +253,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['error']:.4g}",
             "" if forecast is None else f"{forecast['kl']:.3g} ({forecast['kl_low']:.3g} to {forecast['kl_high']:.3g})",
             f"{row['latency']:.2f}",
+            f"{row['latency forecast']:.2f}" if row["latency forecast"] else "",
             ", ".join(f"{number} {kernel}" for kernel, number in row["kernels"].items()),
         )
         lines.append("| " + " | ".join(cells) + " |")

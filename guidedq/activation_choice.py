@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import fsum
+from typing import final
 
 from guidedq.artifacts.activations import ActivationHistogram, ActivationPlace
-from guidedq.decision import size_range
+from guidedq.decision import allocations_of, size_range
 from guidedq.evidence import Evidence
 from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Site, Storage
@@ -21,38 +22,91 @@ MOST_SAMPLES = 128
 """Of a histogram: a place has some thousand values in each, so that a hundred samples fill every bin that matters."""
 
 
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerOptions:
+    """The sites that could be computed in integers, and what each would lose by it, in the unit of the forecast.
+
+    Attributes:
+        sites: In graph order.
+        places: Whose values are rounded for them.
+        grids: Of each place.
+        place_costs: What rounding at each place loses, for however many sites.
+        weight_costs: What rounding the rows of each site's weight to int8 loses.
+    """
+
+    sites: tuple[Site, ...]
+    places: tuple[ActivationPlace, ...]
+    grids: Mapping[str, IntegerGrid]
+    place_costs: Mapping[str, float]
+    weight_costs: Mapping[str, float]
+
+    @property
+    def needs(self) -> Mapping[str, Sequence[str]]:
+        """The places that each site needs rounded."""
+        return {site.name: [p.name for p in self.places if site.name in p.sites] for site in self.sites}
+
+    @property
+    def alone(self) -> Mapping[str, float]:
+        """What each site would lose if it were the only one."""
+        return {
+            name: self.weight_costs[name] + sum(self.place_costs[place] for place in places)
+            for name, places in self.needs.items()
+        }
+
+    def kept(self, chosen: Collection[str]) -> list[ActivationPlace]:
+        """The places that some of the chosen sites need."""
+        return [place for place in self.places if any(name in chosen for name in place.sites)]
+
+    def cost(self, chosen: Collection[str]) -> float:
+        """What these sites lose together."""
+        places = (self.place_costs[place.name] for place in self.kept(chosen))
+        return fsum((*places, *(cost for name, cost in self.weight_costs.items() if name in chosen)))
+
+
+def integer_options(job: Job, evidence: Evidence) -> IntegerOptions | None:
+    """What could be computed in integers, measured; `None` where the backend is not asked to.
+
+    A guide that takes no gradients sees no cost in activations.
+    """
+    places = tuple(job.backend.places(job.model))
+    if not places:
+        return None
+    with job.stopwatch.time("activations"):
+        histograms = dict(zip([place.name for place in places], _histograms(job, evidence, places), strict=True))
+        grids = {place.name: _grid(job, place, histograms[place.name]) for place in places}
+        sites = [site for site in job.model.graph.quantizable if any(site.name in place.sites for place in places)]
+        return IntegerOptions(
+            sites=tuple(sites),
+            places=places,
+            grids=grids,
+            place_costs={name: seen.cost(grids[name]) for name, seen in histograms.items()},
+            weight_costs={site.name: _weight_cost(job, evidence, site) for site in sites},
+        )
+
+
 def with_integers(job: Job, evidence: Evidence, limit: int | None) -> Evidence:
     """The evidence with the rounding of activations that is best for a file of `limit` bytes, and what it costs.
 
-    Without a limit it is that for the largest file, which is the strictest.
-
-    A site's cost is that of its places and of its weight's int8 rows, in the unit of the forecast. Sites above the
-    recipe's share of the whole, the weights' distortion at `limit` included, stay in float. A guide that takes no
-    gradients sees no cost in activations.
+    Without a limit it is that for the largest file, which is the strictest. Sites that would lose more than the
+    recipe's share of the whole, the weights' distortion at `limit` included, stay in float.
     """
-    places = job.backend.places(job.model)
-    if not places:
+    options = integer_options(job, evidence)
+    if options is None:
         return evidence
-    with job.stopwatch.time("activations"):
-        histograms = _histograms(job, evidence, places)
-        grids = {place.name: _grid(job, place, seen) for place, seen in zip(places, histograms, strict=True)}
-        costs = {place.name: seen.cost(grids[place.name]) for place, seen in zip(places, histograms, strict=True)}
-        sites = [site for site in job.model.graph.quantizable if any(site.name in place.sites for place in places)]
-        by_weight = {site.name: _weight_cost(job, evidence, site) for site in sites}
-        by_site = {
-            site.name: by_weight[site.name] + sum(costs[place.name] for place in places if site.name in place.sites)
-            for site in sites
-        }
-        whole = _distortion(job, evidence, limit) + sum(costs.values()) + sum(by_weight.values())
-    chosen = {name for name, cost in by_site.items() if cost <= job.recipe.activation_budget * whole}
-    kept = [place for place in places if chosen.intersection(place.sites)]
-    loss = fsum((*(costs[place.name] for place in kept), *(by_weight[name] for name in by_weight if name in chosen)))
-    rounded = [site for site in sites if site.name in chosen]
+    whole = _distortion(job, evidence, limit) + options.cost(options.alone)
+    allowed = job.recipe.activation_budget * whole
+    return in_integers(job, evidence, options, {name for name, cost in options.alone.items() if cost <= allowed})
+
+
+def in_integers(job: Job, evidence: Evidence, options: IntegerOptions, chosen: Collection[str]) -> Evidence:
+    """The evidence with the chosen sites computed in integers, the others in float."""
+    rounded = [site for site in options.sites if site.name in chosen]
     return replace(
         evidence,
-        rounding=_rounding(evidence.rounding, kept, rounded, sites, grids),
-        rounding_loss=loss,
-        notices=(_told(job, by_site, chosen, loss),),
+        rounding=_rounding(evidence.rounding, options.kept(chosen), rounded, options.sites, options.grids),
+        rounding_loss=options.cost(chosen),
+        notices=(*evidence.notices, _told(job, options, chosen)),
     )
 
 
@@ -85,7 +139,7 @@ def _distortion(job: Job, evidence: Evidence, limit: int | None) -> float:
     """What the weights lose in a file of this size."""
     low, high = size_range(job.model.graph, evidence.footprint)
     limits = [high if limit is None else min(max(limit, low), high)]
-    (allocation,) = job.recipe.allocate.allocate(job.model.graph, evidence.distortions, evidence.footprint, limits)
+    (allocation,) = allocations_of(job, evidence, limits)
     return allocation.distortion
 
 
@@ -114,13 +168,12 @@ def _rounding(
     )
 
 
-def _told(job: Job, costs: Mapping[str, float], chosen: set[str], loss: float) -> str:
-    left = sorted(set(costs) - chosen, key=costs.__getitem__, reverse=True)
-    text = (
-        f"{len(chosen)} of {len(costs)} sites are computed in integers, at {loss_text(loss)} {job.model.objective.unit}"
-    )
+def _told(job: Job, options: IntegerOptions, chosen: Collection[str]) -> str:
+    costs, loss = options.alone, loss_text(options.cost(chosen))
+    left = sorted(set(costs) - set(chosen), key=lambda name: (-costs[name], name))
+    text = f"{len(costs) - len(left)} of {len(costs)} sites are computed in integers, at {loss}"
+    text += f" {job.model.objective.unit}"
     if not left:
         return f"{text}."
-    return f"{text}; {left[0]} stays in float, for it would cost {loss_text(costs[left[0]])}" + (
-        f" (and {len(left) - 1} more)." if len(left) > 1 else "."
-    )
+    others = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+    return f"{text}; {left[0]}, which would cost {loss_text(costs[left[0]])} alone, stays in float{others}."

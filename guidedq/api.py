@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from guidedq.artifacts.profile import Profile
 from guidedq.artifacts.report import PlanPoint, Report, read_report
 from guidedq.backend_settings import with_backend_settings
 from guidedq.budget import parse_budget
@@ -13,8 +14,10 @@ from guidedq.compiler import Artifact, compile_model, plan_model
 from guidedq.errors import ArtifactError, CalibrationError, OutputError
 from guidedq.frontend import load
 from guidedq.ir.model import Model, Objective, check_sites
-from guidedq.job import Job
+from guidedq.job import Job, latency_goal
+from guidedq.output import check_file
 from guidedq.policy import Policy, PolicyResult, check_policy, read_policy
+from guidedq.profiling import own_profile
 from guidedq.progress import Progress, SilentProgress
 from guidedq.recipe import Recipe, effort_settings, load_recipe
 from guidedq.registry import available, name_of, parse_stage, stage_text, with_options
@@ -33,6 +36,10 @@ def compile(
     data: PathLike | Sequence[PathLike] = (),
     backend: str | AbstractBackend | None = None,
     activations: str | None = None,
+    objective: str = "size",
+    max_latency: str | float | None = None,
+    profile: PathLike | None = None,
+    threads: int | None = None,
     out: PathLike | None = None,
     recipe: str | Recipe = "default",
     effort: str | None = None,
@@ -59,6 +66,12 @@ def compile(
         backend: `"torch"`, `"onnx"`, with options in braces; by default the one that fits the model's source.
         out: Folder to write; by default `<model>-<budget>` in the working directory.
         activations: `"none"`, `"dynamic"` or `"static"`: an option of the ONNX backend; by default as the backend says.
+        objective: `"size"`, or `"latency"` for ONNX files: what is chosen is to be fast as well, by the kernels' times.
+        max_latency: Under the objective `latency`, which it implies: the least loss in at most this share of the
+            original's time, `"0.6x"`; by default the fastest that loses little more (`speed-budget` of the recipe).
+        profile: A file of kernel times that `profile` wrote, on another machine say; by default the model's are
+            measured here.
+        threads: That ONNX Runtime is timed with; 1 by default.
         recipe: A recipe, its name, or a TOML file.
         effort: How much time rounding may take: `"quick"`, `"standard"`, `"thorough"`; by default as the recipe says.
         settings: Changes to it, `"round.damping-fraction=0.02"`.
@@ -86,6 +99,10 @@ def compile(
         data=data,
         backend=backend,
         activations=activations,
+        objective=objective,
+        max_latency=max_latency,
+        profile=profile,
+        threads=threads,
         recipe=recipe,
         effort=effort,
         settings=settings,
@@ -122,6 +139,45 @@ def plan(model: Model | PathLike, *, budgets: Sequence[str] = (), **options: Any
     """
     asked = [parse_budget(budget) for budget in budgets]
     return plan_model(make_job(model, **options), asked)
+
+
+def profile(
+    model: PathLike | None = None,
+    *,
+    out: PathLike | None = None,
+    overwrite: bool = False,
+    threads: int = 1,
+    progress: Progress | None = None,
+    **options: Any,
+) -> tuple[Path, Profile]:
+    """Measure ONNX Runtime's kernels on this machine, and write them as TOML.
+
+    Args:
+        model: An `.onnx` file whose shapes are measured; without it, a grid of shapes.
+        out: The file; by default one in the user's cache folder, named after the model.
+        overwrite: Replace the file if it exists.
+        threads: That the runtime is given.
+        progress: Told about the work.
+        **options: `data`, `sequence_length` and `workspace`, as for `compile`.
+
+    Returns:
+        The file and what lies in it.
+
+    Raises:
+        OutputError: the file exists.
+        GuidedQError: whatever is wrong with the input.
+    """
+    name = f"{Path(model).stem if model is not None else 'machine'}-{threads}-threads.toml"
+    path = Path(out) if out is not None else default_workspace() / "profiles" / name
+    check_file(path, overwrite=overwrite)
+    if model is None:
+        timer = parse_stage("onnx", "backend").timer()
+        measured = timer.profile(timer.grid(), threads=threads, progress=progress or SilentProgress())
+    else:
+        job = make_job(model, backend="onnx", objective="latency", threads=threads, progress=progress, **options)
+        measured = own_profile(job)
+    measured.write(path)
+    return path, measured
 
 
 def load_quantized(folder: PathLike) -> Any:
@@ -199,6 +255,10 @@ def make_job(
     data: PathLike | Sequence[PathLike] = (),
     backend: str | AbstractBackend | None = None,
     activations: str | None = None,
+    objective: str = "size",
+    max_latency: str | float | None = None,
+    profile: PathLike | None = None,
+    threads: int | None = None,
     recipe: str | Recipe = "default",
     effort: str | None = None,
     settings: Sequence[str] = (),
@@ -212,6 +272,7 @@ def make_job(
 ) -> Job:
     """Resolve what the user said into a job: stages by name, the sampler that fits, the graph rewritten."""
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    goal = latency_goal(objective, max_latency, profile, threads)
     files, evaluation = _paths(data), _paths(eval_data)
     if missing := [path for path in (*files, *evaluation) if not path.exists()]:
         raise CalibrationError(f"no such data: {', '.join(map(str, missing))}.")
@@ -228,6 +289,8 @@ def make_job(
     if activations is not None:
         writer = with_options(writer, f"the {name_of(writer, 'backend')} backend", {"activations": activations})
     writer, changes = with_backend_settings(writer, settings)
+    if goal is not None:
+        writer.timer(loaded)  # refuses here, before any work, what cannot be timed
     chosen = recipe.with_settings([*(effort_settings(effort) if effort is not None else ()), *changes])
     return Job(
         model=_rewritten(loaded, chosen, writer),
@@ -239,6 +302,7 @@ def make_job(
         seed=seed,
         workspace=Workspace(root=root),
         memory_bytes=max_memory,
+        latency=goal,
         progress=told,
     )
 
@@ -289,4 +353,15 @@ def _paths(paths: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
     return (Path(paths),) if isinstance(paths, str | Path) else tuple(map(Path, paths))
 
 
-__all__ = ["Artifact", "check", "compile", "load", "load_quantized", "make_job", "plan", "stage_text", "verify"]
+__all__ = [
+    "Artifact",
+    "check",
+    "compile",
+    "load",
+    "load_quantized",
+    "make_job",
+    "plan",
+    "profile",
+    "stage_text",
+    "verify",
+]

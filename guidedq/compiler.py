@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
-from guidedq.activation_choice import with_integers
 from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Measurement, Probe
@@ -29,10 +28,12 @@ from guidedq.evidence import Evidence, gather
 from guidedq.fitting import MARGIN, SLACK, TUNED_SLACK, fitted
 from guidedq.ir.model import check_weights
 from guidedq.job import Job
+from guidedq.joint_choice import with_choice
 from guidedq.loss_budget import check_labels, check_objective, is_kept, miss_text, smallest_within
 from guidedq.memory import give_back
 from guidedq.output import check_output, new_folder
 from guidedq.probing import probed
+from guidedq.profiling import latency_facts
 from guidedq.report.build import build_report, plan_point
 from guidedq.report.wording import warning_text
 from guidedq.report.write import write_report
@@ -81,7 +82,7 @@ def compile_model(
         check_weights(job.model, job.model.graph.quantizable)
         footprint = job.footprint()
         limit = _limit(budget, job, footprint)
-    evidence = with_integers(job, gather(job, footprint), limit)
+    evidence = with_choice(job, gather(job, footprint), limit)
     check_labels(budget, job.model, evidence.calibration)
     for notice in evidence.notices:
         job.progress.notice(notice)
@@ -119,7 +120,8 @@ def compile_model(
         counted = emission.bytes if limit is None else limit
         decision = replace(decision, probes=probes)
         report = build_report(job, budget, counted, evidence, decision, emission, measured, curve, diagnostics)
-        report = replace(report, notices=(*report.notices, *notices))
+        latency = latency_facts(job, evidence, decision.allocation, folder)
+        report = replace(report, notices=(*report.notices, *notices), latency=latency)
         write_report(report, folder)
     return Artifact(folder=out, report=report)
 
@@ -139,7 +141,9 @@ def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
         limits = {budget: _limit(budget, job, footprint) for budget in budgets}
     sized = [limit for limit in limits.values() if limit is not None]
     # the strictest: one choice for all sizes
-    evidence = with_integers(job, gather(job, footprint), max(sized) if len(sized) == len(limits) else None)
+    evidence = with_choice(job, gather(job, footprint), max(sized) if len(sized) == len(limits) else None)
+    for notice in evidence.notices:
+        job.progress.notice(notice)
     for budget in budgets:
         check_labels(budget, job.model, evidence.calibration)
     probes = probed(job, evidence)

@@ -17,6 +17,7 @@ from guidedq.evidence import Evidence
 from guidedq.ir.graph import Graph
 from guidedq.job import Job
 from guidedq.report.wording import format_text
+from guidedq.timing import unpriced
 
 REACH_ERROR = 0.03
 """By so much the counted size of the smallest file may be above its true one, in tiny models."""
@@ -144,11 +145,20 @@ def allocated(
 ) -> tuple[tuple[Allocation, ...], tuple[tuple[float, ...], ...]]:
     """Allocations for limits in counted bytes, and their uncalibrated forecasts."""
     with job.stopwatch.time("allocate"):
-        allocations = job.recipe.allocate.allocate(job.model.graph, evidence.distortions, evidence.footprint, limits)
+        allocations = allocations_of(job, evidence, limits)
     with job.stopwatch.time("forecast"):
         units = evidence.guidance.units_per_sequence
         raws = job.recipe.forecast.raw(allocations, evidence.curves.stream(), units)
         return allocations, tuple(tuple(value + evidence.rounding_loss for value in raw) for raw in raws)
+
+
+def allocations_of(job: Job, evidence: Evidence, limits: Sequence[int]) -> tuple[Allocation, ...]:
+    """The allocations of least loss within each limit; where time has a price, of least loss and price together."""
+    timing, curves = evidence.timing, evidence.distortions
+    if timing is None:
+        return job.recipe.allocate.allocate(job.model.graph, curves, evidence.footprint, limits)
+    found = job.recipe.allocate.allocate(job.model.graph, timing.priced(curves), evidence.footprint, limits)
+    return tuple(unpriced(allocation, curves) for allocation in found)
 
 
 def size_range(graph: Graph, footprint: Footprint) -> tuple[int, int]:

@@ -48,6 +48,10 @@ class PolicyError(GuidedQError):
     """A policy cannot be read, or asks for what there is not."""
 
 
+class ProfileError(GuidedQError):
+    """A profile of a machine cannot be read, made, or does not fit what is asked of it."""
+
+
 class GateError(GuidedQError):
     """A gate that the user set was missed: the forecast or the measurement exceeds it."""
 

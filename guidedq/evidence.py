@@ -25,6 +25,7 @@ from guidedq.memory import LARGE_PARAMETERS, TIDY_SITES, give_back
 from guidedq.progress import tracked
 from guidedq.quant.formats import RoundedFormat
 from guidedq.registry import stage_text
+from guidedq.timing import Timing
 from guidedq.workspace import (
     finish,
     is_finished,
@@ -92,6 +93,7 @@ class Evidence:
         rounding: Of activations, when the artifact is run.
         rounding_loss: The divergence that is predicted of `rounding` apart from what the runtime does on its own
             account, and of the weights' rounding to integers: for that the probes alone speak.
+        timing: How long a call takes, and what a second is worth, where that is asked.
         notices: What the user should know about it.
     """
 
@@ -103,7 +105,16 @@ class Evidence:
     key: str
     rounding: ActivationRounding | None = None
     rounding_loss: float = 0.0
+    timing: Timing | None = None
     notices: tuple[str, ...] = ()
+
+    @property
+    def choice_key(self) -> tuple[str, ...]:
+        """Identifies what was chosen before any allocation: the rounding of activations, and for the sake of time."""
+        if self.timing is None:
+            return (repr(self.rounding),)
+        mixed = any(site.segments > 1 for site in self.footprint.sites.values())
+        return repr(self.rounding), repr(self.timing), str(mixed)
 
     @property
     def exact(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import final
 
 from guidedq.artifacts.footprint import Footprint
+from guidedq.artifacts.profile import Profile, read_profile
+from guidedq.errors import ProfileError
 from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.model import Model
 from guidedq.original import OriginalOutputs
@@ -39,6 +42,66 @@ class Stopwatch:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyGoal:
+    """That the model is to be fast, too.
+
+    Attributes:
+        ratio: Of the original's latency, the most that may be taken; `None` for as little as the loss allows.
+        profile: Measured kernels; without it those of the model are measured.
+        file: Where the profile comes from, for people.
+        threads: That the runtime is given.
+    """
+
+    ratio: float | None = None
+    profile: Profile | None = None
+    file: str = ""
+    threads: int = 1
+
+
+def latency_goal(
+    objective: str, max_latency: str | float | None, profile: str | Path | None, threads: int | None
+) -> LatencyGoal | None:
+    """What the user asks of latency; `None` if nothing.
+
+    Args:
+        objective: `size` or `latency`.
+        max_latency: A share of the original's latency: `0.6x`, or 0.6.
+        profile: A file of kernel times.
+        threads: Of the runtime; by default the profile's, or 1.
+
+    Raises:
+        ProfileError: one of these cannot be, the file cannot be read, or is of another number of threads.
+    """
+    if objective not in ("size", "latency"):
+        raise ProfileError(f"objective {objective!r}: expected size or latency.")
+    if max_latency is None and objective == "size":
+        if profile is not None:
+            raise ProfileError(f"profile {profile}: a profile says how long kernels take; pass --objective latency.")
+        return None
+    ratio = None if max_latency is None else _ratio(max_latency)
+    if profile is None:
+        return LatencyGoal(ratio=ratio, threads=threads or 1)
+    known = read_profile(Path(profile))
+    if threads not in (None, known.threads):
+        raise ProfileError(
+            f"{profile} was measured with --threads {known.threads}, and {threads} is asked for. Leave --threads out, "
+            f"or measure anew: guidedq profile --threads {threads}."
+        )
+    return LatencyGoal(ratio=ratio, profile=known, file=Path(profile).name, threads=known.threads)
+
+
+def _ratio(text: str | float) -> float:
+    try:
+        ratio = float(str(text).strip().removesuffix("x"))
+    except ValueError:
+        ratio = math.nan
+    if not 0 < ratio < math.inf:
+        raise ProfileError(f"max-latency {text!r}: expected a share of the original's latency above 0, such as 0.6x.")
+    return ratio
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """Everything that the driver needs besides a budget.
 
@@ -52,6 +115,7 @@ class Job:
         seed: Seeds every draw.
         workspace: Where measured things are kept.
         memory_bytes: Bound on statistics held at once.
+        latency: What is asked of the time that the model takes; `None` where size is all.
         progress: Told about the work.
         stopwatch: Seconds by stage.
     """
@@ -65,6 +129,7 @@ class Job:
     seed: int = 0
     workspace: Workspace
     memory_bytes: int | None = None
+    latency: LatencyGoal | None = None
     progress: Progress = field(default_factory=SilentProgress)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 

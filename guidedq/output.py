@@ -23,6 +23,18 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{out} exists and is not empty. Pass --overwrite to replace it, or name another folder.")
 
 
+def check_file(path: Path, *, overwrite: bool) -> None:
+    """Refuse a file that could not be written, before any long work.
+
+    Raises:
+        OutputError: it exists (unless `overwrite`), or is a folder.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder. Name a file with --out.")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists. Pass --overwrite to replace it, or name another file with --out.")
+
+
 @contextmanager
 def new_folder(out: Path, *, overwrite: bool) -> Generator[Path]:
     """A temporary folder that becomes `out` when the block ends well, and vanishes when it does not.

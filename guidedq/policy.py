@@ -71,6 +71,10 @@ def _forecast_error(report: Report) -> float:
     return 0.0 if error == 0.0 else math.inf if measured == 0.0 else error / measured
 
 
+def _latency_ratio(report: Report) -> float | None:
+    return None if report.latency is None else report.latency.measured_ratio
+
+
 METRICS: Mapping[str, Callable[[Report], float | None]] = {
     "loss-increase": lambda report: report.measured.loss_increase,
     "kl": lambda report: report.measured.kl,
@@ -80,6 +84,7 @@ METRICS: Mapping[str, Callable[[Report], float | None]] = {
     "linear-bits-per-weight": lambda report: report.size.linear_bits_per_weight,
     FILE_BYTES: lambda report: float(report.size.file_bytes),
     "forecast-error": _forecast_error,
+    "latency-ratio": _latency_ratio,
 }
 """What a policy can bound: measured values, in the report's unit; the forecast's error is relative to the measured KL.
 `None` where a report has no such number."""

@@ -59,11 +59,10 @@ def probed(job: Job, evidence: Evidence) -> tuple[Probe, ...]:
 def _probe_entry(job: Job, evidence: Evidence, limit_bytes: int) -> Path:
     """Where a probe is kept: everything that its measurement depends on is part of the name."""
     rules = tuple(stage_text(getattr(job.recipe, kind), kind) for kind in ("allocate", "forecast", "correct"))
-    activations = repr(evidence.rounding)
     footprint = f"{evidence.footprint.base_bytes} {limit_bytes}"
     fused = repr(job.model.graph.fused)
     digest = evidence.calibration.probe.digest
-    return job.workspace.entry("probe", evidence.key, *rules, digest, activations, footprint, fused)
+    return job.workspace.entry("probe", evidence.key, *rules, digest, *evidence.choice_key, footprint, fused)
 
 
 def probe_of(

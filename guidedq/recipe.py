@@ -64,6 +64,8 @@ class Recipe:
         keep: Shell patterns of sites to be left alone.
         activation_budget: Of the whole forecast, the share that one site may lose by being computed in integers;
             a site that would lose more stays in float.
+        speed_budget: Of the forecast that would be best for a size, the share by which it may be higher where latency
+            is the objective and no bound on it is set.
     """
 
     guide: AbstractGuide
@@ -83,6 +85,7 @@ class Recipe:
     scope: Scope = "file"
     keep: tuple[str, ...] = ()
     activation_budget: float = 0.25
+    speed_budget: float = 0.5
 
     def __post_init__(self) -> None:
         if not MINIMUM_BITS <= self.min_bits <= self.max_bits <= MAXIMUM_BITS:
@@ -96,6 +99,8 @@ class Recipe:
             raise RecipeError(f"coding {self.coding!r}: expected auto, entropy or fixed.")
         if not 0 <= self.activation_budget <= 1:
             raise RecipeError(f"activation-budget {self.activation_budget:g}: expected a share, 0 to 1.")
+        if not self.speed_budget >= 0:
+            raise RecipeError(f"speed-budget {self.speed_budget:g}: expected a share of at least 0.")
         if self.scope not in ("file", "linear"):
             raise RecipeError(f"scope {self.scope!r}: expected file or linear.")
 

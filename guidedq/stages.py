@@ -29,6 +29,7 @@ from guidedq.artifacts.guidance import AbstractGuidance, AbstractSequenceGradien
 from guidedq.artifacts.quantized_weight import QuantizedWeight, RoundedSegment
 from guidedq.artifacts.runtime import RuntimeFacts
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
+from guidedq.errors import BackendError
 from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Graph, Site
 from guidedq.ir.model import Model
@@ -36,6 +37,7 @@ from guidedq.ir.program import Batch
 from guidedq.progress import Progress
 from guidedq.quant.formats import EntropyCode, RoundedFormat
 from guidedq.quant.integer import IntegerGrid
+from guidedq.timer import AbstractTimer
 
 
 class AbstractRewrite(ABC):
@@ -283,6 +285,14 @@ class Emission:
 
 class AbstractBackend(ABC):
     """Writes an artifact and runs it."""
+
+    def timer(self, model: Model | None = None) -> AbstractTimer:
+        """What tells how long sites take, of this model or any; by default there is none.
+
+        Raises:
+            BackendError: this backend, or this model, cannot be timed.
+        """
+        raise BackendError("the time of a model is known for ONNX files alone: pass --backend onnx.")
 
     def entropy_code(self, model: Model, *, asked: bool) -> EntropyCode | None:
         """How it stores codes by their entropy.

@@ -91,7 +91,7 @@ def tuned(job: Job, evidence: Evidence, decision: Decision, limit: int | None) -
     calibration = evidence.calibration
     digests = (decision.allocation.digest, calibration.tuning.digest, calibration.probe.digest)
     entry = job.workspace.entry(
-        "tuned", evidence.key, *rules, *digests, repr(evidence.rounding), str(limit), str(job.seed)
+        "tuned", evidence.key, *rules, *digests, *evidence.choice_key, str(limit), str(job.seed)
     )
     if not is_finished(entry):
         with storing(job.workspace.root):

@@ -8,6 +8,7 @@ from typing import Any
 from guidedq.artifacts.forecast import Forecast
 from guidedq.artifacts.report import (
     BudgetFacts,
+    LatencyFacts,
     MeasuredFacts,
     ModelFacts,
     PlanPoint,
@@ -30,6 +31,20 @@ def forecast(kl: float) -> Forecast:
         loss_increase_low=0.5 * kl,
         loss_increase_high=1.4 * kl,
         raw_kl=1.1 * kl,
+    )
+
+
+def latency_facts(measured: float) -> LatencyFacts:
+    """A model that takes this share of the original's time, and was to take 0.6 of it."""
+    return LatencyFacts(
+        asked="0.6x",
+        profile="onnxruntime 1.0 on a processor",
+        threads=2,
+        integer_sites=3,
+        predicted_ratio=0.6,
+        measured_ratio=measured,
+        original_seconds=0.002,
+        seconds=0.002 * measured,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sample_reports import sample_report
+from sample_reports import latency_facts, sample_report
 
 import guidedq
 from guidedq.artifacts.diagnostic import at_most
@@ -40,10 +40,11 @@ def met(toml: str, found: Report) -> bool:
         ("linear-bits-per-weight", 3.71),
         ("file-bytes", 780.0),
         ("forecast-error", (0.0123 - 0.0119) / 0.0119),
+        ("latency-ratio", 0.625),
     ],
 )
 def test_every_metric_is_met_at_its_value_and_not_below(metric: str, value: float) -> None:
-    found = report(accuracy_before=0.8, accuracy_after=0.75)
+    found = replace(report(accuracy_before=0.8, accuracy_after=0.75), latency=latency_facts(0.625))
     assert METRICS[metric](found) == pytest.approx(value, rel=1e-12)
     assert met(f"[at-most]\n{metric} = {value + 1e-9!r}", found)
     assert not met(f"[at-most]\n{metric} = {value - 1e-9!r}", found)
@@ -52,7 +53,7 @@ def test_every_metric_is_met_at_its_value_and_not_below(metric: str, value: floa
 def test_every_metric_is_tested_above() -> None:
     assert set(METRICS) == {
         "loss-increase", "kl", "perplexity-ratio", "accuracy-drop", "bits-per-weight", "linear-bits-per-weight",
-        "file-bytes", "forecast-error",
+        "file-bytes", "forecast-error", "latency-ratio",
     }  # fmt: skip
 
 

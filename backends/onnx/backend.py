@@ -21,6 +21,7 @@ from guidedq.ir.onnx_interpreter import parse_model
 from guidedq.ir.program import Batch, TorchProgram
 from guidedq.quant.formats import EntropyCode, EntropyFormat, RoundedFormat
 from guidedq.stages import AbstractBackend, Emission
+from guidedq.timer import AbstractTimer
 
 from .accounting import count_footprint, stored_bytes
 from .cached import cached_call
@@ -37,6 +38,7 @@ from .runtime import check_model, facts_of, notices_of, open_function, open_sess
 from .settings import INTEGER_LEVEL, Layout, Settings, Style
 from .skeleton import Skeleton, build_skeleton
 from .source import read_source
+from .timer import OnnxTimer
 from .unpacking import BITWISE_OPSET, SMALLEST_OPSET
 
 Activations = Literal["none", "dynamic", "static"]
@@ -153,6 +155,15 @@ class OnnxBackend(AbstractBackend):
             )
         return found
 
+    def timer(self, model: Model | None = None) -> AbstractTimer:
+        """ONNX Runtime's kernels; see `AbstractBackend.timer`."""
+        if model is not None and model.source != "onnx":
+            raise BackendError(
+                f"the latency of ONNX files alone can be told; {model.name} is a {model.source} model. "
+                "Export it to ONNX first."
+            )
+        return OnnxTimer(slots=self._timed_slots, accuracy_level=self.accuracy_level)
+
     def emit(
         self,
         model: Model,
@@ -182,6 +193,12 @@ class OnnxBackend(AbstractBackend):
     def load(self, folder: Path) -> Any:
         """An `onnxruntime.InferenceSession` with default options."""
         return open_session(folder, self.accuracy_level)
+
+    def _timed_slots(self, model: Model) -> tuple[Skeleton, Settings, frozenset[str]]:
+        """The slots of a model, the settings they are written under, and the sites that may be computed in integers."""
+        places = self.places(model)
+        skeleton, settings, _ = self._prepare(model, places, whole_rounding(places, model.graph.quantizable))
+        return skeleton, settings, frozenset(name for place in places for name in place.sites)
 
     def _source(self, model: Model, rounding: ActivationRounding | None) -> tuple[ModelProto, Mapping[str, str]]:
         """The user's own graph, sites of `rounding` with integer operators, and what its values are called now."""

@@ -142,7 +142,10 @@ def _run_node(
     while waiting:
         value = waiting.popleft()
         if value in after.makers:
-            return after.makers[value]
+            run = after.makers[value]
+            if value in node.output or run.op_type != before.makers[value].op_type:
+                return run
+            continue  # what follows is run on its own: the node's work went elsewhere
         following = [name for user in before.users.get(value, []) for name in user.output if name not in seen]
         waiting.extend(following)
         seen.update(following)

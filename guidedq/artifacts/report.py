@@ -78,6 +78,24 @@ class MeasuredFacts:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyFacts:
+    """What a call on one sample takes, as shares of the original's: predicted by a profile, and measured in turns.
+
+    `integer_sites` of the sites are computed in integers; seconds are those measured.
+    """
+
+    asked: str
+    profile: str
+    threads: int
+    integer_sites: int
+    predicted_ratio: float
+    measured_ratio: float
+    original_seconds: float
+    seconds: float
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SiteFacts:
     """One site: `bits` counts everything it takes in the file; `rows` gives the rows in each format."""
 
@@ -176,6 +194,7 @@ class Report:
     version: int = REPORT_VERSION
     files: Mapping[str, FileEntry] = field(default_factory=dict[str, FileEntry])
     runtime: RuntimeFacts | None = None
+    latency: LatencyFacts | None = None
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -207,6 +226,9 @@ class Report:
                 "sampling": _sampling(content.pop("sampling", None)),
                 "files": {name: FileEntry(**entry) for name, entry in content.pop("files", {}).items()},
                 "diagnostics": tuple(_numeric(Diagnostic(**check)) for check in content.pop("diagnostics", ())),
+                "latency": None
+                if (latency := content.pop("latency", None)) is None
+                else _numeric(LatencyFacts(**latency)),
                 "runtime": None if (runtime := content.pop("runtime", None)) is None else RuntimeFacts.of(runtime),
             }
             return Report(**parts, **content, curve=points, sites=sites)

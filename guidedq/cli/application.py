@@ -19,6 +19,7 @@ from guidedq.cli.generate import generate
 from guidedq.cli.inspect import inspect_command
 from guidedq.cli.law import law_command
 from guidedq.cli.plan import plan
+from guidedq.cli.profile import profile
 from guidedq.cli.stages import stages
 from guidedq.cli.verify import verify
 from guidedq.errors import GateError, GuidedQError
@@ -105,6 +106,7 @@ application.command("verify", help=paragraphs(verify))(verify)
 application.command("generate", help=paragraphs(generate))(generate)
 application.command("inspect", help=paragraphs(inspect_command))(inspect_command)
 application.command("law", help=paragraphs(law_command))(law_command)
+application.command("profile", help=paragraphs(profile))(profile)
 application.command("stages", help=paragraphs(stages))(stages)
 
 

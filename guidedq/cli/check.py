@@ -24,7 +24,8 @@ PolicyOption = Annotated[
         "--policy",
         metavar="FILE",
         help="TOML: a table \\[at-most] of loss-increase, kl, perplexity-ratio, accuracy-drop, bits-per-weight, "
-        "linear-bits-per-weight, file-bytes, forecast-error; and the warnings that are allowed in \\[diagnostics].",
+        "linear-bits-per-weight, file-bytes, forecast-error, latency-ratio; and the warnings that are allowed in "
+        "\\[diagnostics].",
     ),
 ]
 JunitOption = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write the result as JUnit XML.")]

@@ -35,6 +35,13 @@ class ActivationsName(StrEnum):
     STATIC = "static"
 
 
+class ObjectiveName(StrEnum):
+    """What is made small within the budget, besides the loss."""
+
+    SIZE = "size"
+    LATENCY = "latency"
+
+
 class EffortName(StrEnum):
     """How much time rounding may take."""
 
@@ -119,6 +126,33 @@ ActivationsOption = Annotated[
         rich_help_panel=SEARCH,
         help="ONNX: compute in integers, with ranges from the calibration data (static) or of each call (dynamic). "
         "Default: none.",
+    ),
+]
+ObjectiveOption = Annotated[
+    ObjectiveName,
+    typer.Option(
+        "--objective",
+        rich_help_panel=SEARCH,
+        help="ONNX: latency makes the model fast as well, by kernel times measured here or read from --profile.",
+    ),
+]
+MaxLatencyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-latency",
+        metavar="RATIO",
+        rich_help_panel=SEARCH,
+        help="The least loss in at most this share of the original's time: 0.6x. Default with --objective latency: the "
+        "fastest that loses at most half more than the best of this size.",
+    ),
+]
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        metavar="FILE",
+        rich_help_panel=SEARCH,
+        help="Kernel times by `guidedq profile`, of another machine say. Default: the model's are measured here.",
     ),
 ]
 MinBitsOption = Annotated[
@@ -219,7 +253,9 @@ MemoryOption = Annotated[
         "--max-memory", metavar="SIZE", rich_help_panel=WORK, help="Bound on the statistics held at once: 2GB."
     ),
 ]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, rich_help_panel=WORK, help="CPU threads.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, rich_help_panel=WORK, help="CPU threads; of --objective latency, too.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder to write.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
@@ -240,6 +276,9 @@ class JobOptions:
     seed: SeedOption = 0
     backend: BackendOption = None
     activations: ActivationsOption = None
+    objective: ObjectiveOption = ObjectiveName.SIZE
+    max_latency: MaxLatencyOption = None
+    profile: ProfileOption = None
     min_bits: MinBitsOption = None
     max_bits: MaxBitsOption = None
     scope: ScopeOption = None
@@ -268,6 +307,10 @@ class JobOptions:
             "seed": self.seed,
             "backend": self.backend,
             "activations": None if self.activations is None else self.activations.value,
+            "objective": self.objective.value,
+            "max_latency": self.max_latency,
+            "profile": self.profile,
+            "threads": self.threads,
             "recipe": self.recipe,
             "effort": None if self.effort is None else self.effort.value,
             "settings": self.settings(),

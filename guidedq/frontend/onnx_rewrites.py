@@ -2,7 +2,8 @@
 
 Each takes a graph whose tensors are loaded and changes it in place. Constant nodes become initializers, weights in the
 branches of control flow become weights of the whole graph, a BatchNormalization after a convolution becomes part of it,
-and equal tensors become one: a transposed copy, which exporters make of tied weights, a Transpose of the other.
+so does the bias that is added to a product of matrices, and equal tensors become one: a transposed copy, which
+exporters make of tied weights, a Transpose of the other.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 """Element types of weights."""
 SMALLEST_COPY = 1 << 10
 """Values from which a transposed copy gives way to a Transpose node of some 50 bytes."""
+UNKNOWN = -1
+"""For the number of axes, where it is not known."""
+ELEMENTWISE = ("Add", "Clip", "Div", "Elu", "Gelu", "LeakyRelu", "Mul", "Relu", "Sigmoid", "Softplus", "Sub", "Tanh")
+"""Operators that write as many axes as the input that has most of them."""
 USUAL_EPSILON = 1e-5
 """Of BatchNormalization, by the standard."""
 FREE_INITIALIZERS_FROM_VERSION = 4
@@ -35,6 +40,7 @@ def rewrite(model: ModelProto) -> None:
     store_constants(model.graph)
     lift_weights(model.graph)
     fold_batch_norms(model.graph)
+    join_biases(model.graph)
     merge_equal(model.graph)
 
 
@@ -99,6 +105,34 @@ def fold_batch_norms(graph: GraphProto) -> None:
         _keep(graph.value_info, lambda entry: entry.name not in gone)
 
 
+def join_biases(graph: GraphProto) -> None:
+    """Make one Gemm of a product of matrices with a weight and the Add of a bias after it, where nothing else reads it.
+
+    ONNX Runtime does so too, but when values are rounded to integers its Gemm is then left in float.
+    """
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    fixed = {entry.name for entry in (*graph.input, *graph.output)}
+    reads, ranks = _reads(graph), _ranks(graph)
+    products = {
+        node.output[0]: node
+        for node in graph.node
+        if _is(node, "MatMul") and ranks.get(node.input[0]) == 2 and len(_dims(stored, node.input[1], fixed)) == 2
+    }
+    joined: dict[str, NodeProto] = {}
+    for node in [node for node in graph.node if _is(node, "Add")]:
+        for value, bias in (node.input, reversed(node.input)):
+            product = products.get(value)
+            if product is None or value in fixed or reads[value] > 1 or value in joined:
+                continue
+            rows = stored[product.input[1]].dims[1]
+            if _dims(stored, bias, fixed) in ([rows], [1, rows]):
+                joined[value] = product
+                _replace(product.input, [*product.input, bias])
+                product.op_type, product.output[0] = "Gemm", node.output[0]
+    _keep(graph.node, lambda node: not (_is(node, "Add") and any(name in joined for name in node.input)))
+    _keep(graph.value_info, lambda entry: entry.name not in joined)
+
+
 def merge_equal(graph: GraphProto) -> None:
     """Let the readers of equal initializers read the first of them, and those of a transposed copy its Transpose."""
     fixed = {entry.name for entry in (*graph.input, *graph.output)}
@@ -145,6 +179,27 @@ def _values(stored: Mapping[str, TensorProto], name: str, fixed: set[str]) -> An
     if tensor is None or name in fixed or tensor.data_type != TensorProto.FLOAT:
         return None
     return numpy_helper.to_array(tensor).astype(np.float64)
+
+
+def _dims(stored: Mapping[str, TensorProto], name: str, fixed: set[str]) -> list[int]:
+    """The shape of a stored float32 tensor; empty if it is none."""
+    tensor = stored.get(name)
+    return [] if tensor is None or name in fixed or tensor.data_type != TensorProto.FLOAT else list(tensor.dims)
+
+
+def _ranks(graph: GraphProto) -> dict[str, int]:
+    """The axes of values, where the file states them, and as far as they follow from those."""
+    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    for entry in (*graph.input, *graph.value_info, *graph.output):
+        if entry.type.tensor_type.HasField("shape"):
+            ranks[entry.name] = len(entry.type.tensor_type.shape.dim)
+    for node in graph.node:
+        read = [ranks.get(name, UNKNOWN) for name in node.input]
+        if _is(node, "Gemm") or _is(node, "Flatten") or (_is(node, "MatMul") and read == [2, 2]):
+            ranks[node.output[0]] = 2
+        elif any(_is(node, operator) for operator in ELEMENTWISE) and UNKNOWN not in read:
+            ranks.setdefault(node.output[0], max(read))
+    return ranks
 
 
 def _is_plain_norm(node: NodeProto) -> bool:

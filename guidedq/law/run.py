@@ -53,6 +53,8 @@ def run_law(
         GuidedQError: whatever is wrong with the input.
     """
     check_widths(widths)
+    if arguments.get("objective") == "latency" or arguments.get("max_latency") is not None:
+        raise LawError("a law tells what sizes cost, not what time costs: leave --objective latency out.")
     if finetune is not None and not finetune.is_file():
         raise LawError(f"--finetune {finetune}: no such file. Expected a text.")
     if finetune is not None and not arguments.get("data"):

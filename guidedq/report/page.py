@@ -101,6 +101,11 @@ def _tiles(report: Report) -> list[Tile]:
         tiles.append(Tile(label="accuracy", value=share_text(measured.accuracy_after), note=note))
     agreement = agreement_name(report.model.objective)
     tiles.append(Tile(label=agreement, value=share_text(measured.agreement), note="with the original"))
+    if (latency := report.latency) is not None:
+        note = (
+            f"times the original's; {latency.predicted_ratio:.3f} forecast, {latency.integer_sites} sites in integers"
+        )
+        tiles.append(Tile(label="latency", value=f"{latency.measured_ratio:.3f}", note=note))
     total = sum(report.seconds.values(), 0.0)
     tiles.append(Tile(label="time", value=seconds_text(total), note=f"memory {memory_text(report)}"))
     return tiles

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.forecast import Forecast
-from guidedq.artifacts.report import Report
+from guidedq.artifacts.report import LatencyFacts, Report
 from guidedq.artifacts.runtime import RuntimeFacts, RuntimeNode
 from guidedq.quant.formats import EntropyFormat, FloatFormat, parse_format
 
@@ -129,6 +129,15 @@ def runtime_text(facts: RuntimeFacts) -> str:
     """What the runtime makes of the model, in one line."""
     kinds = ", ".join(f"{count} x {node_text(node)}" for node, count in facts.kinds.items())
     return f"{kinds}; {folded_text(facts)}"
+
+
+def latency_text(facts: LatencyFacts) -> str:
+    """What a call takes, in one line."""
+    threads = f"{facts.threads} thread" + "s" * (facts.threads > 1)
+    return (
+        f"{facts.predicted_ratio:.3f} times the original's forecast; {facts.measured_ratio:.3f} measured, "
+        f"{1e3 * facts.original_seconds:.3g} to {1e3 * facts.seconds:.3g} ms (one sample, {threads})"
+    )
 
 
 def folded_text(facts: RuntimeFacts) -> str:

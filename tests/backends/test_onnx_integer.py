@@ -101,6 +101,23 @@ def test_products_run_in_integers_as_torch_emulates_them(tmp_path, activations, 
     assert kernels["MatMul"] == kernels["Gemm"] == 0
 
 
+def test_a_product_of_matrices_with_a_bias_after_it_runs_in_integers(tmp_path):
+    generator = np.random.default_rng(3)
+    stored = {"w": (16, 12), "b": (12,), "v": (12, 6), "c": (6,)}
+    stored = [from_array(generator.normal(0, 0.3, shape).astype(np.float32), name) for name, shape in stored.items()]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"], name="up"),
+        helper.make_node("Add", ["p", "b"], ["s"]),
+        helper.make_node("Relu", ["s"], ["r"]),
+        helper.make_node("MatMul", ["r", "v"], ["q"], name="down"),
+        helper.make_node("Add", ["c", "q"], ["y"]),
+    ]
+    model, backend = loaded(tmp_path, nodes, stored, ["n", 16], ["n", 6], 20), OnnxBackend(activations="static")
+    found, expected, kernels, _ = written(model, backend, whole(model, backend), _folder(tmp_path))
+    assert _distance(found, expected) < CODES_OFF
+    assert kernels["Gemm"] == kernels["MatMul"] == 0
+
+
 def test_the_rounding_is_felt(tmp_path):
     model, backend = convolutions(tmp_path), OnnxBackend(activations="static")
     rounding = whole(model, backend)
@@ -118,8 +135,10 @@ def test_a_site_that_stays_in_float_runs_in_float(tmp_path):
         rows={name: axis for name, axis in rounding.rows.items() if name != "w2"},
         values={name: grid for name, grid in rounding.values.items() if name != "c2"},
     )
-    found, expected, kernels, _ = written(model, backend, fewer, _folder(tmp_path))
+    found, expected, kernels, emission = written(model, backend, fewer, _folder(tmp_path))
     assert _distance(found, expected) < CODES_OFF
+    told = {name: nodes[0].operator for name, nodes in emission.runtime.sites.items()}
+    assert (told["w1"], told["w2"] in ("Conv", "FusedConv")) == ("QLinearConv", True)
     assert kernels["QLinearConv"] == 1
     assert kernels["Conv"] + kernels["FusedConv"] == 1
 

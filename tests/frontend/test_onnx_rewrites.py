@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
 from guidedq.frontend.onnx import load_onnx
@@ -136,3 +138,57 @@ def test_weights_of_both_branches_of_an_if_are_sites(tmp_path):
     model = load_onnx(tmp_path / "branches.onnx")
     assert [site.shape for site in model.graph.sites] == [(4, 6), (4, 6)]
     assert model.parameters == 48
+
+
+def _biased(shape, bias, *, swapped=False, read_twice=False):
+    """Two products with biases and a Tanh between, the first of a tensor of this shape."""
+    random = np.random.default_rng(len(shape))
+    first, second = ("Add (b, p)", "Add (c, q)") if swapped else ("Add (p, b)", "Add (q, c)")
+    made = ", ".join(f"d{axis}" for axis in range(max(len(shape), len(bias))))
+    return _with(
+        f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        net (float[{", ".join(map(str, shape))}] x) => (float[{made}] y)
+        {{
+            p = MatMul (x, w)
+            s = {first}
+            t = Tanh (s)
+            q = MatMul (t, v)
+            r = {second}
+            {"z = Neg (q) y = Add (r, z)" if read_twice else "y = Neg (r)"}
+        }}
+        """,
+        {
+            "w": random.normal(size=(shape[-1], 5)).astype(np.float32),
+            "v": random.normal(size=(5, 3)).astype(np.float32),
+            "b": random.normal(size=bias).astype(np.float32),
+            "c": random.normal(size=3).astype(np.float32),
+        },
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=2, max_size=4),
+    bias=st.sampled_from([(5,), (1, 5), (1,), (1, 1, 5), ()]),
+    swapped=st.booleans(),
+    read_twice=st.booleans(),
+)
+def test_products_and_their_biases_are_joined_only_where_nothing_changes(shape, bias, swapped, read_twice):
+    model = _biased(shape, bias, swapped=swapped, read_twice=read_twice)
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    before = _run(model, x=x)
+    rewrite(model)
+    onnx.checker.check_model(model)
+    assert np.allclose(_run(model, x=x), before, rtol=1e-5, atol=1e-5)
+    matrix = len(shape) == 2 and len(bias) < 3
+    gemms = matrix * ((bias in ((5,), (1, 5))) + (not read_twice))
+    assert [node.op_type for node in model.graph.node].count("Gemm") == gemms
+
+
+def test_products_of_tensors_of_unknown_rank_are_left_alone():
+    model = _biased([2, 4], (5,))
+    for entry in (*model.graph.input, *model.graph.output):
+        entry.type.tensor_type.ClearField("shape")
+    rewrite(model)
+    assert "Gemm" not in {node.op_type for node in model.graph.node}

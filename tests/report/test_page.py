@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from sample_reports import sample_report
+from sample_reports import latency_facts, sample_report
 
 from guidedq.artifacts.diagnostic import at_most
 from guidedq.artifacts.report import MeasuredFacts, Report
@@ -159,3 +159,11 @@ def test_the_json_has_the_stable_names() -> None:
         assert names <= set(content[part])
     assert isinstance(content["peak_memory_bytes"], int)
     assert {"name", "shape", "format", "bits", "bytes", "distortion"} <= set(content["sites"][0])
+
+
+def test_the_latency_is_told_where_it_was_asked_about(tmp_path: Path) -> None:
+    report = replace(sample_report(), latency=latency_facts(0.625))
+    assert "0.600 forecast, 3 sites in integers" in page(report)
+    assert "sites in integers" not in page(sample_report())
+    write_report(report, tmp_path)
+    assert Report.read(tmp_path / "report.json").latency == report.latency

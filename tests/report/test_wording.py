@@ -3,13 +3,14 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_reports import forecast, sample_report
+from sample_reports import forecast, latency_facts, sample_report
 
 from guidedq.artifacts.report import MeasuredFacts
 from guidedq.report.wording import (
     bytes_text,
     forecast_text,
     format_text,
+    latency_text,
     loss_text,
     mixture_text,
     perplexity,
@@ -75,4 +76,10 @@ def test_formats_have_short_names() -> None:
     assert (
         mixture_text({texts[0]: 8, "affine{bits=5 group-size=32 outliers=2}": 2})
         == "3-bit/64: 8, 5-bit/32 +2 outliers: 2"
+    )
+
+
+def test_a_latency_is_told_as_foretold_and_as_measured() -> None:
+    assert latency_text(latency_facts(0.625)) == (
+        "0.600 times the original's forecast; 0.625 measured, 2 to 1.25 ms (one sample, 2 threads)"
     )
