@@ -26,9 +26,11 @@ from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Forecast, Probe
 from guidedq.artifacts.guidance import AbstractGuidance, AbstractSequenceGradients, SiteGuidance
-from guidedq.artifacts.quantized_weight import QuantizedWeight, RoundedSegment
+from guidedq.artifacts.nested_segment import NestedSegment
+from guidedq.artifacts.quantized_weight import QuantizedWeight, RoundedSegment, Segment
 from guidedq.artifacts.runtime import RuntimeFacts
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
+from guidedq.errors import BackendError, RecipeError
 from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Graph, Site
 from guidedq.ir.model import Model
@@ -36,6 +38,7 @@ from guidedq.ir.program import Batch
 from guidedq.progress import Progress
 from guidedq.quant.formats import EntropyCode, RoundedFormat
 from guidedq.quant.integer import IntegerGrid
+from guidedq.quant.nested import NestedFormat
 
 
 class AbstractRewrite(ABC):
@@ -161,6 +164,19 @@ class AbstractRounder(ABC):
             seed: Seeds what is random.
         """
 
+    def nested(self, matrix: Float[Tensor, "out in"], guidance: SiteGuidance, format: NestedFormat) -> NestedSegment:
+        """Quantize all rows so that the top bits of their codes are a weight at each of the format's widths.
+
+        Args:
+            matrix: The whole weight.
+            guidance: Of the whole weight.
+            format: Which widths; its precision does not matter.
+
+        Raises:
+            RecipeError: this rounder does not know how.
+        """
+        raise RecipeError("only round=gptq chooses nested codes. Leave the rounder at its default with --nested.")
+
 
 class AbstractTuner(ABC):
     """Changes the codes of a rounded model so that its output comes nearer to the original's."""
@@ -219,6 +235,25 @@ class AbstractMeasurer(ABC):
             rounder: Rounds to them.
             seed: For the rounder.
             keep: Told of all rows in each affine format, as soon as they are rounded.
+        """
+
+    @abstractmethod
+    def weigh(
+        self,
+        name: str,
+        matrix: Float[Tensor, "out in"],
+        guidance: SiteGuidance,
+        gradients: AbstractSequenceGradients | None,
+        segments: Sequence[Segment],
+    ) -> SiteCurve:
+        """The same of a weight that is rounded already, each time all of its rows.
+
+        Args:
+            name: The site's.
+            matrix: Its weight.
+            guidance: Which errors matter.
+            gradients: For the projections, if there are any.
+            segments: The weight in one format after another.
         """
 
 
@@ -306,6 +341,14 @@ class AbstractBackend(ABC):
             BackendError: this backend cannot hold such a model at all; the message says which can.
         """
 
+    def nested_footprint(self, model: Model, format: NestedFormat) -> Footprint:
+        """Bytes of the file with every site nested, or in a float format where its scales could not be stored.
+
+        Raises:
+            BackendError: this backend holds no nested weights, or not such a model.
+        """
+        raise BackendError("only the torch backend writes nested weights. Pass --backend torch, or leave --nested out.")
+
     @abstractmethod
     def fuses(self, graph: Graph) -> Sequence[Sequence[str]]:
         """Groups of sites that the runtime fuses and that must therefore share one format."""
@@ -348,8 +391,14 @@ class AbstractBackend(ABC):
         """
 
     @abstractmethod
-    def open(self, model: Model, folder: Path) -> Callable[[Batch], Tensor]:
-        """Load what `emit` wrote, with the runtime that users will use, as a function from inputs to the output."""
+    def open(self, model: Model, folder: Path, *, precision: int | None = None) -> Callable[[Batch], Tensor]:
+        """Load what `emit` wrote, with the runtime that users will use, as a function from inputs to the output.
+
+        Args:
+            model: The original.
+            folder: What `emit` wrote.
+            precision: At how many bits a nested artifact is read; its widest by default.
+        """
 
     @abstractmethod
     def load(self, folder: Path) -> Any:
