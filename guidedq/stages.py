@@ -165,12 +165,7 @@ class AbstractRounder(ABC):
         """
 
     def nested(self, matrix: Float[Tensor, "out in"], guidance: SiteGuidance, format: NestedFormat) -> NestedSegment:
-        """Quantize all rows so that the top bits of their codes are a weight at each of the format's widths.
-
-        Args:
-            matrix: The whole weight.
-            guidance: Of the whole weight.
-            format: Which widths; its precision does not matter.
+        """Quantize a whole weight so that the top bits of its codes are a weight at each of the format's widths.
 
         Raises:
             RecipeError: this rounder does not know how.
@@ -246,15 +241,7 @@ class AbstractMeasurer(ABC):
         gradients: AbstractSequenceGradients | None,
         segments: Sequence[Segment],
     ) -> SiteCurve:
-        """The same of a weight that is rounded already, each time all of its rows.
-
-        Args:
-            name: The site's.
-            matrix: Its weight.
-            guidance: Which errors matter.
-            gradients: For the projections, if there are any.
-            segments: The weight in one format after another.
-        """
+        """The same of a site's weight that is rounded already: all of its rows in one format after another."""
 
 
 class AbstractAllocator(ABC):
