@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from guidedq.schedules.schedule import Schedule
 from guidedq.schedules.search import Candidate, candidates, costs_of, measured
 
 WIDTHS = (3, 4, 5)
+SIGNALS = ("entropy",)
 SIZES = (2048, 4096)
 REPEATS = 25
 ALTERNATIVES = {
@@ -43,9 +45,11 @@ ALTERNATIVES = {
     "top bits first, the next within their cells": {"BALANCE": -2.0},
     "finest first, then cut": {"BALANCE": 3.0},
 }
-AVERAGES = (3.25, 3.5, 3.75, 4.25, 4.5, 4.75)
-TABLED = (3.5, 4.5)
+AVERAGES = (3.25, 3.5, 3.75, 4.5)
+TABLED = (3.5,)
 SEQUENCE_LENGTH = 256
+MOST_TEXTS = 16
+"""Of each set, to fit, predict and measure schedules on."""
 
 
 def compiled(model: str, data: Sequence[str], workspace: Path, out: Path, **asked: Any) -> Any:
@@ -145,8 +149,8 @@ def speed(record: Record) -> None:
                     "kind": "speed",
                     "size": size,
                     "bits": bits,
-                    "nested_ms": fastest(lambda: nested.multiply(inputs)),
-                    "plain_ms": fastest(lambda plain=plain: plain.multiply(inputs)),
+                    "nested_ms": fastest(partial(nested.multiply, inputs)),
+                    "plain_ms": fastest(partial(plain.multiply, inputs)),
                     "instructions": "none" if (kernels := library()) is None else kernels.instruction_sets[0],
                 }
             )
@@ -163,9 +167,7 @@ def schedules(record: Record, name: str, model: str, data: Sequence[str], worksp
     job = make_job(model, data=data, effort="quick", workspace=workspace, **more)
     drawn = calibration_set(job)
     nested = guidedq.load_quantized(workspace / f"{name}-nested")
-    fit, probe, held_out = (
-        part.inputs["input_ids"] for part in (drawn.calibration, drawn.probe, drawn.evaluation)
-    )
+    fit, probe, held_out = (part.inputs["input_ids"] for part in (drawn.calibration, drawn.probe, drawn.evaluation))
 
     def original(tokens: torch.Tensor) -> torch.Tensor:
         return job.model.program.predict({"input_ids": tokens}).float()
@@ -174,17 +176,18 @@ def schedules(record: Record, name: str, model: str, data: Sequence[str], worksp
         if record.has(kind="schedule", model=name, average=average):
             continue
         costs = costs_of(nested, original, fit, WIDTHS, average)
-        found = candidates(nested, costs, average, nested.config.vocab_size)
-        if average not in TABLED:
-            found = {kind: found[kind] for kind in ("constant", "step", "linear", "token")}
+        signals = SIGNALS if average in TABLED else ()
+        found = candidates(nested, costs, average, nested.config.vocab_size, signals)
         predicted = {one.name: one for one in measured(nested, original, probe, found, seed=0)}
-        equal: dict[str, Schedule] = {}
         kept = measured(nested, original, held_out, found, seed=0)
-        for one in kept:
-            equal[one.name] = Schedule(prefill=WIDTHS[-1], rule=constant_rule(one.average_bits, WIDTHS))
+        equal = {
+            f"{one.average_bits:.3f}": Schedule(prefill=WIDTHS[-1], rule=constant_rule(one.average_bits, WIDTHS))
+            for one in kept
+        }
         constants = {one.name: one for one in measured(nested, original, held_out, equal, seed=0)}
         for one in kept:
-            record.add(schedule_row(name, average, predicted[one.name], one, constants[one.name]))
+            constant = constants[f"{one.average_bits:.3f}"]
+            record.add(schedule_row(name, average, predicted[one.name], one, constant))
 
 
 def schedule_row(model: str, average: float, predicted: Candidate, kept: Candidate, constant: Candidate) -> Row:
@@ -239,15 +242,23 @@ def page(record: Record) -> str:
         widest = [row for row in rows["precision"] if row["model"] == name][-1]
         more = widest["file_bits"] - widest["separate_file_bits"]
         lines.append(
-            f"\n{name}: the nested file takes {widest['file_bits']:.3f} bits a weight, all counted, the {widest['bits']}-bit "
-            f"file alone {widest['separate_file_bits']:.3f}: all widths in one cost {more:.3f} bits a weight more."
+            f"\n{name}: the nested file takes {widest['file_bits']:.3f} bits a weight, all counted, the "
+            f"{widest['bits']}-bit file alone {widest['separate_file_bits']:.3f}: nesting costs {more:.3f} bits.\n"
         )
-    lines += [CHOICE, "| codes chosen | " + " | ".join(f"KL at {width}" for width in WIDTHS) + " |", "|---|---|---|---|"]
+    lines += [
+        CHOICE,
+        "| codes chosen | " + " | ".join(f"KL at {width}" for width in WIDTHS) + " |",
+        "|---|---|---|---|",
+    ]
     lines += [
         f"| {row['model']}: {row['what']} | " + " | ".join(f"{row['kl'][str(width)]:.3g}" for width in WIDTHS) + " |"
         for row in rows["alternative"]
     ]
-    lines += [SPEED, "| weight | bits | nested, ms | beside 5 bits | packed at this width alone, ms |", "|---|---|---|---|---|"]
+    lines += [
+        SPEED,
+        "| weight | bits | nested, ms | beside 5 bits | packed at this width alone, ms |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows["speed"]:
         widest = next(one for one in rows["speed"] if one["size"] == row["size"] and one["bits"] == WIDTHS[-1])
         lines.append(
@@ -260,25 +271,33 @@ def page(record: Record) -> str:
     lines += [header, "|---|---|---|---|---|---|---|"]
     lines += [
         f"| {row['model']} | {row['name']} | {row['bits']:.3f} | {row['kl_forecast']:.3g} ({row['kl_low']:.3g} to "
-        f"{row['kl_high']:.3g}) | {row['kl']:.3g} | {row['constant_kl']:.3g} | {row['kl'] / row['constant_kl'] - 1:+.1%} |"
+        f"{row['kl_high']:.3g}) | {row['kl']:.3g} | {row['constant_kl']:.3g} | {beside_constant(row) - 1:+.1%} |"
         for row in rows["schedule"]
         if row["average"] in TABLED
     ]
     machine = record.content["machine"]
-    return "\n".join([*lines, verdict(rows["schedule"]), PICTURE, f"Machine: {machine['system']}, Python {machine['python']}.\n"])
+    return "\n".join(
+        [*lines, verdict(rows["schedule"]), PICTURE, f"Machine: {machine['system']}, Python {machine['python']}.\n"]
+    )
+
+
+def beside_constant(row: Row) -> float:
+    """A schedule's divergence over that of the constant of the average that it kept."""
+    return row["kl"] / row["constant_kl"]
 
 
 def verdict(rows: Sequence[Row]) -> str:
     """Whether the loss-aware schedule beat constant and linear, at every average that was tried."""
     sentences: list[str] = ["\nOver all averages in the picture, on held-out text:\n"]
     for name in dict.fromkeys(row["model"] for row in rows):
-        token = [row for row in rows if row["model"] == name and row["name"] == "token"]
-        gains = [1 - row["kl"] / row["constant_kl"] for row in token]
-        linear = {row["average"]: row["kl"] / row["constant_kl"] for row in rows if row["model"] == name and row["name"] == "linear"}
-        beats = sum(row["kl"] / row["constant_kl"] < min(1.0, linear[row["average"]]) for row in token)
+        mine = [row for row in rows if row["model"] == name]
+        token = [row for row in mine if row["name"] == "token"]
+        gains = [1 - beside_constant(row) for row in token]
+        linear = {row["average"]: beside_constant(row) for row in mine if row["name"] == "linear"}
+        beats = sum(beside_constant(row) < min(1.0, linear[row["average"]]) for row in token)
         sentences.append(
-            f"- {name}: the schedule by token loses {min(gains):.1%} to {max(gains):.1%} less than the constant of equal "
-            f"average, and beats both constant and linear at {beats} of {len(token)} averages."
+            f"- {name}: the schedule by token loses {min(gains):.1%} to {max(gains):.1%} less than the constant of "
+            f"equal average, and beats both constant and linear at {beats} of {len(token)} averages."
         )
     return "\n".join(sentences)
 
@@ -289,11 +308,11 @@ HEAD = """# Nested artifacts
     guidedq schedule ARTIFACT --average 3.5bits
     guidedq generate ARTIFACT --prompt "Once upon a time" --schedule prefill=5,decode=4,3@32
 
-One packed PyTorch folder whose top bit planes are a valid model at each width. A width reads its planes, the scales and
-zero points of the widest, one ratio a weight for its scales and a shift of 3 bits a row for its zero points, both fitted
-by least squares in the guided metric. In Python, `guidedq.set_precision(model, 4)` or `with guidedq.at_precision(model,
-4):`; a tensor of widths, one for each position, reads each at its own. `with following(model, schedule):` (from
-`guidedq.schedules.following`) lets any call of `generate` follow a schedule.
+One packed PyTorch folder whose top bit planes are a valid model at each width. A width reads its planes, the scales
+and zero points of the widest, one ratio a weight for its scales and a shift of 3 bits a row for its zero points, both
+fitted by least squares in the guided metric. In Python, `guidedq.set_precision(model, 4)`, or `with
+guidedq.at_precision(model, 4):` for a block; a tensor of widths, one for each position, reads each at its own. `with
+following(model, schedule):` (from `guidedq.schedules.following`) lets any call of `generate` follow a schedule.
 
 `benchmarks/nested.py` wrote this page: quick effort, seed 0, groups of 64, divergence (KL, nats per token) from the
 original on held-out text. "Compiled alone" is GPTQ in the same guided metric, one width everywhere
@@ -310,8 +329,8 @@ together; coordinate descent mends it. Other ways:
 SPEED = """
 ## Time by planes
 
-Sixteen rows' bits of one plane lie side by side. Four columns' inputs have sixteen signed sums, and four bits choose one
-of them, so each plane costs the same and unread planes cost nothing.
+Sixteen rows' bits of one plane lie side by side. Four columns' inputs have sixteen signed sums, and four bits choose
+one of them, so each plane costs the same and unread planes cost nothing.
 """
 SCHEDULES = """
 ## Schedules
@@ -319,9 +338,9 @@ SCHEDULES = """
 Every token of the text counts as decoded. "constant" at a fraction takes the two widths beside it in turn; "step" reads
 so many tokens of each text at the wider of the two, then the rest at the narrower ("late": the other way round; "widest
 first": from 5 to 3); "linear" falls from 5 to 3. The others are loss-aware: "entropy", "margin" and "impurity" of the
-logits before the token, "token" the token itself, whose class tells what the narrow widths were seen to lose behind it.
-Fitted on the calibration texts, predicted on the probe texts, measured on the evaluation texts, each beside the constant
-of the very average that it kept there.
+logits before the token, "token" the token itself, whose class tells what the narrow widths were seen to lose behind
+it. Fitted on the calibration texts, predicted on the probe texts, measured on the evaluation texts, each beside the
+constant of the very average that it kept there.
 """
 PICTURE = """
 The model's doubt about a token (entropy, margin) tells little of what the next one will lose: by the time it is known,

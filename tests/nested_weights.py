@@ -26,7 +26,7 @@ def random_nested(
     segment = NestedSegment(
         format=format,
         rows=torch.arange(rows),
-        codes=draw(2 ** format.widest, rows, columns),
+        codes=draw(2**format.widest, rows, columns),
         grid=Grid(
             scales=(0.01 + 0.02 * torch.rand(rows, groups, generator=generator)).half(),
             zero_points=draw(2**format.widest, rows, groups),

@@ -88,14 +88,14 @@ def followed(
     name = rule.signal if isinstance(rule, LossRule) else ""
     signals = torch.full(tokens.shape, torch.nan) if name else None
     bits = rule.bits(steps, tokens, signals)
+    rounds = tokens.shape[1] if name else 1
     while True:
         set_precision(model, bits)
         with torch.no_grad():
             logits = model(input_ids=tokens, use_cache=False).logits.float()
-        if not name:
-            return logits, bits
-        chosen = rule.bits(steps, tokens, signals_before(name, logits))
-        if torch.equal(chosen, bits):
+        chosen = rule.bits(steps, tokens, signals_before(name, logits)) if name else bits
+        rounds -= 1
+        if not rounds or torch.equal(chosen, bits):  # at a threshold, rounding may turn a token to and fro
             return logits, bits
         bits = chosen
 

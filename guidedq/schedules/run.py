@@ -101,7 +101,7 @@ def find_schedule(
 
 
 def schedule_of(folder: Path, text: str | None, model: Any) -> Schedule | None:
-    """The schedule that a text, a file's name or, without either, the artifact's own file says; `None` if there is none.
+    """The schedule that a text or a file says, or without either the artifact's own file; `None` if there is none.
 
     Args:
         folder: The artifact.

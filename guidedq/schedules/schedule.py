@@ -102,8 +102,9 @@ def schedule_text(schedule: Schedule) -> str:
     assert isinstance(rule, LossRule)
     if len(rule.table) > 1:
         return f"{prefill}{len(rule.table)} classes of tokens" + (f" by {rule.signal}" if rule.signal else "")
-    steps = "".join(f"<{edge:.6g}<{bits}" for edge, bits in zip(rule.edges, rule.table[0][1:], strict=True))
-    return f"{prefill}{rule.signal}={rule.table[0][0]}{steps}"
+    first, *later = rule.table[0]
+    steps = "".join(f"<{edge:.6g}<{bits}" for edge, bits in zip(rule.edges, later, strict=True))
+    return f"{prefill}{rule.signal or 'token'}={first}{steps}"
 
 
 def schedule_toml(schedule: Schedule, weights_digest: str, facts: Mapping[str, float]) -> str:

@@ -108,7 +108,9 @@ def costs_of(
     return Costs(tokens=tokens, kl=kl, signals=signals, widths=widths)
 
 
-def candidates(model: Any, costs: Costs, average: float, vocabulary: int) -> dict[str, Schedule]:
+def candidates(
+    model: Any, costs: Costs, average: float, vocabulary: int, signals: Sequence[str] = SIGNALS
+) -> dict[str, Schedule]:
     """Schedules of every kind whose average is, on these texts, `average` bits at most.
 
     A rule that looks at logits changes them: it is fitted once more to what it saw on some texts.
@@ -118,6 +120,7 @@ def candidates(model: Any, costs: Costs, average: float, vocabulary: int) -> dic
         costs: Of the texts.
         average: Bits.
         vocabulary: Tokens that there are.
+        signals: Those that rules may look at.
     """
     widths, length = costs.widths, costs.tokens.shape[1]
     constant = constant_rule(average, widths)
@@ -128,11 +131,12 @@ def candidates(model: Any, costs: Costs, average: float, vocabulary: int) -> dic
     if widths[0] < average < widths[-1]:
         rules["step, widest first"] = _step(widths[-1], widths[0], average, length)
         rules["linear"] = _linear(widths, average, length)
-        for name in SIGNALS:
+        for name in signals:
             rules[name] = _settled(model, costs, average, name, (), RANGES)
         rules["token"] = _fitted(costs, average, "", _classes(costs, vocabulary, CLASSES), 1)
-        paired = _classes(costs, vocabulary, PAIRED_CLASSES)
-        rules["token and impurity"] = _settled(model, costs, average, "impurity", paired, PAIRED_RANGES)
+        if "impurity" in signals:
+            paired = _classes(costs, vocabulary, PAIRED_CLASSES)
+            rules["token and impurity"] = _settled(model, costs, average, "impurity", paired, PAIRED_RANGES)
     return {name: Schedule(prefill=widths[-1], rule=rule) for name, rule in rules.items()}
 
 

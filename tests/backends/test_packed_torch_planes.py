@@ -116,7 +116,7 @@ def test_a_folder_is_read_at_each_precision_and_says_which_it_has(model, folder)
     with guidedq.at_precision(loaded, 3):
         narrow = loaded(inputs).logits
     assert not torch.equal(loaded(inputs).logits, narrow)  # the widest again
-    with pytest.raises(ArtifactError, match="no precision of 6 bits. It has 3, 4, 5"):
+    with pytest.raises(ArtifactError, match=r"no precision of 6 bits\. It has 3, 4, 5"):
         guidedq.set_precision(loaded, 6)
 
 
@@ -143,7 +143,7 @@ def test_truncated_and_altered_planes_are_refused(folder, tmp_path):
         else:
             content[-5] ^= 1
         (copy / "model.safetensors").write_bytes(content)
-        with pytest.raises(ArtifactError, match="bytes|altered"):
+        with pytest.raises(ArtifactError, match=r"bytes|altered"):
             guidedq.load_quantized(copy)
 
 

@@ -64,7 +64,9 @@ def test_a_width_stands_for_what_the_formula_says():
         for row in range(3):
             for column in range(70):
                 code = int(segment.codes[row, column]) >> 5 - width
-                scale, zero = (float(part[row, column // 64]) for part in (segment.grid.scales, segment.grid.zero_points))
+                scale, zero = (
+                    float(part[row, column // 64]) for part in (segment.grid.scales, segment.grid.zero_points)
+                )
                 ratio = float(segment.ratios[0]) if level == 0 else 1.0
                 shift = (int(segment.shifts[0, row]) - 4) / 16 if level == 0 else 0.0
                 expected = scale * ratio * (2 ** (5 - width) * (code - (2**width - 1) / 2 + shift) + 31 / 2 - zero)

@@ -71,7 +71,10 @@ def test_what_is_no_schedule_is_refused_with_a_reason(text, message):
         ('version = 9\nweights = "digest"', "newer|up to 1"),
         ('version = 1\nweights = "other"', "other weights"),
         ('version = 1\nweights = "digest"', "damaged"),
-        ('version = 1\nweights = "digest"\nprefill = 5\nsignal = "entropy"\nedges = [1]\ntable = [[3]]\nclasses = []', "ranges"),
+        (
+            'version = 1\nweights = "digest"\nprefill = 5\nsignal = "margin"\nedges = [1]\ntable = [[3]]\nclasses = []',
+            "ranges",
+        ),
     ],
 )
 def test_damaged_foreign_and_newer_files_are_refused(content, message, tmp_path):
