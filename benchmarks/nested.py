@@ -163,7 +163,7 @@ def weight(segment: Any, size: int) -> QuantizedWeight:
 
 def schedules(record: Record, name: str, model: str, data: Sequence[str], workspace: Path) -> None:
     """Schedules fitted on the calibration texts, predicted on the probe texts, measured on the evaluation texts."""
-    more = {"sequence_length": SEQUENCE_LENGTH} if data else {}
+    more: Row = {"sequence_length": SEQUENCE_LENGTH} if data else {}
     job = make_job(model, data=data, effort="quick", workspace=workspace, **more)
     drawn = calibration_set(job)
     nested = guidedq.load_quantized(workspace / f"{name}-nested")

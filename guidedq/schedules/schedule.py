@@ -100,9 +100,10 @@ def schedule_text(schedule: Schedule) -> str:
     if isinstance(rule, LinearRule):
         return f"{prefill}linear={rule.first}..{rule.last}@{rule.tokens}"
     assert isinstance(rule, LossRule)
-    if len(rule.table) > 1:
+    row, *others = rule.table
+    if others:
         return f"{prefill}{len(rule.table)} classes of tokens" + (f" by {rule.signal}" if rule.signal else "")
-    first, *later = rule.table[0]
+    first, *later = row
     steps = "".join(f"<{edge:.6g}<{bits}" for edge, bits in zip(rule.edges, later, strict=True))
     return f"{prefill}{rule.signal or 'token'}={first}{steps}"
 
