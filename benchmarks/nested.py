@@ -343,7 +343,7 @@ it. Fitted on the calibration texts, predicted on the probe texts, measured on t
 constant of the very average that it kept there.
 """
 PICTURE = """
-The model's doubt about a token (entropy, margin) tells little of what the next one will lose: by the time it is known,
+The model's doubt about a token (entropy, margin) tells less of what is lost there: by the time it is known,
 its own logits are made. What is known beforehand is the token that is about to be read, and that tells more.
 
 ![divergence over average bits](pictures/nested.png)
