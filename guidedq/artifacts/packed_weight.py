@@ -344,7 +344,7 @@ def _tensor_of(content: bytes) -> Tensor:
 
 
 def _bytes_of(values: Tensor) -> Tensor:
-    return values.contiguous().view(torch.uint8)
+    return values.contiguous().reshape(-1).view(torch.uint8)  # one column may have any stride and be contiguous
 
 
 def _values_of(region: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from guidedq.artifacts.guidance import QuadraticTerm, SiteGuidance
+from guidedq.artifacts.packed_weight import pack_weight, unpack_weight
+from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.errors import RecipeError
 from guidedq.passes.round.gptq import GptqRounder
 from guidedq.passes.round.nearest import NearestRounder
@@ -90,3 +92,11 @@ def test_short_last_groups_dead_inputs_and_constant_rows_do_no_harm():
 def test_other_rounders_say_that_they_do_not_nest(matrix):
     with pytest.raises(RecipeError, match="gptq"):
         NearestRounder().nested(matrix, guidance(), FORMAT)
+
+
+def test_a_weight_of_one_group_a_row_is_packed_as_it_was_rounded():
+    matrix = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    nested = GptqRounder().nested(matrix, guidance(16, 64), FORMAT)
+    blob = pack_weight(QuantizedWeight(name="w", shape=(16, 64), segments=(nested,)))
+    (read,) = unpack_weight(blob, "w", (16, 64)).segments
+    assert torch.equal(read.dequantize(), nested.dequantize())
