@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from guidedq.artifacts.quantized_weight import WEIGHTS_AT_ONCE, FloatSegment, QuantizedWeight, RoundedSegment
+from guidedq.artifacts.quantized_weight import WEIGHTS_AT_ONCE, QuantizedWeight, RoundedSegment
 from guidedq.ir.graph import Site
 
 MEAN_DECAY, SQUARE_DECAY = 0.9, 0.95
@@ -94,7 +94,7 @@ class LatentWeight:
         self.site = site
         self._weight = weight
         self._parts = [
-            segment if isinstance(segment, FloatSegment) else _LatentSegment(segment, matrix, start)
+            _LatentSegment(segment, matrix, start) if isinstance(segment, RoundedSegment) else segment
             for segment in weight.segments
         ]
 
@@ -102,7 +102,7 @@ class LatentWeight:
         """What the model sees."""
         values = torch.empty(self._weight.shape)
         for part in self._parts:
-            if isinstance(part, FloatSegment):
+            if not isinstance(part, _LatentSegment):
                 values[part.rows] = part.dequantize()
                 continue
             for place in part.places():
@@ -112,14 +112,14 @@ class LatentWeight:
     def move(self, gradient: Float[Tensor, "out in"], step: int, rate: float) -> None:
         """One step of Adam."""
         for part in self._parts:
-            if not isinstance(part, FloatSegment):
+            if isinstance(part, _LatentSegment):
                 for place in part.places():
                     part.move(place, gradient[part.segment.rows[place]], step, rate)
 
     def quantized(self) -> QuantizedWeight:
         """The weight with the codes that it has now."""
         segments = tuple(
-            part if isinstance(part, FloatSegment) else part.segment.with_codes(part.codes(slice(None)))
+            part.segment.with_codes(part.codes(slice(None))) if isinstance(part, _LatentSegment) else part
             for part in self._parts
         )
         return replace(self._weight, segments=segments)

@@ -7,19 +7,34 @@ from typing import TYPE_CHECKING, Any
 from guidedq.announcement import announce
 
 if TYPE_CHECKING:
-    from guidedq.api import Artifact, check, compile, load, load_quantized, plan, profile, verify
+    from guidedq.api import (
+        Artifact,
+        at_precision,
+        check,
+        compile,
+        load,
+        load_quantized,
+        plan,
+        precisions,
+        profile,
+        set_precision,
+        verify,
+    )
     from guidedq.errors import GuidedQError
 
 __all__ = [
     "Artifact",
     "GuidedQError",
     "__version__",
+    "at_precision",
     "check",
     "compile",
     "load",
     "load_quantized",
     "plan",
+    "precisions",
     "profile",
+    "set_precision",
     "verify",
 ]
 __version__ = "0.1.0"

@@ -11,14 +11,17 @@ from guidedq.artifacts.report import PlanPoint, Report, read_report
 from guidedq.backend_settings import with_backend_settings
 from guidedq.budget import parse_budget
 from guidedq.compiler import Artifact, compile_model, plan_model
-from guidedq.errors import ArtifactError, CalibrationError, OutputError
+from guidedq.errors import ArtifactError, BudgetError, CalibrationError, OutputError
 from guidedq.frontend import load
 from guidedq.ir.model import Model, Objective, check_sites
 from guidedq.job import Job, latency_goal
+from guidedq.nested import compile_nested
 from guidedq.output import check_file
 from guidedq.policy import Policy, PolicyResult, check_policy, read_policy
+from guidedq.precision import at_precision, precisions, set_precision
 from guidedq.profiling import own_profile
 from guidedq.progress import Progress, SilentProgress
+from guidedq.quant.nested import parse_widths
 from guidedq.recipe import Recipe, effort_settings, load_recipe
 from guidedq.registry import available, name_of, parse_stage, stage_text, with_options
 from guidedq.stages import AbstractBackend, AbstractRewrite, AbstractSampler
@@ -32,7 +35,8 @@ DEMO = "demo"
 def compile(
     model: Model | PathLike,
     *,
-    budget: str,
+    budget: str | None = None,
+    nested: str | Sequence[int] | None = None,
     data: PathLike | Sequence[PathLike] = (),
     backend: str | AbstractBackend | None = None,
     activations: str | None = None,
@@ -62,6 +66,8 @@ def compile(
         model: A loaded model, or what `load` takes: a folder, an `.onnx` or `.pt2` file, a hub name, `"demo"`.
         budget: `"3.5bits"` (all bytes of the weights file over all parameters), `"120MB"`, or for the smallest file
             that loses no more: `"+0.02nats"`, `"1.02x"` (perplexity), `"-0.5%"` (points of accuracy, with labels).
+        nested: Instead: the widths of one artifact that can be read at each of them, `"3,4,5"`. A budget then bounds
+            the size of the whole file, and may be left out.
         data: Calibration data: .txt, .jsonl, .npz, .safetensors, or folders of these.
         backend: `"torch"`, `"onnx"`, with options in braces; by default the one that fits the model's source.
         out: Folder to write; by default `<model>-<budget>` in the working directory.
@@ -93,7 +99,10 @@ def compile(
     Raises:
         GuidedQError: whatever is wrong with the input; `GateError` if the gate, or a budget for loss, was missed.
     """
-    asked = parse_budget(budget)
+    if budget is None and nested is None:
+        raise BudgetError("nothing is asked for: give a budget, such as 3.5bits, or nested widths, such as 3,4,5.")
+    asked = None if budget is None else parse_budget(budget)
+    widths = _widths(nested)
     job = make_job(
         model,
         data=data,
@@ -114,16 +123,18 @@ def compile(
         max_memory=max_memory,
         progress=progress,
     )
-    target = Path(out) if out is not None else Path(f"{job.model.name}-{asked.text.strip().replace(' ', '')}")
-    return compile_model(
-        job,
-        asked,
-        target,
-        overwrite=overwrite,
-        largest_loss_increase=max_loss_increase,
-        strict=strict,
-        training_tokens=training_tokens,
-    )
+    named = f"nested{'-'.join(map(str, widths))}" if asked is None else asked.text.strip().replace(" ", "")
+    target = Path(out) if out is not None else Path(f"{job.model.name}-{named}")
+    gates: dict[str, Any] = {
+        "overwrite": overwrite,
+        "largest_loss_increase": max_loss_increase,
+        "strict": strict,
+        "training_tokens": training_tokens,
+    }
+    if widths:
+        return compile_nested(job, widths, asked, target, **gates)
+    assert asked is not None
+    return compile_model(job, asked, target, **gates)
 
 
 def plan(model: Model | PathLike, *, budgets: Sequence[str] = (), **options: Any) -> tuple[PlanPoint, ...]:
@@ -349,19 +360,33 @@ def _rewritten(model: Model, recipe: Recipe, backend: AbstractBackend) -> Model:
     return model.with_graph(graph)
 
 
+def _widths(nested: str | Sequence[int] | None) -> tuple[int, ...]:
+    """The widths that are asked for; none without nesting.
+
+    Raises:
+        FormatError: they cannot be nested.
+    """
+    if nested is None:
+        return ()
+    return parse_widths(nested if isinstance(nested, str) else ",".join(map(str, nested)))
+
+
 def _paths(paths: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
     return (Path(paths),) if isinstance(paths, str | Path) else tuple(map(Path, paths))
 
 
 __all__ = [
     "Artifact",
+    "at_precision",
     "check",
     "compile",
     "load",
     "load_quantized",
     "make_job",
     "plan",
+    "precisions",
     "profile",
+    "set_precision",
     "stage_text",
     "verify",
 ]

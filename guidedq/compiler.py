@@ -99,7 +99,7 @@ def compile_model(
         sizes, (first, *others) = {}, (*solved, *decide(job, evidence, probes, asked))
     decision, tuning = settled(job, evidence, budget, limit, first)
     unit = job.model.objective.unit
-    _gate("forecast", decision.forecast.loss_increase, largest_loss_increase, unit)
+    gate("forecast", decision.forecast.loss_increase, largest_loss_increase, unit)
     curve = [plan_point(job, text, other) for text, other in zip(sizes, others, strict=True)]
     with new_folder(out, overwrite=overwrite) as folder:
         decision, emission = _emit_within(job, evidence, decision, tuning, limit, folder)
@@ -113,10 +113,10 @@ def compile_model(
             measured = _measured(job, evidence, folder)
         if not is_kept(budget, measured):
             raise GateError(f"{miss_text(budget, measured)}, also when solved again. Nothing was written.")
-        _gate("measured", measured.loss_increase, largest_loss_increase, unit)
+        gate("measured", measured.loss_increase, largest_loss_increase, unit)
         diagnostics = diagnosed(job, evidence, decision, probes, measured, training_tokens)
         if strict:
-            _no_warnings(diagnostics)
+            no_warnings(diagnostics)
         counted = emission.bytes if limit is None else limit
         decision = replace(decision, probes=probes)
         report = build_report(job, budget, counted, evidence, decision, emission, measured, curve, diagnostics)
@@ -232,13 +232,23 @@ def _feasible(job: Job, footprint: Footprint, sizes: Sequence[float]) -> dict[st
     return found
 
 
-def _gate(what: str, loss_increase: float, largest: float | None, unit: str) -> None:
+def gate(what: str, loss_increase: float, largest: float | None, unit: str) -> None:
+    """Stop if a loss increase exceeds the largest that is allowed.
+
+    Raises:
+        GateError: it does.
+    """
     if largest is not None and loss_increase > largest:
         raise GateError(
             f"{what} loss increase {loss_increase:.4f} {unit} exceeds the gate of {largest:g}. Nothing was written."
         )
 
 
-def _no_warnings(diagnostics: Sequence[Diagnostic]) -> None:
+def no_warnings(diagnostics: Sequence[Diagnostic]) -> None:
+    """Stop if a diagnostic warns.
+
+    Raises:
+        GateError: one does.
+    """
     if warnings := [f"{check.name}: {warning_text(check)}" for check in diagnostics if check.warns]:
         raise GateError("\n".join(("diagnostics warn, and the compile is strict. Nothing was written.", *warnings)))

@@ -58,3 +58,7 @@ class GateError(GuidedQError):
 
 class LawError(GuidedQError):
     """Measurements do not tell the law that is asked for, or it is asked where it says nothing."""
+
+
+class ScheduleError(GuidedQError):
+    """A schedule of precisions is malformed, or asks for what the model or the data do not have."""

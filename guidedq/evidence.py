@@ -132,7 +132,7 @@ def gather(job: Job, footprint: Footprint) -> Evidence:
         with job.stopwatch.time("sample"):
             calibration = calibration_set(job)
         with job.stopwatch.time("guidance"):
-            guidance, guidance_key = _guidance(job, calibration)
+            guidance, guidance_key = guidance_of(job, calibration)
         with job.stopwatch.time("curves"):
             curves, key = _curves(job, footprint, guidance, guidance_key)
     distortions = curves.all()
@@ -173,7 +173,8 @@ def calibration_set(job: Job) -> CalibrationSet:
     return load_calibration_set(entry)
 
 
-def _guidance(job: Job, calibration: CalibrationSet) -> tuple[AbstractGuidance, str]:
+def guidance_of(job: Job, calibration: CalibrationSet) -> tuple[AbstractGuidance, str]:
+    """The guidance of a job and what identifies it, collected now or in an earlier run."""
     sites = " ".join(site.name for site in job.model.graph.quantizable)
     text = stage_text(job.recipe.guide, "guide")
     key = (job.model.digest, calibration.calibration.digest, text, str(job.seed), sites)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def generate_text(
     temperature: float,
     seed: int,
     write: Callable[[str], object],
+    schedule: str | None = None,
 ) -> None:
     """Continue a prompt.
 
@@ -28,8 +30,11 @@ def generate_text(
         temperature: 0 takes the likeliest token each time; above, logits are divided by it and tokens are drawn.
         seed: Seeds the draws.
         write: Called with each piece of text as soon as it is settled.
+        schedule: At how many bits a nested artifact is read: a schedule's text, or its file; by default the artifact's
+            own, if it has one, else the widest precision.
 
     Raises:
+        ScheduleError: the schedule cannot be read, or asks for precisions that the artifact lacks.
         ArtifactError: the artifact is damaged, an ONNX file, has no tokenizer, or writes no text.
         CalibrationError: the prompt is empty, or longer than the model's context.
     """
@@ -41,6 +46,8 @@ def generate_text(
     import torch
 
     from guidedq.api import load_quantized
+    from guidedq.schedules.following import following
+    from guidedq.schedules.run import schedule_of
 
     model = load_quantized(folder)
     if not model.can_generate() or model.main_input_name != "input_ids":
@@ -50,7 +57,8 @@ def generate_text(
     _check_length(model, inputs["input_ids"].shape[1], new_tokens)
     drawn = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     accepted = inspect.signature(model.forward).parameters
-    with torch.random.fork_rng(devices=()):
+    followed = schedule_of(folder, schedule, model)
+    with torch.random.fork_rng(devices=()), nullcontext() if followed is None else following(model, followed):
         torch.manual_seed(seed)
         model.generate(
             **{name: values for name, values in inputs.items() if name in accepted},

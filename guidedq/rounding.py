@@ -15,6 +15,7 @@ from guidedq.ir.graph import Site
 from guidedq.job import Job
 from guidedq.memory import LARGE_PARAMETERS, TIDY_SITES, give_back
 from guidedq.quant.formats import FloatFormat, Format, RoundedFormat
+from guidedq.quant.nested import NestedFormat
 
 
 @final
@@ -73,6 +74,7 @@ def _round_site(
         if isinstance(format, FloatFormat):
             found[format] = float_segment(matrix, format, mine)
             continue
+        assert not isinstance(format, NestedFormat), "nested weights are rounded whole, by guidedq/nested.py"
         kept = evidence.curves.codes(site.name, format, mine) if own else None
         if kept is None:
             missing[format] = mine

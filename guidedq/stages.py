@@ -26,10 +26,11 @@ from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Forecast, Probe
 from guidedq.artifacts.guidance import AbstractGuidance, AbstractSequenceGradients, SiteGuidance
-from guidedq.artifacts.quantized_weight import QuantizedWeight, RoundedSegment
+from guidedq.artifacts.nested_segment import NestedSegment
+from guidedq.artifacts.quantized_weight import QuantizedWeight, RoundedSegment, Segment
 from guidedq.artifacts.runtime import RuntimeFacts
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
-from guidedq.errors import BackendError
+from guidedq.errors import BackendError, RecipeError
 from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Graph, Site
 from guidedq.ir.model import Model
@@ -37,6 +38,7 @@ from guidedq.ir.program import Batch
 from guidedq.progress import Progress
 from guidedq.quant.formats import EntropyCode, RoundedFormat
 from guidedq.quant.integer import IntegerGrid
+from guidedq.quant.nested import NestedFormat
 from guidedq.timer import AbstractTimer
 
 
@@ -163,6 +165,14 @@ class AbstractRounder(ABC):
             seed: Seeds what is random.
         """
 
+    def nested(self, matrix: Float[Tensor, "out in"], guidance: SiteGuidance, format: NestedFormat) -> NestedSegment:
+        """Quantize a whole weight so that the top bits of its codes are a weight at each of the format's widths.
+
+        Raises:
+            RecipeError: this rounder does not know how.
+        """
+        raise RecipeError("only round=gptq chooses nested codes. Leave the rounder at its default with --nested.")
+
 
 class AbstractTuner(ABC):
     """Changes the codes of a rounded model so that its output comes nearer to the original's."""
@@ -222,6 +232,17 @@ class AbstractMeasurer(ABC):
             seed: For the rounder.
             keep: Told of all rows in each affine format, as soon as they are rounded.
         """
+
+    @abstractmethod
+    def weigh(
+        self,
+        name: str,
+        matrix: Float[Tensor, "out in"],
+        guidance: SiteGuidance,
+        gradients: AbstractSequenceGradients | None,
+        segments: Sequence[Segment],
+    ) -> SiteCurve:
+        """The same of a site's weight that is rounded already: all of its rows in one format after another."""
 
 
 class AbstractAllocator(ABC):
@@ -316,6 +337,14 @@ class AbstractBackend(ABC):
             BackendError: this backend cannot hold such a model at all; the message says which can.
         """
 
+    def nested_footprint(self, model: Model, format: NestedFormat) -> Footprint:
+        """Bytes of the file with every site nested, or in a float format where its scales could not be stored.
+
+        Raises:
+            BackendError: this backend holds no nested weights, or not such a model.
+        """
+        raise BackendError("only the torch backend writes nested weights. Pass --backend torch, or leave --nested out.")
+
     @abstractmethod
     def fuses(self, graph: Graph) -> Sequence[Sequence[str]]:
         """Groups of sites that the runtime fuses and that must therefore share one format."""
@@ -358,8 +387,14 @@ class AbstractBackend(ABC):
         """
 
     @abstractmethod
-    def open(self, model: Model, folder: Path) -> Callable[[Batch], Tensor]:
-        """Load what `emit` wrote, with the runtime that users will use, as a function from inputs to the output."""
+    def open(self, model: Model, folder: Path, *, precision: int | None = None) -> Callable[[Batch], Tensor]:
+        """Load what `emit` wrote, with the runtime that users will use, as a function from inputs to the output.
+
+        Args:
+            model: The original.
+            folder: What `emit` wrote.
+            precision: At how many bits a nested artifact is read; its widest by default.
+        """
 
     @abstractmethod
     def load(self, folder: Path) -> Any:

@@ -16,7 +16,6 @@ from guidedq.artifacts.forecast import Probe
 from guidedq.artifacts.quantized_weight import (
     AffineSegment,
     EntropySegment,
-    FloatSegment,
     QuantizedWeight,
     RoundedSegment,
     Segment,
@@ -61,7 +60,7 @@ class Tuning:
         number, before = list(sites).index(weight.name), sites[weight.name]
 
         def retuned(segment: Segment) -> Segment:
-            if isinstance(segment, FloatSegment) or segment.format not in before.used:
+            if not isinstance(segment, RoundedSegment) or segment.format not in before.used:
                 return segment
             rows = (before.choice == before.formats.index(segment.format)).nonzero()[:, 0]
             stored = torch.isin(rows, segment.rows).nonzero()[:, 0]
@@ -131,7 +130,7 @@ def _tune(job: Job, evidence: Evidence, decision: Decision, limit: int | None, e
         return
     for number, weight in enumerate(weights):
         for segment in weight.segments:
-            if not isinstance(segment, FloatSegment):
+            if isinstance(segment, RoundedSegment):
                 save_codes(entry, number, segment)
     save_probe(entry, probe)
     allocation, gain = chosen.allocation, probe.measured.kl / kl_before

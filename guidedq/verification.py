@@ -11,7 +11,7 @@ from guidedq.artifact_evaluation import original_of
 from guidedq.artifacts.forecast import Measurement
 from guidedq.artifacts.manifest import check_files
 from guidedq.artifacts.report import Report, SamplingFacts, files_digest, read_report, recipe_digest
-from guidedq.artifacts.samples import SampleSet
+from guidedq.artifacts.samples import CalibrationSet, SampleSet
 from guidedq.errors import ArtifactError, CalibrationError
 from guidedq.evaluation import measure
 from guidedq.evidence import calibration_set
@@ -126,10 +126,52 @@ def _sources(sampling: SamplingFacts, data: Sequence[Path], evaluation_data: Seq
     return sources
 
 
+def drawn_again(
+    report: Report,
+    data: Sequence[Path],
+    evaluation_data: Sequence[Path],
+    model: Model,
+    backend: AbstractBackend,
+    workspace: Path,
+    progress: Progress,
+) -> CalibrationSet:
+    """The samples that a compile drew, drawn again or found in the workspace.
+
+    Args:
+        report: Of the compile.
+        data: What it was given; empty to go by the report.
+        evaluation_data: The same of its evaluation data.
+        model: The original.
+        backend: That wrote it.
+        workspace: Where samples are kept.
+        progress: Told about the work.
+
+    Raises:
+        ArtifactError: the report does not tell.
+        CalibrationError: the data are not there, or do not fit.
+    """
+    if report.sampling is None:
+        raise ArtifactError("the report does not tell which data were used. Name some with --data.")
+    return _drawn(report, _sources(report.sampling, data, evaluation_data), model, backend, workspace, progress)
+
+
 def _evaluation_samples(
     report: Report, sources: SamplingFacts, model: Model, backend: AbstractBackend, workspace: Path, progress: Progress
 ) -> SampleSet:
     """The very samples that the report was measured on, drawn again."""
+    samples = _drawn(report, sources, model, backend, workspace, progress).evaluation
+    if samples.digest != report.digests.get("evaluation"):
+        raise CalibrationError(
+            f"the evaluation samples are not those of the report: digest {samples.digest[:12]}, expected "
+            f"{report.digests.get('evaluation', '')[:12]}. Name the same --data and --eval-data as the compile had: "
+            f"{', '.join((*sources.files, *sources.evaluation_files)) or 'none'} were drawn from."
+        )
+    return samples
+
+
+def _drawn(
+    report: Report, sources: SamplingFacts, model: Model, backend: AbstractBackend, workspace: Path, progress: Progress
+) -> CalibrationSet:
     job = Job(
         model=model,
         backend=backend,
@@ -142,14 +184,7 @@ def _evaluation_samples(
         progress=progress,
     )
     with storing(workspace):
-        samples = calibration_set(job).evaluation
-    if samples.digest != report.digests.get("evaluation"):
-        raise CalibrationError(
-            f"the evaluation samples are not those of the report: digest {samples.digest[:12]}, expected "
-            f"{report.digests.get('evaluation', '')[:12]}. Name the same --data and --eval-data as the compile had: "
-            f"{', '.join((*sources.files, *sources.evaluation_files)) or 'none'} were drawn from."
-        )
-    return samples
+        return calibration_set(job)
 
 
 def _compared(report: Report, measured: Measurement) -> tuple[Compared, ...]:

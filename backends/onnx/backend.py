@@ -186,7 +186,7 @@ class OnnxBackend(AbstractBackend):
             runtime=facts,
         )
 
-    def open(self, model: Model, folder: Path) -> Callable[[Batch], Tensor]:
+    def open(self, model: Model, folder: Path, *, precision: int | None = None) -> Callable[[Batch], Tensor]:
         """The model as ONNX Runtime runs it, with its default options."""
         return open_function(folder, model.inputs, model.output, self.accuracy_level)
 

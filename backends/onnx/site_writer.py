@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from guidedq.artifacts.quantized_weight import AffineSegment, FloatSegment, QuantizedWeight
+from guidedq.artifacts.quantized_weight import AffineSegment, EntropySegment, FloatSegment, QuantizedWeight
 from guidedq.errors import FormatError
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format
+from guidedq.quant.nested import NestedFormat
 
 from .convolution import write_dense, write_float
 from .matmul import write_packed
@@ -28,6 +29,8 @@ def can_hold(slot: Slot, format: Format, settings: Settings) -> bool:
     """
     if isinstance(format, FloatFormat):
         return True
+    if isinstance(format, NestedFormat):
+        return False
     if isinstance(format, EntropyFormat):
         return format.code == "rice" and settings.style == "native"
     if format.outliers:
@@ -50,7 +53,7 @@ def segments_of(weight: QuantizedWeight) -> list[StoredRows]:
             found.append(AffineRows(format=segment.format, count=count, segment=segment))
         elif isinstance(segment, FloatSegment):
             found.append(FloatRows(format=segment.format, count=count, segment=segment))
-        elif segment.format.code == "rice":
+        elif isinstance(segment, EntropySegment) and segment.format.code == "rice":
             found.append(CodedRows(format=segment.format, count=count, segment=segment))
         else:
             raise FormatError(f"{weight.name}: ONNX cannot hold {segment.format}.")
@@ -58,7 +61,7 @@ def segments_of(weight: QuantizedWeight) -> list[StoredRows]:
 
 
 def rows_of(formats: Sequence[Format], count: int) -> list[StoredRows]:
-    """Segments of `count` rows each, without data, to count the bytes of."""
+    """Segments of `count` rows each, without data, to count the bytes of; of formats that a slot can hold."""
     return [
         AffineRows(format=format, count=count)
         if isinstance(format, AffineFormat)
@@ -66,6 +69,7 @@ def rows_of(formats: Sequence[Format], count: int) -> list[StoredRows]:
         if isinstance(format, EntropyFormat)
         else FloatRows(format=format, count=count)
         for format in formats
+        if not isinstance(format, NestedFormat)
     ]
 
 

@@ -18,10 +18,12 @@ from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Graph
 from guidedq.ir.model import Model
 from guidedq.ir.program import Batch
+from guidedq.precision import set_precision
 from guidedq.quant.formats import EntropyCode, RoundedFormat
+from guidedq.quant.nested import NestedFormat
 from guidedq.stages import AbstractBackend, Emission
 
-from .candidates import site_footprint
+from .candidates import nested_site_footprint, site_footprint
 from .contents import contents_of
 from .folder import write_folder
 from .loading import load_folder
@@ -59,6 +61,22 @@ class PackedTorchBackend(AbstractBackend):
             sites={site.name: site_footprint(site, model.program.parameter(site.name), formats) for site in sites},
         )
 
+    def nested_footprint(self, model: Model, format: NestedFormat) -> Footprint:
+        """Bytes of the file with every site nested.
+
+        Raises:
+            BackendError: the model did not come from a Hugging Face folder.
+        """
+        _check_source(model)
+        contents = contents_of(model)
+        sites = model.graph.quantizable
+        return Footprint(
+            base_bytes=base_bytes(contents.tensors, sites),
+            sites={
+                site.name: nested_site_footprint(site, model.program.parameter(site.name), format) for site in sites
+            },
+        )
+
     def fuses(self, graph: Graph) -> Sequence[Sequence[str]]:
         """Nothing, unless asked for."""
         return graph.shared_inputs if self.fused else ()
@@ -83,11 +101,13 @@ class PackedTorchBackend(AbstractBackend):
         path, sizes = write_folder(model, weights, folder)
         return Emission(weights_file=path, site_bytes=sizes)
 
-    def open(self, model: Model, folder: Path) -> Callable[[Batch], Tensor]:
+    def open(self, model: Model, folder: Path, *, precision: int | None = None) -> Callable[[Batch], Tensor]:
         """The loaded model as a function to its main output, in float32."""
         from guidedq.frontend.transformer_module import TransformerModule
 
         loaded = load_folder(folder)
+        if precision is not None:
+            set_precision(loaded, precision)
         accepted = inspect.signature(loaded.forward).parameters
         module = TransformerModule(loaded, {"use_cache": False} if "use_cache" in accepted else {})
 

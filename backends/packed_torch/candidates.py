@@ -13,6 +13,7 @@ from guidedq.errors import BackendError
 from guidedq.ir.graph import Site
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format, RoundedFormat
 from guidedq.quant.grid import LARGEST_SCALE, can_represent
+from guidedq.quant.nested import NestedFormat
 from guidedq.quant.packing import (
     INDEX_BITS,
     MAXIMUM_SEGMENTS,
@@ -68,6 +69,24 @@ def site_footprint(site: Site, values: Tensor, formats: Sequence[RoundedFormat])
         mixed_row_bits=INDEX_BITS,
         segments=MAXIMUM_SEGMENTS,
         code_bytes=code_bytes_of(held, site.columns),
+    )
+
+
+def nested_site_footprint(site: Site, values: Tensor, format: NestedFormat) -> SiteFootprint:
+    """What the weight `values` takes as a nested one, or as the 16-bit float that loses least where that is smaller.
+
+    Raises:
+        BackendError: no 16-bit float can hold the weight.
+    """
+    widest = AffineFormat(bits=format.widest, group_size=format.group_size)
+    plain = site_footprint(site, values, [widest])
+    held = plain.formats[-1] if widest not in plain.formats else format
+    refit = format.refit_bytes(site.rows) if held is format else 0
+    return SiteFootprint(
+        formats=(held,),
+        row_bytes=(held.row_bytes(site.columns),),
+        segment_bytes=(SEGMENT_HEADER.size + refit,),
+        site_bytes=plain.site_bytes,
     )
 
 

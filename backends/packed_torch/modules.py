@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from guidedq.artifacts.packed_weight import pack_weight, read_segment, segment_rows, unpack_weight
 from guidedq.artifacts.quantized_weight import WEIGHTS_AT_ONCE
+from guidedq.quant.nested import NestedFormat
 from guidedq.quant.packing import PREFIX_BYTES, SEGMENT_HEADER, BlobLayout, read_layout
 
 from .native.calls import dequantize_rows, describe, multiply_rows
 from .native.library import Library, library
 from .operators import packed_linear, packed_matrix, packed_rows
+from .planes import PlaneWeight
 
 LARGE_MATRIX = 1 << 24
 """Weights of a matrix that plain torch multiplies part by part: 64 MB of float32."""
@@ -81,6 +83,15 @@ class PackedWeight(nn.Module):
         self.register_buffer("listed", listed, persistent=False)  # rows, segment after segment
         self.register_buffer("places", places, persistent=False)  # where each row is listed
         self.register_buffer("dtype_anchor", dtype_anchor, persistent=False)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """`(out, in)`."""
+        return self.layout.shape
+
+    def stored(self) -> UInt8[Tensor, "bytes"]:
+        """The blob that a weights file holds."""
+        return pack_weight(unpack_weight(self.blob.cpu(), self.layout.name, self.layout.shape))
 
     @property
     def operands(self) -> tuple[Tensor, Tensor, Tensor, Tensor, str, int, int]:
@@ -177,10 +188,10 @@ class PackedLinear(nn.Module):
 
     bias: Tensor | None
 
-    def __init__(self, packed: PackedWeight, bias: Tensor | None) -> None:
+    def __init__(self, packed: PackedWeight | PlaneWeight, bias: Tensor | None) -> None:
         super().__init__()
         self.packed = packed
-        self.out_features, self.in_features = packed.layout.shape  # which models ask for
+        self.out_features, self.in_features = packed.matrix_shape  # which models ask for
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
     @property
@@ -190,7 +201,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Multiply, and add the bias."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and isinstance(self.packed, PackedWeight):
             return packed_linear(values, self.bias, *self.packed.operands)
         outputs = self.packed.multiply(values)
         return outputs if self.bias is None else outputs.add_(self.bias)
@@ -200,10 +211,10 @@ class PackedLinear(nn.Module):
 class PackedEmbedding(nn.Module):
     """An embedding, which unpacks only the rows that it looks up."""
 
-    def __init__(self, packed: PackedWeight) -> None:
+    def __init__(self, packed: PackedWeight | PlaneWeight) -> None:
         super().__init__()
         self.packed = packed
-        self.num_embeddings, self.embedding_dim = packed.layout.shape  # which models ask for
+        self.num_embeddings, self.embedding_dim = packed.matrix_shape  # which models ask for
 
     @property
     def weight(self) -> Tensor:
@@ -212,6 +223,8 @@ class PackedEmbedding(nn.Module):
 
     def forward(self, indices: Tensor) -> Tensor:
         """Look rows up."""
+        if isinstance(self.packed, PlaneWeight):
+            return self.packed.rows(indices.long())
         return self.packed.rows(indices.reshape(-1).long()).unflatten(0, indices.shape)
 
 
@@ -223,7 +236,18 @@ def _few(inputs: Tensor, dtype: torch.dtype, columns: int) -> bool:
     return narrow and fits and not graded
 
 
-def packed_module(module: nn.Module, parameter: str, packed: PackedWeight) -> nn.Module:
+def packed_weight(
+    blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, ...], *, transposed: bool
+) -> PackedWeight | PlaneWeight:
+    """A weight from its blob, by its format; arguments and errors as for `PackedWeight`."""
+    rows = shape[-1] if transposed else shape[0]
+    matrix = (rows, torch.Size(shape).numel() // rows)
+    if isinstance(read_layout(blob, name, matrix).segments[0].format, NestedFormat):
+        return PlaneWeight(unpack_weight(blob, name, matrix), shape, transposed=transposed)
+    return PackedWeight(blob, name, shape, transposed=transposed)
+
+
+def packed_module(module: nn.Module, parameter: str, packed: PackedWeight | PlaneWeight) -> nn.Module:
     """The module that stands in for `module`, whose parameter of that name is now packed.
 
     Linear, Conv1D and Embedding get their own class. Any other (a convolution, a subclass with a forward of its own)
@@ -238,7 +262,7 @@ def packed_module(module: nn.Module, parameter: str, packed: PackedWeight) -> nn
     return _with_property(module, parameter, packed)
 
 
-def _with_property(module: Any, parameter: str, packed: PackedWeight) -> nn.Module:
+def _with_property(module: Any, parameter: str, packed: PackedWeight | PlaneWeight) -> nn.Module:
     original: type[nn.Module] = type(module)
     child = f"packed_{parameter}"
     weight = property(lambda self: getattr(self, child)())

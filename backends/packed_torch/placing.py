@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from guidedq.artifacts.manifest import MANIFEST_NAME, SiteEntry, check_files, read_manifest
-from guidedq.artifacts.packed_weight import pack_weight, unpack_weight
 from guidedq.errors import ArtifactError, ModelError
 from guidedq.frontend.safetensors_header import StoredTensor, read_header
 from guidedq.ir.graph import Storage
 
 from .folder import CONTAINER
-from .modules import PackedWeight, packed_module
+from .modules import PackedWeight, packed_module, packed_weight
+from .planes import PlaneWeight
 
 PACKED_DTYPE = "U8"
 """Of packed bytes, as safetensors spells it."""
@@ -139,7 +139,7 @@ def place_packed(model: Any, sites: Iterable[SiteEntry], tied: Mapping[str, str]
         owner, parameter = _owner(model, site.name)
         blob = getattr(owner, parameter).detach()
         transposed = site.storage == Storage.IN_OUT
-        packed = PackedWeight(blob.cpu(), site.name, site.shape, transposed=transposed)
+        packed = packed_weight(blob.cpu(), site.name, site.shape, transposed=transposed)
         packed.to(blob.device, dtype)
         for name in site.parameters:
             path, _, parameter = name.rpartition(".")
@@ -157,13 +157,13 @@ def place_packed(model: Any, sites: Iterable[SiteEntry], tied: Mapping[str, str]
 def stored_state(model: nn.Module, sites: Iterable[SiteEntry], tied: Mapping[str, str]) -> dict[str, Tensor]:
     """The model's state as a weights file holds it: each site's blob under the site's name, tied tensors once."""
     modules = model.named_modules(remove_duplicate=False)
-    packed = {name: module for name, module in modules if isinstance(module, PackedWeight)}
+    packed = {name: module for name, module in modules if isinstance(module, PackedWeight | PlaneWeight)}
     kept = model.state_dict()
     state = {name: kept[name] for name in kept if name.rpartition(".")[0] not in packed and name not in tied}
     for site in sites:
         path, _, parameter = site.name.rpartition(".")
         held = packed.get(f"{path}.packed") or packed[f"{path}.packed_{parameter}"]
-        state[site.name] = pack_weight(unpack_weight(held.blob.cpu(), site.name, held.layout.shape))
+        state[site.name] = held.stored()
     return state
 
 

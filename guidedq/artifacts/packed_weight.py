@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from guidedq.artifacts.nested_segment import NestedSegment
 from guidedq.artifacts.quantized_weight import (
     FLOAT_DTYPES,
     AffineSegment,
@@ -20,6 +24,7 @@ from guidedq.quant.entropy import column_order, decode_codes, encode_codes
 from guidedq.quant.exponents import ONE
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
 from guidedq.quant.grid import Grid
+from guidedq.quant.nested import RATIO_BYTES, SHIFT_BITS, NestedFormat
 from guidedq.quant.packing import (
     COLUMN_BITS,
     COLUMN_STEP,
@@ -127,6 +132,12 @@ def read_segment(
     for width in widths:
         regions.append(blob[offset : offset + part.rows * width].view(part.rows, width))
         offset += part.rows * width
+    if isinstance(part.format, NestedFormat):
+        refit = blob[offset : offset + part.format.refit_bytes(part.rows)]
+        whole = _nested_segment(
+            regions, refit, part.format, rows if places is None else torch.arange(part.rows), columns
+        )
+        return whole if places is None else replace(whole.part(places), rows=rows)
     if places is not None:
         regions = [region[places] for region in regions]
     if isinstance(part.format, FloatFormat):
@@ -184,6 +195,10 @@ def check_segment(segment: Segment, name: str, columns: int) -> None:
     scales = segment.grid.scales
     if not bool((torch.isfinite(scales) & (scales > 0)).all()):
         raise damaged(name, "positive finite scales", "others")
+    if isinstance(segment, NestedSegment):
+        if not bool((torch.isfinite(segment.ratios) & (segment.ratios > 0)).all()):
+            raise damaged(name, "positive finite ratios of scales", "others")
+        return
     if not bool(torch.isfinite(segment.outlier_values).all()):
         raise damaged(name, "finite outliers", "NaN or infinity")
     if not _rising(segment.outlier_columns, columns):
@@ -203,6 +218,8 @@ def _check(weight: QuantizedWeight) -> None:
             )
         elif isinstance(part, EntropySegment):
             fits = _entropy_fits(part, weight)
+        elif isinstance(part, NestedSegment):
+            fits = len(weight.segments) == 1 and _nested_fits(part, weight.shape[1])
         else:
             fits = _affine_fits(part, weight.shape[1])
         if not fits:
@@ -220,6 +237,20 @@ def _affine_fits(part: AffineSegment, columns: int) -> bool:
         and int(grid.zero_points.max()) < 2**format.bits
         and (not format.symmetric or bool((grid.zero_points == middle).all()))
         and _rising(part.outlier_columns, columns)
+    )
+
+
+def _nested_fits(part: NestedSegment, columns: int) -> bool:
+    rows, format, grid = len(part.rows), part.format, part.grid
+    narrower = len(format.widths) - 1
+    return (
+        part.codes.shape == (rows, columns)
+        and grid.scales.shape == grid.zero_points.shape == (rows, format.groups(columns))
+        and part.ratios.shape == (narrower,)
+        and part.shifts.shape == (narrower, rows)
+        and int(part.codes.max()) < 2**format.widest
+        and int(grid.zero_points.max()) < 2**format.widest
+        and int(part.shifts.max()) < 2**SHIFT_BITS
     )
 
 
@@ -247,6 +278,8 @@ def _regions(part: Segment, *, streams: bool) -> list[Tensor]:
         return [_bytes_of(part.values)]
     if isinstance(part, AffineSegment):
         return _affine_regions(part)
+    if isinstance(part, NestedSegment):
+        return _nested_regions(part)
     if not streams:
         return [part.codes, part.row_exponents]
     stream = encode_codes(part.codes, column_order(part.column_exponents))
@@ -258,6 +291,44 @@ def _affine_regions(part: AffineSegment) -> list[Tensor]:
     zero_points = [] if part.format.symmetric else [pack_codes(part.grid.zero_points, bits)]
     columns = torch.stack((part.outlier_columns & 255, part.outlier_columns >> 8), dim=-1).to(torch.uint8)
     return [codes, _bytes_of(part.grid.scales), *zero_points, columns, _bytes_of(part.outlier_values)]
+
+
+def _nested_regions(part: NestedSegment) -> list[Tensor]:
+    """The layers from the top, the grid of the widest width, and the refit of the others."""
+    format = part.format
+    layers = [
+        pack_codes(part.codes >> format.widest - width, bits)
+        for width, bits in zip(format.widths, format.layers, strict=True)
+    ]
+    zero_points = pack_codes(part.grid.zero_points, format.widest)
+    return [
+        *layers,
+        _bytes_of(part.grid.scales),
+        zero_points,
+        _bytes_of(part.ratios),
+        pack_codes(part.shifts, SHIFT_BITS),
+    ]
+
+
+def _nested_segment(
+    regions: Sequence[Tensor], refit: Tensor, format: NestedFormat, rows: Tensor, columns: int
+) -> NestedSegment:
+    codes = torch.zeros(len(rows), columns, dtype=torch.uint8, device=refit.device)
+    for region, bits in zip(regions, format.layers, strict=False):
+        codes = codes << bits | unpack_codes(region, bits, columns)
+    narrower = len(format.widths) - 1
+    ratios, shifts = refit[: RATIO_BYTES * narrower], refit[RATIO_BYTES * narrower :].view(narrower, -1)
+    return NestedSegment(
+        format=format,
+        rows=rows,
+        codes=codes,
+        grid=Grid(
+            scales=_values_of(regions[-2], torch.float16),
+            zero_points=unpack_codes(regions[-1], format.widest, format.groups(columns)),
+        ),
+        ratios=_values_of(ratios[None], torch.float16)[0],
+        shifts=unpack_codes(shifts, SHIFT_BITS, len(rows)),
+    )
 
 
 def _grid(scales: Tensor, zero_points: Tensor, format: AffineFormat, columns: int) -> Grid:
@@ -273,7 +344,7 @@ def _tensor_of(content: bytes) -> Tensor:
 
 
 def _bytes_of(values: Tensor) -> Tensor:
-    return values.contiguous().view(torch.uint8)
+    return values.contiguous().reshape(-1).view(torch.uint8)  # one column may have any stride and be contiguous
 
 
 def _values_of(region: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Float16, Int64, UInt8
 from torch import Tensor
 
+from guidedq.artifacts.nested_segment import NestedSegment
 from guidedq.errors import FormatError
 from guidedq.quant.exponents import scales_of
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
@@ -168,7 +169,7 @@ class EntropySegment:
 
 RoundedSegment = AffineSegment | EntropySegment
 """What a rounder makes."""
-Segment = AffineSegment | EntropySegment | FloatSegment
+Segment = AffineSegment | EntropySegment | FloatSegment | NestedSegment
 
 
 @final

@@ -160,6 +160,17 @@ class SamplingFacts:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionFacts:
+    """A nested artifact read at so many bits: what it reads of the file, what was forecast and what was measured."""
+
+    bits: int
+    read_bits_per_weight: float
+    forecast: Forecast
+    measured: MeasuredFacts
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """One compile. `report.json` is this, field by field.
 
@@ -168,6 +179,7 @@ class Report:
     Attributes:
         digests: SHA-256, hex: of the `model`, of the samples (`data`, and of these `calibration` and `evaluation`), of
             the `recipe`, of the `allocation`, and of the `artifact`, that is of all its files.
+        precisions: Of a nested artifact, narrowest first; `forecast` and `measured` are those of the widest.
         files: Size and SHA-256 of every file of the artifact but the report's own.
     """
 
@@ -195,6 +207,7 @@ class Report:
     files: Mapping[str, FileEntry] = field(default_factory=dict[str, FileEntry])
     runtime: RuntimeFacts | None = None
     latency: LatencyFacts | None = None
+    precisions: tuple[PrecisionFacts, ...] = ()
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -230,6 +243,7 @@ class Report:
                 if (latency := content.pop("latency", None)) is None
                 else _numeric(LatencyFacts(**latency)),
                 "runtime": None if (runtime := content.pop("runtime", None)) is None else RuntimeFacts.of(runtime),
+                "precisions": tuple(map(_precision, content.pop("precisions", ()))),
             }
             return Report(**parts, **content, curve=points, sites=sites)
         except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -248,6 +262,11 @@ def _numeric(facts: Facts) -> Facts:
         if wanted and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{name} is {value!r}, expected a number")
     return facts
+
+
+def _precision(content: dict[str, Any]) -> PrecisionFacts:
+    forecast, measured = Forecast(**content.pop("forecast")), MeasuredFacts(**content.pop("measured"))
+    return PrecisionFacts(forecast=_numeric(forecast), measured=_numeric(measured), **content)
 
 
 def _sampling(content: dict[str, Any] | None) -> SamplingFacts | None:

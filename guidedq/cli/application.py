@@ -20,6 +20,7 @@ from guidedq.cli.inspect import inspect_command
 from guidedq.cli.law import law_command
 from guidedq.cli.plan import plan
 from guidedq.cli.profile import profile
+from guidedq.cli.schedule import schedule
 from guidedq.cli.stages import stages
 from guidedq.cli.verify import verify
 from guidedq.errors import GateError, GuidedQError
@@ -103,6 +104,7 @@ application.command("compare", help=paragraphs(compare))(compare)
 application.command("eval", help=paragraphs(evaluate))(evaluate)
 application.command("check", help=paragraphs(check))(check)
 application.command("verify", help=paragraphs(verify))(verify)
+application.command("schedule", help=paragraphs(schedule))(schedule)
 application.command("generate", help=paragraphs(generate))(generate)
 application.command("inspect", help=paragraphs(inspect_command))(inspect_command)
 application.command("law", help=paragraphs(law_command))(law_command)

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from guidedq.artifacts.report import Report
+from guidedq.artifacts.report import PrecisionFacts, Report
 from guidedq.cli.console import print_facts, print_json, working
 from guidedq.cli.options import (
-    BudgetOption,
     JobOptions,
     JsonOption,
     ModelArgument,
@@ -48,6 +47,24 @@ StrictOption = Annotated[
     bool,
     typer.Option("--strict", help="Exit 3, and leave nothing, if a diagnostic warns (the report has all of them)."),
 ]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        "-b",
+        metavar="BUDGET",
+        help="3.5bits (all bytes over all parameters), 120MB, or the smallest file that loses at most +0.02nats, 1.02x "
+        "(perplexity) or -0.5% (accuracy, with labels). With --nested, a size that the whole file may not exceed.",
+    ),
+]
+NestedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--nested",
+        metavar="WIDTHS",
+        help="In place of a budget: one folder that can be read at each of these widths, 3,4,5.",
+    ),
+]
 TokensOption = Annotated[
     float | None,
     typer.Option("--training-tokens", metavar="N", min=1, help="What MODEL was trained on, 2e12: warns of many."),
@@ -57,7 +74,8 @@ TokensOption = Annotated[
 @with_job_options
 def compile_command(
     model: ModelArgument,
-    budget: BudgetOption,
+    budget: BudgetOption = None,
+    nested: NestedOption = None,
     out: OutOption = None,
     overwrite: OverwriteOption = False,
     max_loss_increase: GateOption = None,
@@ -74,13 +92,17 @@ def compile_command(
     guidedq compile demo --budget +0.02nats
     guidedq compile ./smollm2 --budget 60MB --data wiki.txt --out small
     guidedq compile net.onnx --budget 4bits --data images.npz
+    guidedq compile demo --nested 3,4,5
     """
+    if budget is None and nested is None:
+        raise typer.BadParameter("say how large: --budget 3.5bits, or --nested 3,4,5.", param_hint="--budget")
     with working(threads=options.threads) as progress:
         from guidedq.api import compile
 
         artifact = compile(
             model,
             budget=budget,
+            nested=nested,
             out=out,
             overwrite=overwrite,
             max_loss_increase=max_loss_increase,
@@ -118,6 +140,7 @@ def summary(report: Report) -> list[tuple[str, str]]:
             f"{loss_text(measured.loss_before)} to {loss_text(measured.loss_after)} {model.unit}",
         ),
         *quality(report),
+        *map(precision_fact, report.precisions),
         ("", verdict(report)),
         *([("runs as", runtime_text(report.runtime))] if report.runtime is not None else []),
         *([("latency", latency_text(report.latency))] if report.latency is not None else []),
@@ -125,6 +148,16 @@ def summary(report: Report) -> list[tuple[str, str]]:
         ("time", time_text(report)),
         ("memory", memory_text(report)),
     ]
+
+
+def precision_fact(facts: PrecisionFacts) -> tuple[str, str]:
+    """One precision of a nested artifact: what it reads, what was forecast and what was measured."""
+    return (
+        f"at {facts.bits} bits",
+        f"{facts.read_bits_per_weight:.3f} bits per weight read; KL {interval_text(facts.forecast)} forecast, "
+        f"{loss_text(facts.measured.kl)} measured; loss {increase_text(facts.forecast)} forecast, "
+        f"{signed_text(facts.measured.loss_increase)} measured",
+    )
 
 
 def quality(report: Report) -> list[tuple[str, str]]:

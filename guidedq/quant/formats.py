@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from guidedq.errors import FormatError
+from guidedq.quant.nested import NestedFormat, parse_nested
 
 MINIMUM_BITS = 1
 MAXIMUM_BITS = 8
@@ -151,7 +152,7 @@ class EntropyFormat:
         return f"entropy{{bits={self.bits:g}{' rice' if self.code == 'rice' else ''}}}"
 
 
-Format = AffineFormat | EntropyFormat | FloatFormat
+Format = AffineFormat | EntropyFormat | FloatFormat | NestedFormat
 RoundedFormat = AffineFormat | EntropyFormat
 """The formats that take a rounder."""
 
@@ -166,6 +167,8 @@ def parse_format(text: str) -> Format:
         return FloatFormat(dtype=text)  # pyright: ignore[reportArgumentType]
     if match := re.fullmatch(r"entropy\{bits=([0-9]+(?:\.[0-9]+)?)( rice)?\}", text):
         return EntropyFormat(bits=float(match[1]), code="rice" if match[2] else "huffman")
+    if nested := parse_nested(text):
+        return nested
     if not (text.startswith("affine{") and text.endswith("}")):
         raise FormatError(
             f"{text!r} is no format: expected fp16, affine{{bits=3 group-size=64}} or entropy{{bits=2.5}}."

@@ -20,6 +20,10 @@
 13. Entropy 0x30: the stream's length (4 bytes), the stream (see `entropy.py`; columns in the order of their scales,
     equal ones in their own); 0x31: the codes `[n, in]`. Then the scales of the rows, a byte each.
 14. Float: the values `[n, in]`.
+15. Kind of a nested format (see `nested.py`): 0x40, always the only segment; the group size; in place of the outliers
+    the set of its widths, bit `k - 1` for width `k`. Its data: for each width the bits that it adds to the one before,
+    from the top, as codes of their own, `n` bit streams; scales and zero points as in 9 and 10; the narrower widths'
+    ratios, fp16; for each of these a bit stream of `n` shifts of 3 bits, padded to a byte.
 
 Blobs on disk hold streams; in memory they hold bytes in their place, so that rows can be read one by one. Without
 streams a blob takes `blob_bytes`.
@@ -44,6 +48,7 @@ from guidedq.quant.formats import (
     FloatFormat,
     Format,
 )
+from guidedq.quant.nested import NestedFormat
 
 LAYOUT_VERSION = 0x72
 PREFIX_BYTES = 2
@@ -62,6 +67,7 @@ STREAM_HEADER = struct.Struct("<I")
 
 _SYMMETRIC = 0x10
 _STREAM, _BYTES = 0x30, 0x31
+_NESTED = 0x40
 _FLOAT_KINDS: dict[int, Literal["fp16", "bf16", "fp32"]] = {0x20: "fp16", 0x21: "bf16", 0x22: "fp32"}
 
 
@@ -109,12 +115,15 @@ class BlobLayout:
 
 
 def region_widths(format: Format, columns: int) -> tuple[int, ...]:
-    """Bytes per row of each region of a segment without a stream, in their order (8 to 12, 13, or 14)."""
+    """Bytes per row of each region of a segment without a stream, in their order (8 to 12, 13, 14, or 15)."""
     if isinstance(format, FloatFormat):
         return (format.row_bytes(columns),)
     if isinstance(format, EntropyFormat):
         return columns, 1
     groups = format.groups(columns)
+    if isinstance(format, NestedFormat):
+        layers = (packed_width(columns, bits) for bits in format.layers)
+        return *layers, 2 * groups, packed_width(groups, format.widest)
     zero_points = 0 if format.symmetric else packed_width(groups, format.bits)
     return packed_width(columns, format.bits), 2 * groups, zero_points, 2 * format.outliers, 2 * format.outliers
 
@@ -134,7 +143,7 @@ def blob_bytes(columns: int, segments: Sequence[tuple[Format, int]], *, scaled: 
     rows = sum(count for _, count in segments)
     header = PREFIX_BYTES + SEGMENT_HEADER.size * len(segments) + index_bytes(rows, len(segments))
     header += columns_bytes(columns) if scaled else 0
-    return header + sum(count * sum(region_widths(format, columns)) for format, count in segments)
+    return header + sum(_segment_bytes(format, count, columns) for format, count in segments)
 
 
 def write_header(segments: Sequence[tuple[Format, int]], columns: int, *, streams: bool, scaled: bool) -> bytes:
@@ -181,6 +190,8 @@ def read_layout(blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, int])
         _expect(problem is None, name, "segments that fit the weight", problem)
     counted = sum(count for _, count, _ in parts)
     _expect(counted == rows, name, f"{rows} rows in segments", counted)
+    nested = any(isinstance(format, NestedFormat) for format, _, _ in parts)
+    _expect(not nested or len(parts) == 1, name, "a nested segment alone", parts)
     columns_offset = index_offset + index_bytes(rows, len(parts))
     marks = {head[2] for head, (format, _, _) in zip(heads, parts, strict=True) if isinstance(format, EntropyFormat)}
     _expect(len(marks) < 2, name, "columns with scales or without", marks)
@@ -190,9 +201,9 @@ def read_layout(blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, int])
     for format, count, has_stream in parts:
         stream_bytes = _stream_bytes(blob, offset, name) if has_stream else 0
         segments.append(SegmentLayout(format=format, rows=count, offset=offset, stream_bytes=stream_bytes))
-        widths = region_widths(format, columns)
-        offset += stream_bytes + count * sum(widths[1:] if has_stream else widths)
-        offset += STREAM_HEADER.size if has_stream else 0
+        offset += _segment_bytes(format, count, columns)
+        if has_stream:
+            offset += STREAM_HEADER.size + stream_bytes - count * columns
     _expect(offset == len(blob), name, f"{offset} bytes", len(blob))
     return BlobLayout(
         name=name,
@@ -201,6 +212,11 @@ def read_layout(blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, int])
         index_offset=index_offset,
         columns_offset=columns_offset if scaled else None,
     )
+
+
+def _segment_bytes(format: Format, rows: int, columns: int) -> int:
+    refit = format.refit_bytes(rows) if isinstance(format, NestedFormat) else 0
+    return rows * sum(region_widths(format, columns)) + refit
 
 
 def _stream_bytes(blob: UInt8[Tensor, "bytes"], offset: int, name: str) -> int:
@@ -225,6 +241,8 @@ def _segment_header(format: Format, rows: int, *, streams: bool, scaled: bool) -
     if isinstance(format, EntropyFormat):
         kind = _STREAM if streams else _BYTES
         return SEGMENT_HEADER.pack(kind, round(format.bits * ENTROPY_STEPS_PER_BIT), int(scaled), rows)
+    if isinstance(format, NestedFormat):
+        return SEGMENT_HEADER.pack(_NESTED, format.group_size, sum(1 << width - 1 for width in format.widths), rows)
     kind = format.bits | (_SYMMETRIC if format.symmetric else 0)
     return SEGMENT_HEADER.pack(kind, format.group_size, format.outliers, rows)
 
@@ -241,6 +259,9 @@ def _read_segment_header(values: tuple[int, ...], name: str) -> tuple[Format, in
         if kind in (_STREAM, _BYTES):
             _expect(outliers in (0, 1), name, "columns with scales or without", outliers)
             return EntropyFormat(bits=group_size / ENTROPY_STEPS_PER_BIT), rows, kind == _STREAM
+        if kind == _NESTED:
+            widths = tuple(width for width in range(1, 17) if outliers >> (width - 1) & 1)
+            return NestedFormat(widths=widths, group_size=group_size, precision=max(widths, default=0)), rows, False
         symmetric = bool(kind & _SYMMETRIC)
         format = AffineFormat(bits=kind & ~_SYMMETRIC, group_size=group_size, symmetric=symmetric, outliers=outliers)
         return format, rows, False

@@ -71,7 +71,7 @@ def build_report(
             linear_bits_per_weight=linear_bits(graph, emission.site_bytes),
         ),
         forecast=decision.forecast,
-        measured=_measured(measured),
+        measured=measured_facts(measured),
         curve=tuple(curve),
         probes=tuple(
             ProbePoint(
@@ -160,7 +160,8 @@ def linear_bits(graph: Graph, site_bytes: Mapping[str, int] | Mapping[str, float
     return 8 * sum(site_bytes[site.name] for site in sites) / parameters if parameters else 0.0
 
 
-def _measured(measured: Measurement) -> MeasuredFacts:
+def measured_facts(measured: Measurement) -> MeasuredFacts:
+    """What the report tells of a measurement."""
     return MeasuredFacts(
         kl=measured.kl,
         loss_before=measured.loss_before,

@@ -10,6 +10,7 @@ from guidedq.artifacts.forecast import Forecast
 from guidedq.artifacts.report import LatencyFacts, Report
 from guidedq.artifacts.runtime import RuntimeFacts, RuntimeNode
 from guidedq.quant.formats import EntropyFormat, FloatFormat, parse_format
+from guidedq.quant.nested import NestedFormat, widths_text
 
 BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 SMALLEST_PLAIN = 1e-3
@@ -165,6 +166,9 @@ def format_text(format: str) -> str:
     parsed = parse_format(format)
     if isinstance(parsed, FloatFormat):
         return str(parsed)
+    if isinstance(parsed, NestedFormat):
+        read = "" if parsed.precision == parsed.widest else f" read at {parsed.precision}"
+        return f"nested {widths_text(parsed.widths)}-bit/{parsed.group_size}{read}"
     if isinstance(parsed, EntropyFormat):
         return f"{parsed.bits:g}-bit coded"
     words = f"{parsed.bits}-bit" + (f"/{parsed.group_size}" if parsed.group_size else " per row")

@@ -14,15 +14,15 @@ from guidedq.artifacts.curves import SiteCurve
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.guidance import AbstractSequenceGradients, SiteGuidance
 from guidedq.artifacts.quantized_weight import (
+    AffineSegment,
     EntropySegment,
-    FloatSegment,
     RoundedSegment,
     Segment,
     float_segment,
 )
 from guidedq.ir.graph import Site
 from guidedq.quant.entropy import stream_bytes
-from guidedq.quant.formats import FloatFormat
+from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
 from guidedq.stages import AbstractMeasurer, AbstractRounder
 
 CODES_AT_ONCE = 64_000_000
@@ -59,14 +59,14 @@ class RoundedCurves(AbstractMeasurer):
         at_once = max(1, CODES_AT_ONCE // site.parameters)
         for start in range(0, len(formats), at_once):
             part = formats[start : start + at_once]
-            to_round = [format for format in part if not isinstance(format, FloatFormat)]
+            to_round = [format for format in part if isinstance(format, AffineFormat | EntropyFormat)]
             rounded = rounder.round(matrix, guidance, to_round, seed=seed)
             stored = [
                 float_segment(matrix, format, every) if isinstance(format, FloatFormat) else next(rounded)
                 for format in part
             ]
             for number, segment in enumerate(stored, start):
-                if not isinstance(segment, FloatSegment):
+                if isinstance(segment, AffineSegment | EntropySegment):
                     keep(segment)
                 if isinstance(segment, EntropySegment):
                     entropy_bytes[number] = mean_row_bytes(segment)
@@ -77,6 +77,27 @@ class RoundedCurves(AbstractMeasurer):
             distortion=distortion,
             row_noise=row_noise(guidance),
             entropy_bytes=entropy_bytes,
+            projections=projections,
+        )
+
+    def weigh(
+        self,
+        name: str,
+        matrix: Float[Tensor, "out in"],
+        guidance: SiteGuidance,
+        gradients: AbstractSequenceGradients | None,
+        segments: Sequence[Segment],
+    ) -> SiteCurve:
+        """Distortion and projections of every row of segments that are rounded already."""
+        distortion = torch.empty(len(matrix), len(segments))
+        projections = None if gradients is None else torch.empty(*distortion.shape, gradients.sequences)
+        _measure(matrix, segments, guidance, gradients, 0, distortion, projections)
+        return SiteCurve(
+            name=name,
+            formats=tuple(segment.format for segment in segments),
+            distortion=distortion,
+            row_noise=row_noise(guidance),
+            entropy_bytes=torch.zeros(len(segments)),
             projections=projections,
         )
 

@@ -11,15 +11,18 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from guidedq.artifacts.guidance import SiteGuidance
+from guidedq.artifacts.nested_segment import NestedSegment
 from guidedq.artifacts.quantized_weight import AffineSegment, RoundedSegment, affine_segment
 from guidedq.quant.formats import AffineFormat, EntropyFormat, RoundedFormat
 from guidedq.quant.grid import Grid
+from guidedq.quant.nested import NestedFormat
 from guidedq.stages import AbstractRounder
 
 from .asked import rows_of
 from .entropy import round_entropy
 from .grid_search import search_grid
 from .metric import Feedback, RowMetric, feedback, row_metrics
+from .nested import round_nested
 from .outliers import choose_outliers
 from .sweep import Block, Sweep, stacks
 
@@ -57,6 +60,12 @@ class GptqRounder(AbstractRounder):
         )
         for format in formats:
             yield next(by_entropy if isinstance(format, EntropyFormat) else by_width)
+
+    def nested(self, matrix: Float[Tensor, "out in"], guidance: SiteGuidance, format: NestedFormat) -> NestedSegment:
+        """All rows at several widths at once, by one sweep and coordinate descent; columns in their own order."""
+        metrics = row_metrics(guidance)
+        spreads = [feedback(metric, self.damping_fraction) for metric in metrics]
+        return round_nested(matrix, guidance, metrics, spreads, format, self.damping_fraction)
 
     def _round_affine(
         self,

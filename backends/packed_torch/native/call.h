@@ -27,13 +27,36 @@ typedef struct {
     Prepared prepared[MOST_SEGMENTS];
 } Call;
 
+typedef struct {
+    const PlaneLayout *layout;
+    const uint32_t *planes;     /* [plane, block, word, 16 rows] */
+    const uint16_t *scales;     /* halves, [group, row] */
+    const uint8_t *zero_points; /* [group, row] */
+    const uint8_t *shifts;
+    float ratio;
+    const int64_t *wanted;      /* rows: which; NULL: all from `first_row` on */
+    int64_t first_row;
+    const float *inputs;        /* product: [count, columns] */
+    size_t count;
+    float *outputs;             /* product: [count, rows]; rows: [count, columns] */
+    float *tables;              /* product: [count, stride], sums of inputs; freed by the caller */
+    float *group_sums;          /* product: [count, groups] */
+    size_t stride;
+} PlaneCall;
+
 /* Each works on the places, or wanted rows, from `first` to `last`, and returns DONE or why not. */
 typedef struct {
     const char *name;
     int (*prepare)(Call *call);
     int (*multiply)(const Call *call, size_t first, size_t last);
     int (*dequantize)(const Call *call, size_t first, size_t last);
+    int (*prepare_planes)(PlaneCall *call);
+    int (*multiply_planes)(const PlaneCall *call, size_t first, size_t last); /* blocks of 16 rows */
+    int (*dequantize_planes)(const PlaneCall *call, size_t first, size_t last);
 } Kernels;
+
+/* Those of instruction set number `set`, best first; NULL beyond the last. */
+const Kernels *guidedq_kernels(int set);
 
 extern const Kernels kernels_portable, kernels_neon, kernels_avx2, kernels_avx512;
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from guidedq.errors import ArtifactError
 from guidedq.quant.exponents import LARGEST_EXPONENT, scales_of
 from guidedq.quant.formats import AffineFormat, EntropyFormat
+from guidedq.quant.nested import NestedFormat
 from guidedq.quant.packing import BlobLayout, SegmentLayout, region_widths
 
 from .library import Library
@@ -60,7 +61,7 @@ def multiply_rows(
     rows = len(listed)
     outputs = inputs.new_empty(len(inputs), rows)
     arguments = (inputs.data_ptr(), len(inputs), outputs.data_ptr(), torch.get_num_threads(), instruction_set)
-    _check(library.multiply(description, blob.data_ptr(), _SCALES.data_ptr(), listed.data_ptr(), *arguments))
+    check_outcome(library.multiply(description, blob.data_ptr(), _SCALES.data_ptr(), listed.data_ptr(), *arguments))
     return outputs
 
 
@@ -93,7 +94,7 @@ def dequantize_rows(
     outputs = torch.empty(len(wanted), columns)
     chosen = (None, wanted.start) if isinstance(wanted, range) else (wanted.data_ptr(), 0)
     arguments = (*chosen, len(wanted), outputs.data_ptr(), torch.get_num_threads(), instruction_set)
-    _check(library.dequantize(description, blob.data_ptr(), _SCALES.data_ptr(), places.data_ptr(), *arguments))
+    check_outcome(library.dequantize(description, blob.data_ptr(), _SCALES.data_ptr(), places.data_ptr(), *arguments))
     return outputs
 
 
@@ -109,10 +110,18 @@ def _segment(part: SegmentLayout, columns: int) -> tuple[int, ...]:
         return (*kind, part.rows, *starts[:5])
     if isinstance(format, EntropyFormat):
         return (_KINDS["entropy"], 8, 0, 0, 0, 0, part.rows, *starts[:2], 0, 0, 0)
+    assert not isinstance(format, NestedFormat), "nested weights lie in planes"
     return (_KINDS[format.dtype], format.bits, 0, 0, 0, 0, part.rows, part.offset, 0, 0, 0, 0)
 
 
-def _check(outcome: int) -> None:
+def check_outcome(outcome: int) -> None:
+    """Turn what a call says of itself into an error.
+
+    Raises:
+        MemoryError: there was none.
+        IndexError: there is no such row.
+        ArtifactError: the weight is not what it was when it was described.
+    """
     if outcome == _DONE:
         return
     if outcome == _NO_MEMORY:

@@ -15,7 +15,7 @@ enum {
     BYTES_A_PART = 1 << 15,
 };
 
-static const Kernels *set_number(int set) {
+const Kernels *guidedq_kernels(int set) {
     const Kernels *found[4];
     int count = 0;
 #if defined(__x86_64__)
@@ -30,7 +30,7 @@ static const Kernels *set_number(int set) {
 }
 
 const char *guidedq_instruction_set(int set) {
-    const Kernels *kernels = set_number(set);
+    const Kernels *kernels = guidedq_kernels(set);
     return kernels ? kernels->name : NULL;
 }
 
@@ -114,7 +114,7 @@ static int share_out(const Call *call, int (*work)(const Call *, size_t, size_t)
 
 int guidedq_multiply(const Layout *layout, const uint8_t *blob, const float *scales, const int32_t *listed,
                      const float *inputs, int64_t count, float *outputs, int threads, int set) {
-    const Kernels *kernels = set_number(set);
+    const Kernels *kernels = guidedq_kernels(set);
     if (!kernels) return NO_SUCH_INSTRUCTIONS;
     if (!is_whole(layout) || threads < 1 || count < 0 || count > MOST_INPUTS) return BAD_LAYOUT;
     float *columns = NULL;
@@ -133,7 +133,7 @@ int guidedq_multiply(const Layout *layout, const uint8_t *blob, const float *sca
 
 int guidedq_dequantize(const Layout *layout, const uint8_t *blob, const float *scales, const int32_t *places,
                        const int64_t *wanted, int64_t first_row, int64_t count, float *outputs, int threads, int set) {
-    const Kernels *kernels = set_number(set);
+    const Kernels *kernels = guidedq_kernels(set);
     if (!kernels) return NO_SUCH_INSTRUCTIONS;
     if (!is_whole(layout) || threads < 1 || count < 0) return BAD_LAYOUT;
     float *columns = NULL;

@@ -24,4 +24,15 @@ EXPORT int guidedq_dequantize(const Layout *layout, const uint8_t *blob, const f
                               const int64_t *wanted, int64_t first_row, int64_t count, float *outputs, int threads,
                               int set);
 
+/* The same for a nested weight, of which `layout` says how many planes are read. `ratio` multiplies its scales, `shifts`
+ * (one for each row) move its zero points; see `guidedq/quant/nested.py`. */
+EXPORT int guidedq_multiply_planes(const PlaneLayout *layout, const uint32_t *planes, const uint16_t *scales,
+                                   const uint8_t *zero_points, const uint8_t *shifts, float ratio, const float *inputs,
+                                   int64_t count, float *outputs, int threads, int set);
+
+EXPORT int guidedq_dequantize_planes(const PlaneLayout *layout, const uint32_t *planes, const uint16_t *scales,
+                                     const uint8_t *zero_points, const uint8_t *shifts, float ratio,
+                                     const int64_t *wanted, int64_t first_row, int64_t count, float *outputs,
+                                     int threads, int set);
+
 #endif

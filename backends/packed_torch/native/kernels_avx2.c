@@ -19,12 +19,14 @@
 #include "codes.h"
 #include "product.h"
 #include "rows.h"
+#include "planes.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
 
-const Kernels kernels_avx2 = {"avx2", prepare, multiply, dequantize};
+const Kernels kernels_avx2 = {"avx2", prepare, multiply, dequantize,
+                                prepare_planes, multiply_planes, dequantize_planes};
 #else
 typedef int nothing_on_other_processors;
 #endif

@@ -12,8 +12,10 @@ static inline uint8x16_t pick_of(const uint8_t bytes[16]) { return vld1q_u8(byte
 #include "codes.h"
 #include "product.h"
 #include "rows.h"
+#include "planes.h"
 
-const Kernels kernels_neon = {"neon", prepare, multiply, dequantize};
+const Kernels kernels_neon = {"neon", prepare, multiply, dequantize,
+                                prepare_planes, multiply_planes, dequantize_planes};
 #else
 typedef int nothing_on_other_processors;
 #endif

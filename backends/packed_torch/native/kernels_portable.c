@@ -6,5 +6,7 @@
 #include "codes.h"
 #include "product.h"
 #include "rows.h"
+#include "planes.h"
 
-const Kernels kernels_portable = {"portable", prepare, multiply, dequantize};
+const Kernels kernels_portable = {"portable", prepare, multiply, dequantize,
+                                prepare_planes, multiply_planes, dequantize_planes};

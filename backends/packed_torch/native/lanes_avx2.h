@@ -39,3 +39,15 @@ INLINE Vector masked(Words w, uint32_t mask) {
     return _mm256_cvtepi32_ps(_mm256_and_si256(w, _mm256_set1_epi32((int)mask)));
 }
 INLINE Vector shifted(Words w, const int by) { return _mm256_cvtepi32_ps(_mm256_srli_epi32(w, by)); }
+
+typedef struct { __m256 low, high; } Table; /* sixteen numbers, one of which four bits choose */
+INLINE Table load_table(const float *from) {
+    Table table = {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)};
+    return table;
+}
+INLINE Words words_at(const uint32_t *from) { return _mm256_loadu_si256((const __m256i *)from); }
+INLINE Words next_columns(Words w) { return _mm256_srli_epi32(w, 4); }
+INLINE Vector look_up(Table table, Words w) {
+    const __m256 low = _mm256_permutevar8x32_ps(table.low, w), high = _mm256_permutevar8x32_ps(table.high, w);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(w, 28)));
+}

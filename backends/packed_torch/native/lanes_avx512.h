@@ -38,3 +38,9 @@ INLINE Vector masked(Words w, uint32_t mask) {
     return _mm512_cvtepi32_ps(_mm512_and_si512(w, _mm512_set1_epi32((int)mask)));
 }
 INLINE Vector shifted(Words w, const int by) { return _mm512_cvtepi32_ps(_mm512_srli_epi32(w, (unsigned)by)); }
+
+typedef __m512 Table; /* sixteen numbers, one of which four bits choose */
+INLINE Table load_table(const float *from) { return _mm512_loadu_ps(from); }
+INLINE Words words_at(const uint32_t *from) { return _mm512_loadu_si512((const void *)from); }
+INLINE Words next_columns(Words w) { return _mm512_srli_epi32(w, 4); }
+INLINE Vector look_up(Table table, Words w) { return _mm512_permutexvar_ps(w, table); }

@@ -57,3 +57,22 @@ INLINE Vector shifted(Words w, const int by) {
     Words kept = {vshlq_u32(w.low, left), vshlq_u32(w.high, left)};
     return vector_of_integers(kept);
 }
+
+typedef const float *Table; /* sixteen numbers, one of which four bits choose */
+INLINE Table load_table(const float *from) { return from; }
+INLINE Words words_at(const uint32_t *from) {
+    Words w = {vld1q_u32(from), vld1q_u32(from + 4)};
+    return w;
+}
+INLINE Words next_columns(Words w) {
+    Words next = {vshrq_n_u32(w.low, 4), vshrq_n_u32(w.high, 4)};
+    return next;
+}
+INLINE Vector look_up(Table table, Words w) {
+    uint32_t bits[8];
+    float found[8];
+    vst1q_u32(bits, w.low);
+    vst1q_u32(bits + 4, w.high);
+    for (int i = 0; i < 8; i++) found[i] = table[bits[i] & 15];
+    return load_vector(found);
+}

@@ -35,3 +35,9 @@ INLINE Words load_words(const uint8_t *from, const int bits) {
 
 INLINE Vector masked(Words w, uint32_t mask) { Vector v; EACH v.lane[i] = (float)(int32_t)(w.lane[i] & mask); return v; }
 INLINE Vector shifted(Words w, const int by) { Vector v; EACH v.lane[i] = (float)(int32_t)(w.lane[i] >> by); return v; }
+
+typedef const float *Table; /* sixteen numbers, one of which four bits choose */
+INLINE Table load_table(const float *from) { return from; }
+INLINE Words words_at(const uint32_t *from) { Words w; memcpy(&w, from, sizeof w); return w; }
+INLINE Words next_columns(Words w) { EACH w.lane[i] >>= 4; return w; }
+INLINE Vector look_up(Table table, Words w) { Vector v; EACH v.lane[i] = table[w.lane[i] & 15]; return v; }

@@ -13,6 +13,7 @@ from typing import final
 NAME = "_kernels"
 """As `pyproject.toml` calls it."""
 _BYTES, _ADDRESS, _NUMBER, _INT = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_FLOAT = ctypes.c_float
 
 
 @final
@@ -24,11 +25,15 @@ class Library:
         instruction_sets: Names of those that this processor has, best first; calls take one's place in this list.
         multiply: `guidedq_multiply`.
         dequantize: `guidedq_dequantize`.
+        multiply_planes: `guidedq_multiply_planes`.
+        dequantize_planes: `guidedq_dequantize_planes`.
     """
 
     instruction_sets: tuple[str, ...]
     multiply: Callable[..., int]
     dequantize: Callable[..., int]
+    multiply_planes: Callable[..., int]
+    dequantize_planes: Callable[..., int]
 
 
 @cache
@@ -58,6 +63,13 @@ def load_library(path: Path) -> Library:
     settings = (_ADDRESS, _INT, _INT)  # outputs, threads, instruction set
     loaded.guidedq_multiply.argtypes = (*weight, _ADDRESS, _NUMBER, *settings)
     loaded.guidedq_dequantize.argtypes = (*weight, _ADDRESS, _NUMBER, _NUMBER, *settings)
+    nested = (_BYTES, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _FLOAT)  # layout, planes, scales, zeros, shifts, ratio
+    loaded.guidedq_multiply_planes.argtypes = (*nested, _ADDRESS, _NUMBER, *settings)
+    loaded.guidedq_dequantize_planes.argtypes = (*nested, _ADDRESS, _NUMBER, _NUMBER, *settings)
     return Library(
-        instruction_sets=tuple(names), multiply=loaded.guidedq_multiply, dequantize=loaded.guidedq_dequantize
+        instruction_sets=tuple(names),
+        multiply=loaded.guidedq_multiply,
+        dequantize=loaded.guidedq_dequantize,
+        multiply_planes=loaded.guidedq_multiply_planes,
+        dequantize_planes=loaded.guidedq_dequantize_planes,
     )

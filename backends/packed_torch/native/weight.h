@@ -39,6 +39,19 @@ typedef struct {
     Segment segment[];
 } Layout;
 
+/* A nested weight in memory, and how much of it is read; the last three say how long its arrays are. */
+typedef struct {
+    int64_t rows;
+    int64_t columns;
+    int64_t group; /* columns of a full group, a multiple of 32 unless it is the only one */
+    int64_t groups;
+    int64_t widest; /* planes that are held */
+    int64_t read;   /* planes that are read */
+    int64_t words;  /* of all planes */
+    int64_t grids;  /* scales, and zero points */
+    int64_t shifts; /* of rows, 0: all are 0 */
+} PlaneLayout;
+
 enum { MOST_SEGMENTS = 8, MOST_INPUTS = 16, ENTROPY_ZERO = 128 };
 
 /* Bytes of `count` codes of `bits` bits. */
