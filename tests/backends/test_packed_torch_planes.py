@@ -120,7 +120,7 @@ def test_a_folder_is_read_at_each_precision_and_says_which_it_has(model, folder)
         guidedq.set_precision(loaded, 6)
 
 
-def test_a_nested_model_saves_loads_compiles_and_refuses_what_has_no_planes(folder, model, tmp_path):
+def test_a_nested_model_saves_loads_and_refuses_what_has_no_planes(folder, model, tmp_path):
     loaded, inputs = guidedq.load_quantized(folder), torch.arange(3, 15)[None]
     guidedq.set_precision(loaded, 4)
     expected = loaded(inputs).logits
