@@ -63,6 +63,9 @@ def line(row: Row) -> str:
     """One row of the table."""
     if row.get("error"):
         return f"| {row['model']} | {row['budget']} | {row['seed']} | {row['error']} | | | |"
+    if not any(name in row["variants"] for name in PLAIN):
+        alone = f"{row['variants']['guided']['kl']:.4g}"
+        return f"| {row['model']} | {row['budget']} | {row['seed']} | none is so small | | {alone} | |"
     variants, best = row["variants"], ratio(row)
     kl = {name: f"{variants[name]['kl']:.4g}" if name in variants else "" for name in (*PLAIN, EQUAL)}
     cells = (row["model"], row["budget"], str(row["seed"]), *kl.values(), "" if best is None else f"{best:.2f}")

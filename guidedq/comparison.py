@@ -73,7 +73,8 @@ def variants(recipe: Recipe) -> Mapping[str, Recipe]:
 def compare_variants(job: Job, budget: Budget, *, out: Path | None, overwrite: bool) -> tuple[Compared, ...]:
     """Compile every variant within the budget, and the guided one also in the bytes of its best plain rival.
 
-    A budget for loss is the guided variant's: the others get the bytes that it takes.
+    A budget for loss is the guided variant's: the others get the bytes that it takes. Uniform variants that have no
+    format small enough are left out, with a notice.
 
     Args:
         job: Its recipe is the guided variant's; all share model, backend, data and workspace.
@@ -97,17 +98,20 @@ def compare_variants(job: Job, budget: Budget, *, out: Path | None, overwrite: b
             artifact = compile_model(mine, asked, folder, overwrite=overwrite, curve_bits=())
             return Compared(name=name, recipe=recipe, report=artifact.report, folder=None if out is None else folder)
 
+        def fitting(name: str, recipe: Recipe, asked: Budget) -> tuple[Compared, ...]:
+            try:
+                return (compiled(name, recipe, asked),)
+            except BudgetError as error:
+                job.progress.notice(f"no {name}: {error}")
+                return ()
+
         guided = compiled(GUIDED, job.recipe, budget)
         if budget.bounds_loss:
             budget = _bytes_budget(counted_bytes(guided.report))
-        plain = [compiled(name, recipe, budget) for name, recipe in chosen.items() if name != GUIDED]
-        compared = [*plain, guided]
-        spent = counted_bytes(best_uniform(compared).report)
-        try:
-            compared.append(compiled(EQUAL, job.recipe, _bytes_budget(spent)))
-        except BudgetError as error:
-            job.progress.notice(f"no {EQUAL}: {error}")
-    return tuple(compared)
+        plain = [one for name, recipe in chosen.items() if name != GUIDED for one in fitting(name, recipe, budget)]
+        rival = best_uniform(plain)
+        equal = () if rival is None else fitting(EQUAL, job.recipe, _bytes_budget(counted_bytes(rival.report)))
+    return (*plain, guided, *equal)
 
 
 def _bytes_budget(size: int) -> Budget:
@@ -119,9 +123,9 @@ def counted_bytes(report: Report) -> int:
     return report.size.file_bytes if report.budget.scope == "file" else sum(site.bytes for site in report.sites)
 
 
-def best_uniform(compared: Sequence[Compared]) -> Compared:
-    """The variant of least measured KL among those that know nothing of the end loss."""
-    return min((one for one in compared if one.name in PLAIN), key=lambda one: one.report.measured.kl)
+def best_uniform(compared: Sequence[Compared]) -> Compared | None:
+    """The variant of least measured KL among those that know nothing of the end loss, if any fits."""
+    return min((one for one in compared if one.name in PLAIN), key=lambda one: one.report.measured.kl, default=None)
 
 
 def comparison_facts(compared: Sequence[Compared]) -> dict[str, Any]:

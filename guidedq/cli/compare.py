@@ -83,13 +83,16 @@ def _print_compared(compared: Sequence[Compared]) -> None:
         for one in compared
     ]
     print_table(columns, rows, text_columns=2)
+    print_facts([("", f"measured, in {compared[0].report.model.unit}")])
     rival = best_uniform(compared)
+    if rival is None:
+        print_facts([("", "no single format is small enough for the budget: guided is alone")])
+        return
     wheres = {
         EQUAL: f"in the very bytes of {rival.name}, the best plain uniform file",
         GUIDED: f"in the whole budget, against {rival.name}",
     }
     ours = {one.name: one for one in compared if one.name in wheres}
-    print_facts([("", f"measured, in {compared[0].report.model.unit}")])
     print_facts([("", f"{where}: {_change(ours[name], rival)}") for name, where in wheres.items() if name in ours])
 
 

@@ -329,3 +329,10 @@ def test_compare_measures_every_variant_within_the_budget(compiled: Compiled, tm
     assert plot.read_text().startswith("<?xml")
     table = run(*words).stdout
     assert all(name in table for name in variants)
+
+
+@pytest.mark.slow
+def test_compare_goes_on_where_no_single_format_is_small_enough(compiled: Compiled) -> None:
+    words = ("compare", compiled.model, "--budget", "2.4bits", *compiled.options)
+    assert [variant["name"] for variant in run_json(*words)["variants"]] == ["guided"]
+    assert "guided is alone" in run(*words).stdout

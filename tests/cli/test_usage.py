@@ -7,7 +7,10 @@ from command_line import run, run_json
 from guidedq import __version__
 from guidedq.registry import KINDS, available
 
-COMMANDS = ("compile", "plan", "compare", "eval", "check", "verify", "generate", "inspect", "law", "stages")
+COMMANDS = (
+    *("compile", "plan", "compare", "eval", "check", "verify", "generate", "schedule", "inspect", "law"),
+    *("profile", "stages"),
+)
 
 
 def test_the_version_is_printed_alone() -> None:
