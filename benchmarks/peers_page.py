@@ -74,8 +74,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = new_figure((7.0, 4.4))
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        label = f"{row['tool']} {row['settings']}" if row["tool"] == OURS else row["tool"]
-        series.setdefault(label, []).append((row["bits"], row["kl"]))
+        series.setdefault(label_of(row), []).append((row["bits"], row["kl"]))
     others = [label for label in series if not label.startswith(OURS)]
     for label, points in series.items():
         ours = label.startswith(OURS)
@@ -88,6 +87,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("KL from the original, nats per token")
     axes.legend(frameon=False, fontsize=8)
     save_figure(figure, path)
+
+
+def label_of(row: dict[str, Any]) -> str:
+    """A tool, with what tells its series apart."""
+    if row["tool"] == OURS:
+        return f"{OURS} {row['settings']}"
+    kind = row["settings"].rpartition(", ")[2]
+    return f"{row['tool']}, {kind}" if kind.endswith("symmetric") else row["tool"]
 
 
 def machine_text(record: dict[str, Any]) -> str:

@@ -3,7 +3,8 @@
     python onnx_nncf.py SOURCE.onnx CALIBRATION.npz TARGET.onnx SETTINGS
 
 SETTINGS: `int4`, or `int4 mixed` (half the layers at 8 bits, chosen by its sensitivity metric on the data), or
-`int4 scale estimation`, in groups of 64 with zero points; or `int8`. Look-ups are left alone.
+`int4 scale estimation`, in groups of 64; or `int8`. Look-ups are left alone. Without zero points at 4 bits: those that
+NNCF 3.4 writes for an odd number of bytes a row are refused by ONNX Runtime 1.31.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main() -> None:
     alone = nncf.IgnoredScope(types=["Gather", "Embedding"], validate=False)
     options = {"mode": nncf.CompressWeightsMode.INT8_ASYM, "ignored_scope": alone}
     if settings.startswith("int4"):
-        options |= {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": GROUP, "all_layers": True}
+        options |= {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": GROUP, "all_layers": True}
         if "mixed" in settings:
             metric = nncf.SensitivityMetric.MAX_ACTIVATION_VARIANCE
             options |= {"ratio": 0.5, "dataset": dataset, "sensitivity_metric": metric, "subset_size": count}
