@@ -24,7 +24,7 @@ from records import Record, Row, write_page
 from torch import Tensor, nn
 
 import guidedq
-from guidedq.backends.packed_torch import modules
+from guidedq.backends.packed_torch import kernels
 from guidedq.backends.packed_torch.modules import PackedLinear, PackedWeight
 from guidedq.backends.packed_torch.native.library import library
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format
@@ -59,13 +59,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kernels.json"))
     parser.add_argument("--page", type=Path, default=Path("docs/kernels.md"))
     arguments = parser.parse_args()
-    kernels = library()
-    if kernels is None:
+    native = library()
+    if native is None:
         raise SystemExit("The kernels were not built: there is nothing to measure. Install a C compiler, then guidedq.")
     versions = {"torch": torch.__version__, "guidedq": guidedq.__version__}
     arguments.out.unlink(missing_ok=True)
     record = Record(
-        arguments.out, instruction_set=kernels.instruction_sets[0], versions=versions, seed=0, load=os.getloadavg()
+        arguments.out, instruction_set=native.instruction_sets[0], versions=versions, seed=0, load=os.getloadavg()
     )
     torch.manual_seed(0)
     with torch.no_grad():
@@ -139,11 +139,11 @@ def least(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]
 
 def plainly(module: nn.Module, *inputs: Any, **options: Any) -> Any:
     """Run a module as if the kernels had not been built."""
-    modules.library = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
+    kernels.library = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
     try:
         return module(*inputs, **options)
     finally:
-        modules.library = library
+        kernels.library = library
 
 
 def decoding(artifact: Path, original: Path, record: Record) -> None:
@@ -159,9 +159,9 @@ def decoding(artifact: Path, original: Path, record: Record) -> None:
         for _ in range(3):
             for name, work in run.items():
                 best[name] = min(best[name], work())
-        modules.library = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
+        kernels.library = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
         best["plain torch"] = step_seconds(packed, 3)
-        modules.library = library
+        kernels.library = library
         row: Row = {"kind": "decoding", "artifact": artifact.name, "model": original.name, "threads": threads}
         row |= {"tokens_per_second": {name: 1 / seconds for name, seconds in best.items()}}
         print(row, flush=True)

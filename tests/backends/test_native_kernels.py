@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from guidedq.artifacts.packed_weight import pack_weight, segment_rows
 from guidedq.artifacts.quantized_weight import AffineSegment, QuantizedWeight
-from guidedq.backends.packed_torch import modules
+from guidedq.backends.packed_torch import kernels
 from guidedq.backends.packed_torch.modules import PackedEmbedding, PackedLinear, PackedWeight
 from guidedq.backends.packed_torch.native.calls import MOST_INPUTS, dequantize_rows, describe, multiply_rows
 from guidedq.errors import ArtifactError
@@ -131,7 +131,7 @@ def test_unknown_rows_are_refused():
 @pytest.fixture(params=["kernels", "torch"])
 def packed(request, monkeypatch) -> PackedWeight:
     """A packed weight, in a world with kernels and in one without."""
-    monkeypatch.setattr(modules, "library", compiled if request.param == "kernels" else lambda: None)
+    monkeypatch.setattr(kernels, "library", compiled if request.param == "kernels" else lambda: None)
     weight = random_weight("w", (40, COLUMNS), MIX, 5, scale=0.1)
     return PackedWeight(pack_weight(weight), "w", (40, COLUMNS), transposed=False)
 
@@ -192,9 +192,9 @@ def test_an_embedding_takes_indices_of_any_kind(packed):
 
 
 def test_a_large_matrix_is_never_whole_in_memory(monkeypatch):
-    monkeypatch.setattr(modules, "library", compiled)
-    shape = (2 * modules.TILE // 512, 512)
+    monkeypatch.setattr(kernels, "library", compiled)
+    shape = (2 * kernels.TILE // 512, 512)
     weight = random_weight("w", shape, (AffineFormat(bits=2), AffineFormat(bits=3)), 0)
     packed = PackedWeight(pack_weight(weight), "w", shape, transposed=False)
-    assert max(part.numel() for _, part in packed.parts()) <= modules.TILE
+    assert max(part.numel() for _, part in packed.parts()) <= kernels.TILE
     same(PackedLinear(packed, torch.zeros(shape[0])), torch.randn(9, 512))
