@@ -2,8 +2,9 @@
 
 A program takes some rows of one segment, and goes through their columns tile by tile: it dequantizes a tile as the
 reference does, then multiplies it by all inputs, or writes it. Bytes are loaded one by one, since nothing in a blob is
-aligned (`guidedq/quant/packing.py`); neighbouring threads load neighbouring bytes. Triton compiles a kernel anew for
-each kind of segment, width, group size and number of inputs, at its first call.
+aligned (`guidedq/quant/packing.py`), but few of them for each weight: a thread takes eight columns, whose codes fill
+`bits` bytes, and as a rule lie in one group. Triton compiles a kernel anew for each kind of segment, width, group size
+and number of inputs, at its first call.
 """
 
 # Triton is not installed everywhere, and its functions have types of its own.
@@ -31,8 +32,11 @@ from guidedq.quant.packing import COLUMN_STEP, COLUMN_ZERO, BlobLayout, read_lay
 
 from .native.calls import KINDS, SCALES, segment_numbers
 
-ROWS_AT_ONCE, COLUMNS_AT_ONCE = 4, 256
-"""Of a program's tile: eight weights for each of its 128 threads, and programs enough for every processor of a GPU."""
+ROWS_AT_ONCE, WORDS_AT_ONCE = 4, 32
+"""Of a program's tile: a word of eight columns for each of its 128 threads, and programs enough for a whole GPU."""
+COLUMNS_AT_ONCE = 8 * WORDS_AT_ONCE
+OPTIONS = {"height": ROWS_AT_ONCE, "words": WORDS_AT_ONCE, "enable_fp_fusion": True}
+"""Of every start of a kernel. Products may be added unrounded; dequantizing adds nothing."""
 OLDEST_CAPABILITY = (8, 0)
 """Of the GPUs that Triton compiles for."""
 
@@ -59,7 +63,7 @@ def multiply_rows(
         with torch.cuda.device_of(blob):
             _multiply[(triton.cdiv(own, ROWS_AT_ONCE),)](
                 outputs, inputs, listed, blob, _scales(blob.device), count, start, rows, columns, *numbers,
-                held=held, height=ROWS_AT_ONCE, width=COLUMNS_AT_ONCE,
+                held=held, **OPTIONS,
             )  # fmt: skip
     return outputs
 
@@ -81,7 +85,7 @@ def dequantize_rows(
         with torch.cuda.device_of(blob):
             _dequantize[grid](
                 outputs, places, blob, _scales(blob.device), count, start, columns, *numbers,
-                height=ROWS_AT_ONCE, width=COLUMNS_AT_ONCE,
+                **OPTIONS,
             )  # fmt: skip
     return outputs
 
@@ -129,25 +133,27 @@ def _multiply(
     outputs, inputs, listed, blob, powers, count, start, all_rows, columns,
     scaled: tl.constexpr, column_scales, kind: tl.constexpr, bits: tl.constexpr, group: tl.constexpr, groups,
     symmetric: tl.constexpr, outliers, rows, codes, scales, zero_points, outlier_columns, outlier_values,
-    held: tl.constexpr, height: tl.constexpr, width: tl.constexpr,
+    held: tl.constexpr, height: tl.constexpr, words: tl.constexpr,
 ):  # fmt: skip
     place = tl.program_id(0) * height + tl.arange(0, height)
     mine = place < rows
-    number = tl.arange(0, held)
-    sums = tl.zeros((held, height), tl.float32)
-    for first in range(0, columns, width):
-        column = first + tl.arange(0, width)
+    number = tl.arange(0, held)[:, None, None]
+    lane = tl.arange(0, 8)[None, None, :]
+    products = tl.zeros((held, height, words, 8), tl.float32)
+    for first in range(0, tl.cdiv(columns, 8), words):
+        word = (first + tl.arange(0, words))[None, :, None]
         values = _values(
-            blob, powers, place[:, None].to(tl.int64), mine[:, None], column[None, :], columns,
+            blob, powers, place.to(tl.int64)[:, None, None], mine[:, None, None], word, lane, columns,
             scaled, column_scales, kind, bits, group, groups,
             symmetric, outliers, codes, scales, zero_points, outlier_columns, outlier_values,
         )  # fmt: skip
-        given = (number < count)[:, None] & (column < columns)[None, :]
-        values_in = tl.load(inputs + number[:, None] * columns + column[None, :], mask=given, other=0.0)
-        sums += tl.sum(values_in[:, None, :] * values[None, :, :], axis=2)
+        column = word * 8 + lane
+        given = tl.load(inputs + number * columns + column, mask=(number < count) & (column < columns), other=0.0)
+        products += given[:, None, :, :] * values[None, :, :, :]
+    sums = tl.sum(tl.sum(products, axis=3), axis=2)
     row = tl.load(listed + start + place, mask=mine, other=0)
-    whole = (number < count)[:, None] & (mine & (row < all_rows))[None, :]
-    tl.store(outputs + number[:, None] * all_rows + row[None, :], sums, mask=whole)
+    number = tl.arange(0, held)[:, None]
+    tl.store(outputs + number * all_rows + row, sums, mask=(number < count) & (mine & (row < all_rows)))
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
@@ -156,38 +162,44 @@ def _dequantize(
     outputs, places, blob, powers, count, start, columns,
     scaled: tl.constexpr, column_scales, kind: tl.constexpr, bits: tl.constexpr, group: tl.constexpr, groups,
     symmetric: tl.constexpr, outliers, rows, codes, scales, zero_points, outlier_columns, outlier_values,
-    height: tl.constexpr, width: tl.constexpr,
+    height: tl.constexpr, words: tl.constexpr,
 ):  # fmt: skip
-    number = tl.program_id(0) * height + tl.arange(0, height)
+    number = (tl.program_id(0) * height + tl.arange(0, height))[:, None, None]
     place = tl.load(places + number, mask=number < count, other=-1) - start
     mine = (place >= 0) & (place < rows)
-    column = tl.program_id(1) * width + tl.arange(0, width)
+    word = (tl.program_id(1) * words + tl.arange(0, words))[None, :, None]
+    lane = tl.arange(0, 8)[None, None, :]
     values = _values(
-        blob, powers, place[:, None].to(tl.int64), mine[:, None], column[None, :], columns,
+        blob, powers, place.to(tl.int64), mine, word, lane, columns,
         scaled, column_scales, kind, bits, group, groups,
         symmetric, outliers, codes, scales, zero_points, outlier_columns, outlier_values,
     )  # fmt: skip
-    whole = mine[:, None] & (column < columns)[None, :]
-    tl.store(outputs + number[:, None].to(tl.int64) * columns + column[None, :], values, mask=whole)
+    column = word * 8 + lane
+    tl.store(outputs + number.to(tl.int64) * columns + column, values, mask=mine & (column < columns))
 
 
 @triton.jit
 @no_type_check
 def _values(
-    blob, powers, place, mine, column, columns,
+    blob, powers, place, mine, word, lane, columns,
     scaled: tl.constexpr, column_scales, kind: tl.constexpr, bits: tl.constexpr, group: tl.constexpr, groups,
     symmetric: tl.constexpr, outliers, codes, scales, zero_points, outlier_columns, outlier_values,
 ):  # fmt: skip
-    """The weights at some places of a segment, `[height, 1]`, of which some are `mine`, and columns, `[1, width]`."""
+    """The weights `[place, word, lane]` of a segment, where the place is `mine`; each of these has one axis only."""
+    column = word * 8 + lane
     mask = mine & (column < columns)
     if kind == _AFFINE:
-        own = column // group
-        code = _code(blob, codes + place * ((columns * bits + 7) // 8), column, mask, bits)
+        code = _codes(blob, codes, place, mine, word, lane, columns, bits)
+        if group % 8 == 0:
+            own = word // (group // 8)
+        else:
+            own = column // group
+        known = mine & (own < groups)
         if symmetric:
             zero = 1 << (bits - 1)
         else:
-            zero = _code(blob, zero_points + place * ((groups * bits + 7) // 8), own, mask, bits)
-        values = (code - zero).to(tl.float32) * _half(blob, scales + 2 * (place * groups + own), mask)
+            zero = _code(blob, zero_points + place * ((groups * bits + 7) // 8), own, known, bits)
+        values = (code - zero).to(tl.float32) * _half(blob, scales + 2 * (place * groups + own), known)
         for which in range(outliers):
             outlier = 2 * (place * outliers + which)
             at = _word(blob, outlier_columns + outlier, mine, 2).to(tl.int32)
@@ -202,8 +214,7 @@ def _values(
     elif kind == _HALF:
         values = _half(blob, codes + 2 * (place * columns + column), mask)
     elif kind == _BFLOAT:
-        word = _word(blob, codes + 2 * (place * columns + column), mask, 2)
-        values = (word << 16).to(tl.float32, bitcast=True)
+        values = (_word(blob, codes + 2 * (place * columns + column), mask, 2) << 16).to(tl.float32, bitcast=True)
     else:
         values = _word(blob, codes + 4 * (place * columns + column), mask, 4).to(tl.float32, bitcast=True)
     return values
@@ -211,8 +222,21 @@ def _values(
 
 @triton.jit
 @no_type_check
+def _codes(blob, first, place, mine, word, lane, columns, bits: tl.constexpr):
+    """Codes by word, eight of which fill `bits` bytes; `first` is the first byte of the first row's."""
+    width = (columns * bits + 7) // 8
+    start = first + place * width
+    packed = tl.load(blob + start + word * bits, mask=mine & (word * bits < width), other=0).to(tl.uint64)
+    for part in tl.static_range(1, bits):
+        byte = word * bits + part
+        packed |= tl.load(blob + start + byte, mask=mine & (byte < width), other=0).to(tl.uint64) << (8 * part)
+    return (packed >> (lane * bits).to(tl.uint64)).to(tl.int32) & ((1 << bits) - 1)
+
+
+@triton.jit
+@no_type_check
 def _code(blob, first, number, mask, bits: tl.constexpr):
-    """Codes by their number in the bit stream whose first byte is `first`: each lies in two bytes at most."""
+    """Codes one by one, by their number in the stream whose first byte is `first`: each lies in two bytes at most."""
     bit = number * bits
     byte, shift = first + bit // 8, bit % 8
     word = tl.load(blob + byte, mask=mask, other=0).to(tl.int32)

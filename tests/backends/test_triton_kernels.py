@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from guidedq.artifacts.packed_weight import pack_weight, segment_rows
 from guidedq.backends.packed_torch import kernels, modules, triton_kernels
 from guidedq.backends.packed_torch.kernels import TritonKernels
 from guidedq.backends.packed_torch.modules import FEW_INPUTS, PackedEmbedding, PackedLinear, PackedWeight
+from guidedq.backends.packed_torch.native.calls import SCALES
 from guidedq.backends.packed_torch.triton_kernels import dequantize_rows, multiply_rows
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format
 from guidedq.quant.packing import read_layout
@@ -38,7 +40,7 @@ COLUMNS = 270
 mixes = strategies.lists(formats, min_size=1, max_size=3, unique=True)
 shapes = {"rows": strategies.integers(3, 9), "columns": strategies.integers(3, 300)}
 few = settings(max_examples=12)
-"""The interpreter takes a tenth of a second for each segment."""
+"""The interpreter takes some hundredths of a second for each segment."""
 COMPILE = """
 import sys
 from triton import compile
@@ -49,7 +51,8 @@ pointers = {"outputs": "*fp32", "inputs": "*fp32", "listed": "*i32", "places": "
 for name, constants in eval(sys.argv[1]):
     kernel = getattr(triton_kernels, name)
     kinds = {name: pointers.get(name, "constexpr" if name in constants else "i32") for name in kernel.arg_names}
-    compiled = compile(ASTSource(fn=kernel, signature=kinds, constexprs=constants), target=GPUTarget("cuda", 80, 32))
+    source = ASTSource(fn=kernel, signature=kinds, constexprs=constants)
+    compiled = compile(source, target=GPUTarget("cuda", 80, 32), options={"enable_fp_fusion": True})
     print(len(compiled.asm["cubin"]) > 0)
 """
 
@@ -86,12 +89,38 @@ def test_products_are_within_the_error_of_a_float32_sum(mix, rows, columns, seed
 def test_every_width_is_read_and_multiplied(bits, symmetric):
     mix = (AffineFormat(bits=bits, group_size=48, symmetric=symmetric, outliers=1),)
     packed = packed_of(mix, rows=5).to(DEVICE)
-    expected = packed.cpu().matrix() if GPU else random_weight("w", (5, COLUMNS), mix, 5, scale=0.1).dequantize()
-    found = TritonKernels().dequantize(packed.to(DEVICE), range(1, 5))
+    expected = random_weight("w", (5, COLUMNS), mix, 5, scale=0.1).dequantize()
+    found = TritonKernels().dequantize(packed, range(1, 5))
     assert torch.equal(found.cpu(), expected[1:])
     inputs = torch.randn(2, COLUMNS)
     product = TritonKernels().multiply(packed, inputs.to(DEVICE)).cpu()
     torch.testing.assert_close(product, inputs @ expected.t(), rtol=0.0, atol=1e-4)
+
+
+@pytest.mark.skipif(GPU, reason="only the interpreter tells what is read")
+@pytest.mark.parametrize("columns", [3, 8, 257])
+def test_nothing_outside_the_tensors_is_read(columns, monkeypatch):
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    loads = interpreter._interpreter.load
+    weight = random_weight("w", (6, columns), (*MIX[2:], AffineFormat(bits=7, group_size=16)), 1)
+    blob = pack_weight(weight, streams=False)
+    layout = read_layout(blob, "w", weight.shape)
+    listed = torch.cat(segment_rows(blob, "w", layout)).int()
+    places, inputs = listed.argsort().int(), torch.randn(3, columns)
+    spans = [(held.data_ptr(), held.nbytes) for held in (blob, listed, places, inputs, SCALES)]
+    read: list[int] = []
+
+    def watched(addresses, mask, *others):
+        for address in addresses[mask.astype(bool)].tolist():
+            read.append(address)
+            assert any(start <= address < start + size for start, size in spans)
+        return loads(addresses, mask, *others)
+
+    watching = SimpleNamespace(load=watched, store=interpreter._interpreter.store)
+    monkeypatch.setattr(interpreter, "_interpreter", watching)
+    dequantize_rows(layout, blob, places)
+    multiply_rows(layout, blob, listed, inputs)
+    assert {blob.data_ptr() + part.offset for part in layout.segments} <= set(read)
 
 
 def packed_of(mix: tuple[Format, ...], rows: int = 9) -> PackedWeight:
@@ -161,13 +190,13 @@ def test_triton_is_used_where_it_runs_and_its_absence_is_told_once(monkeypatch):
 
 @pytest.mark.slow
 def test_the_kernels_compile_for_a_gpu(tmp_path):
-    tile = {"height": triton_kernels.ROWS_AT_ONCE, "width": triton_kernels.COLUMNS_AT_ONCE}
+    tile = {"height": triton_kernels.ROWS_AT_ONCE, "words": triton_kernels.WORDS_AT_ONCE}
     kinds = [(0, 3, 0, 0), (0, 4, 1, 0), (1, 8, 0, 1), (2, 16, 0, 0), (3, 16, 0, 0), (4, 32, 0, 0)]
     names = ("kind", "bits", "symmetric", "scaled")
     constants = [tile | {"group": 64} | dict(zip(names, kind, strict=True)) for kind in kinds]
     wanted = [("_dequantize", each) for each in constants] + [("_multiply", {"held": 8} | constants[0])]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", COMPILE, repr(wanted)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["True"] * len(wanted), done.stderr
