@@ -157,9 +157,10 @@ class PackedWeight(nn.Module):
 
     def _kernels(self, given: Tensor) -> AbstractKernels | None:
         """The kernels, if they can read both the weight and what is given: traced tensors have no memory."""
-        lying = type(self.blob) is Tensor and type(given) is Tensor and self.blob.device == given.device
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        return kernels_on(self.blob.device) if lying and not traced else None
+        if traced or self.blob.device != given.device or not (_lies(self.blob) and _lies(given)):
+            return None
+        return kernels_on(self.blob.device)
 
     def extra_repr(self) -> str:
         """Shape and formats, for people."""
@@ -206,8 +207,23 @@ class PackedEmbedding(nn.Module):
         return self.packed()
 
     def forward(self, indices: Tensor) -> Tensor:
-        """Look rows up."""
+        """Look rows up.
+
+        Raises:
+            TypeError: the indices are no integers.
+        """
+        if indices.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"an embedding is looked up by int32 or int64 indices, found {indices.dtype}.")
         return self.packed.rows(indices.reshape(-1).long()).unflatten(0, indices.shape)
+
+
+def _lies(values: Tensor) -> bool:
+    """Whether a tensor's numbers lie in memory as they are: not those of `vmap`, unwritten zeros, or negated views."""
+    try:
+        address = values.data_ptr()
+    except RuntimeError:
+        return False
+    return type(values) is Tensor and not values.is_neg() and (address != 0 or values.numel() == 0)
 
 
 def _few(inputs: Tensor, dtype: torch.dtype, columns: int) -> bool:

@@ -171,6 +171,37 @@ def test_inputs_of_another_length_are_refused(packed):
         PackedLinear(packed, None)(torch.randn(2, COLUMNS + 1))
 
 
+def test_inputs_that_do_not_lie_in_memory_are_multiplied_all_the_same(packed):
+    layer, inputs = PackedLinear(packed, None), torch.randn(2, COLUMNS)
+    expected = inputs @ packed.matrix().t()
+    found = {
+        "negated": -layer(torch._neg_view(inputs)),
+        "imaginary": -layer(torch.complex(inputs, inputs).conj().imag),
+        "mapped": torch.vmap(layer)(inputs[None])[0],
+    }
+    for name, outputs in found.items():
+        torch.testing.assert_close(
+            outputs, expected, rtol=0.0, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    torch.testing.assert_close(layer(inputs[:1].expand(2, -1)), expected[:1].expand(2, -1), rtol=0.0, atol=1e-3)
+    assert not layer(torch._efficientzerotensor(2, COLUMNS)).any()
+
+
+def test_more_inputs_than_one_call_takes_are_refused():
+    kernels = Kernels(random_weight("w", (4, 9), MIX[:2], 0))
+    with pytest.raises(ArtifactError):
+        kernels.multiply(torch.zeros(MOST_INPUTS + 1, 9))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8])
+def test_an_embedding_refuses_indices_as_torch_does(packed, dtype):
+    indices = torch.ones(3, dtype=dtype)
+    with pytest.raises(RuntimeError):
+        nn.functional.embedding(indices, packed.matrix())
+    with pytest.raises(TypeError, match="int32 or int64"):
+        PackedEmbedding(packed)(indices)
+
+
 def test_gradients_of_the_inputs_are_those_of_the_dequantized_layer(packed):
     inputs = torch.randn(2, COLUMNS, requires_grad=True)
     PackedLinear(packed, None)(inputs).sum().backward()
