@@ -49,6 +49,15 @@ HEADS = {
     "tokens": "| threads | packed, kernels | packed, plain torch | original, fp32 | kernels against fp32 |",
 }
 
+GPU = """\
+## On a GPU
+
+On a GPU, Triton kernels (`backends/packed_torch/triton_kernels.py`) read the same bytes: up to 8 inputs are multiplied
+by a weight as it lies, for more it is dequantized for torch's product. They ran in Triton's interpreter only (3.9), not
+on a GPU, and nothing is known of their speed. In the interpreter they give the reference's numbers and read no byte
+beyond the weight's; Triton compiles them for compute capabilities 8.0 and 9.0. Where Triton is missing or starts no
+kernel, plain torch does the work."""
+
 
 def main() -> None:
     """Measure, print, write."""
@@ -209,6 +218,7 @@ def page(record: Record) -> str:
     if tokens:
         model = next(row["model"] for row in record.rows if row["kind"] == "decoding")
         parts.append(f"## Tokens a second, {model}\n\n{table(HEADS['tokens'], tokens)}")
+    parts += [GPU, "What a running model keeps in memory: `memory.md`."]
     return "\n\n".join(parts) + "\n"
 
 
