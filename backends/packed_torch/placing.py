@@ -146,10 +146,10 @@ def place_packed(model: Any, sites: Iterable[SiteEntry], tied: Mapping[str, str]
         transposed = site.storage == Storage.IN_OUT
         stored = blob.cpu()
         packed = PackedWeight(stored, site.name, site.shape, transposed=transposed)
-        is_stored = packed.blob is stored
+        as_stored = any(held is stored for held in packed.buffers())
         packed.to(blob.device, dtype)
-        if not is_stored:
-            unpacked.add(id(packed.blob))
+        if not as_stored:
+            unpacked.update(map(id, packed.buffers()))
         for name in site.parameters:
             path, _, parameter = name.rpartition(".")
             parent, _, child = path.rpartition(".")
