@@ -24,7 +24,7 @@ from records import Record, Row, write_page
 from torch import Tensor, nn
 
 import guidedq
-from guidedq.backends.packed_torch import modules
+from guidedq.backends.packed_torch import kernels
 from guidedq.backends.packed_torch.modules import PackedLinear, PackedWeight
 from guidedq.backends.packed_torch.native.library import library
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format
@@ -49,6 +49,15 @@ HEADS = {
     "tokens": "| threads | packed, kernels | packed, plain torch | original, fp32 | kernels against fp32 |",
 }
 
+GPU = """\
+## On a GPU
+
+On a GPU, Triton kernels (`backends/packed_torch/triton_kernels.py`) read the same bytes: up to 8 inputs are multiplied
+by a weight as it lies, for more it is dequantized for torch's product. They ran in Triton's interpreter only (3.9), not
+on a GPU, and nothing is known of their speed. In the interpreter they give the reference's numbers and read no byte
+beyond the weight's; Triton compiles them for compute capabilities 8.0 and 9.0. Where Triton is missing or starts no
+kernel, plain torch does the work."""
+
 
 def main() -> None:
     """Measure, print, write."""
@@ -59,13 +68,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kernels.json"))
     parser.add_argument("--page", type=Path, default=Path("docs/kernels.md"))
     arguments = parser.parse_args()
-    kernels = library()
-    if kernels is None:
+    native = library()
+    if native is None:
         raise SystemExit("The kernels were not built: there is nothing to measure. Install a C compiler, then guidedq.")
     versions = {"torch": torch.__version__, "guidedq": guidedq.__version__}
     arguments.out.unlink(missing_ok=True)
     record = Record(
-        arguments.out, instruction_set=kernels.instruction_sets[0], versions=versions, seed=0, load=os.getloadavg()
+        arguments.out, instruction_set=native.instruction_sets[0], versions=versions, seed=0, load=os.getloadavg()
     )
     torch.manual_seed(0)
     with torch.no_grad():
@@ -139,11 +148,11 @@ def least(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]
 
 def plainly(module: nn.Module, *inputs: Any, **options: Any) -> Any:
     """Run a module as if the kernels had not been built."""
-    modules.library = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
+    kernels.library = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
     try:
         return module(*inputs, **options)
     finally:
-        modules.library = library
+        kernels.library = library
 
 
 def decoding(artifact: Path, original: Path, record: Record) -> None:
@@ -159,9 +168,9 @@ def decoding(artifact: Path, original: Path, record: Record) -> None:
         for _ in range(3):
             for name, work in run.items():
                 best[name] = min(best[name], work())
-        modules.library = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
+        kernels.library = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
         best["plain torch"] = step_seconds(packed, 3)
-        modules.library = library
+        kernels.library = library
         row: Row = {"kind": "decoding", "artifact": artifact.name, "model": original.name, "threads": threads}
         row |= {"tokens_per_second": {name: 1 / seconds for name, seconds in best.items()}}
         print(row, flush=True)
@@ -209,6 +218,7 @@ def page(record: Record) -> str:
     if tokens:
         model = next(row["model"] for row in record.rows if row["kind"] == "decoding")
         parts.append(f"## Tokens a second, {model}\n\n{table(HEADS['tokens'], tokens)}")
+    parts += [GPU, "What a running model keeps in memory: `memory.md`."]
     return "\n\n".join(parts) + "\n"
 
 

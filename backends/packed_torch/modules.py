@@ -1,8 +1,8 @@
 """Modules that keep their weight packed, and multiply by it as it lies or dequantize it on use.
 
-A packed weight stays packed in memory, an entropy-coded one with a byte for each code. The kernels in `native/`
+A packed weight stays packed in memory, an entropy-coded one with a byte for each code. Kernels (`kernels.py`)
 multiply a few inputs by it without unpacking; for more, each call unpacks the weight anew, part by part, an embedding
-only the rows that are asked for. Where there are no kernels (no compiler, another device, while torch traces a model),
+only the rows that are asked for. Where there are none (no compiler, another device, while torch traces a model),
 all is done in plain torch arithmetic, some 100 million weights a second on one core. Values are those of the reference
 dequantization bit for bit, then cast to the module's floating dtype (float32 unless `.half()` or `.bfloat16()` was
 called); the kernels' products are rounded to it once, at the end.
@@ -22,15 +22,13 @@ from guidedq.artifacts.quantized_weight import WEIGHTS_AT_ONCE
 from guidedq.quant.nested import NestedFormat
 from guidedq.quant.packing import PREFIX_BYTES, SEGMENT_HEADER, BlobLayout, read_layout
 
-from .native.calls import dequantize_rows, describe, multiply_rows
-from .native.library import Library, library
+from .kernels import AbstractKernels, kernels_on
+from .native.calls import describe
 from .operators import packed_linear, packed_matrix, packed_rows
 from .planes import PlaneWeight
 
 LARGE_MATRIX = 1 << 24
 """Weights of a matrix that plain torch multiplies part by part: 64 MB of float32."""
-TILE = 1 << 21
-"""Weights that the kernels unpack at once for torch to multiply by: 8 MB of float32, rows enough for some threads."""
 FEW_INPUTS = 8
 """So many inputs at most are multiplied without unpacking: beyond, torch's matrix product makes up for unpacking."""
 
@@ -117,9 +115,9 @@ class PackedWeight(nn.Module):
         kernels = self._kernels(inputs)
         if kernels is not None and _few(inputs, self.dtype_anchor.dtype, columns):
             lying = inputs.reshape(-1, columns).float().contiguous()
-            outputs = multiply_rows(kernels, self.description, self.blob, self.listed, lying)
+            outputs = kernels.multiply(self, lying)
             return outputs.to(inputs.dtype).reshape(*inputs.shape[:-1], rows)
-        if rows * columns <= (LARGE_MATRIX if kernels is None else TILE):
+        if rows * columns <= (LARGE_MATRIX if kernels is None else kernels.tile):
             return nn.functional.linear(inputs, self.matrix())
         outputs = inputs.new_empty(*inputs.shape[:-1], rows)
         for mine, part in self.parts():
@@ -130,11 +128,10 @@ class PackedWeight(nn.Module):
         """The matrix in parts: some rows' numbers, and their values."""
         rows, columns = self.layout.shape
         if (kernels := self._kernels(self.places)) is not None:
-            step = max(1, TILE // columns)
+            step = max(1, kernels.tile // columns)
             for first in range(0, rows, step):
                 mine = range(first, min(first + step, rows))
-                part = dequantize_rows(kernels, self.description, self.blob, self.places, mine, columns)
-                yield slice(mine.start, mine.stop), part.to(self.dtype_anchor.dtype)
+                yield slice(mine.start, mine.stop), kernels.dequantize(self, mine).to(self.dtype_anchor.dtype)
             return
         step = max(1, WEIGHTS_AT_ONCE // columns)
         start = 0
@@ -156,9 +153,7 @@ class PackedWeight(nn.Module):
             return packed_rows(index, *self.operands)
         columns = self.layout.shape[1]
         if (kernels := self._kernels(index)) is not None:
-            wanted = index.contiguous()
-            values = dequantize_rows(kernels, self.description, self.blob, self.places, wanted, columns)
-            return values.to(self.dtype_anchor.dtype)
+            return kernels.dequantize(self, index).to(self.dtype_anchor.dtype)
         values = self.dtype_anchor.new_empty(len(index), columns)
         places = self.places.index_select(0, index).long()
         start = 0
@@ -171,11 +166,12 @@ class PackedWeight(nn.Module):
             start += part.rows
         return values
 
-    def _kernels(self, given: Tensor) -> Library | None:
+    def _kernels(self, given: Tensor) -> AbstractKernels | None:
         """The kernels, if they can read both the weight and what is given: traced tensors have no memory."""
-        lying = all(type(values) is Tensor and values.device.type == "cpu" for values in (self.blob, given))
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        return library() if lying and not traced else None
+        if traced or self.blob.device != given.device or not (_lies(self.blob) and _lies(given)):
+            return None
+        return kernels_on(self.blob.device)
 
     def extra_repr(self) -> str:
         """Shape and formats, for people."""
@@ -222,10 +218,25 @@ class PackedEmbedding(nn.Module):
         return self.packed()
 
     def forward(self, indices: Tensor) -> Tensor:
-        """Look rows up."""
+        """Look rows up.
+
+        Raises:
+            TypeError: the indices are no integers.
+        """
+        if indices.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"an embedding is looked up by int32 or int64 indices, found {indices.dtype}.")
         if isinstance(self.packed, PlaneWeight):
             return self.packed.rows(indices.long())
         return self.packed.rows(indices.reshape(-1).long()).unflatten(0, indices.shape)
+
+
+def _lies(values: Tensor) -> bool:
+    """Whether a tensor's numbers lie in memory as they are: not those of `vmap`, unwritten zeros, or negated views."""
+    try:
+        address = values.data_ptr()
+    except RuntimeError:
+        return False
+    return type(values) is Tensor and not values.is_neg() and (address != 0 or values.numel() == 0)
 
 
 def _few(inputs: Tensor, dtype: torch.dtype, columns: int) -> bool:

@@ -20,6 +20,7 @@ from guidedq.artifacts.manifest import MANIFEST_NAME, SiteEntry, check_files, re
 from guidedq.errors import ArtifactError, ModelError
 from guidedq.frontend.safetensors_header import StoredTensor, read_header
 from guidedq.ir.graph import Storage
+from guidedq.memory import give_back
 
 from .folder import CONTAINER
 from .modules import PackedWeight, packed_module, packed_weight
@@ -132,15 +133,23 @@ def expect_bytes(
 def place_packed(model: Any, sites: Iterable[SiteEntry], tied: Mapping[str, str], dtype: torch.dtype) -> None:
     """Replace every module that reads a site's weight, once its bytes are there; what is tied is shared.
 
+    Bytes that lie in memory as in the file stay mapped from it. Where some do not, nothing does: a mapped file is
+    resident as a whole, since all of it was read.
+
     Raises:
         ArtifactError: the bytes are damaged.
     """
+    unpacked: set[int] = set()
     for site in sites:
         owner, parameter = _owner(model, site.name)
         blob = getattr(owner, parameter).detach()
         transposed = site.storage == Storage.IN_OUT
-        packed = packed_weight(blob.cpu(), site.name, site.shape, transposed=transposed)
+        stored = blob.cpu()
+        packed = packed_weight(stored, site.name, site.shape, transposed=transposed)
+        as_stored = any(held is stored for held in packed.buffers())
         packed.to(blob.device, dtype)
+        if not as_stored:
+            unpacked.update(map(id, packed.buffers()))
         for name in site.parameters:
             path, _, parameter = name.rpartition(".")
             parent, _, child = path.rpartition(".")
@@ -152,6 +161,9 @@ def place_packed(model: Any, sites: Iterable[SiteEntry], tied: Mapping[str, str]
         shared = model.get_parameter_or_buffer(other)
         register = owner.register_parameter if isinstance(shared, nn.Parameter) else owner.register_buffer
         register(attribute, shared)
+    if unpacked:
+        _copy_from_file(model, unpacked)
+    give_back()
 
 
 def stored_state(model: nn.Module, sites: Iterable[SiteEntry], tied: Mapping[str, str]) -> dict[str, Tensor]:
@@ -165,6 +177,13 @@ def stored_state(model: nn.Module, sites: Iterable[SiteEntry], tied: Mapping[str
         held = packed.get(f"{path}.packed") or packed[f"{path}.packed_{parameter}"]
         state[site.name] = held.stored()
     return state
+
+
+def _copy_from_file(model: nn.Module, others: set[int]) -> None:
+    """Let no tensor, `others` aside, keep the file mapped."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if id(tensor) not in others and tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:

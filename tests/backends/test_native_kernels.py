@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from guidedq.artifacts.packed_weight import pack_weight, segment_rows
 from guidedq.artifacts.quantized_weight import AffineSegment, QuantizedWeight
-from guidedq.backends.packed_torch import modules
+from guidedq.backends.packed_torch import kernels
 from guidedq.backends.packed_torch.modules import PackedEmbedding, PackedLinear, PackedWeight
 from guidedq.backends.packed_torch.native.calls import MOST_INPUTS, dequantize_rows, describe, multiply_rows
 from guidedq.errors import ArtifactError
@@ -131,7 +131,7 @@ def test_unknown_rows_are_refused():
 @pytest.fixture(params=["kernels", "torch"])
 def packed(request, monkeypatch) -> PackedWeight:
     """A packed weight, in a world with kernels and in one without."""
-    monkeypatch.setattr(modules, "library", compiled if request.param == "kernels" else lambda: None)
+    monkeypatch.setattr(kernels, "library", compiled if request.param == "kernels" else lambda: None)
     weight = random_weight("w", (40, COLUMNS), MIX, 5, scale=0.1)
     return PackedWeight(pack_weight(weight), "w", (40, COLUMNS), transposed=False)
 
@@ -171,6 +171,37 @@ def test_inputs_of_another_length_are_refused(packed):
         PackedLinear(packed, None)(torch.randn(2, COLUMNS + 1))
 
 
+def test_inputs_that_do_not_lie_in_memory_are_multiplied_all_the_same(packed):
+    layer, inputs = PackedLinear(packed, None), torch.randn(2, COLUMNS)
+    expected = inputs @ packed.matrix().t()
+    found = {
+        "negated": -layer(torch._neg_view(inputs)),
+        "imaginary": -layer(torch.complex(inputs, inputs).conj().imag),
+        "mapped": torch.vmap(layer)(inputs[None])[0],
+    }
+    for name, outputs in found.items():
+        torch.testing.assert_close(
+            outputs, expected, rtol=0.0, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    torch.testing.assert_close(layer(inputs[:1].expand(2, -1)), expected[:1].expand(2, -1), rtol=0.0, atol=1e-3)
+    assert not layer(torch._efficientzerotensor(2, COLUMNS)).any()
+
+
+def test_more_inputs_than_one_call_takes_are_refused():
+    kernels = Kernels(random_weight("w", (4, 9), MIX[:2], 0))
+    with pytest.raises(ArtifactError):
+        kernels.multiply(torch.zeros(MOST_INPUTS + 1, 9))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8])
+def test_an_embedding_refuses_indices_as_torch_does(packed, dtype):
+    indices = torch.ones(3, dtype=dtype)
+    with pytest.raises(RuntimeError):
+        nn.functional.embedding(indices, packed.matrix())
+    with pytest.raises(TypeError, match="int32 or int64"):
+        PackedEmbedding(packed)(indices)
+
+
 def test_gradients_of_the_inputs_are_those_of_the_dequantized_layer(packed):
     inputs = torch.randn(2, COLUMNS, requires_grad=True)
     PackedLinear(packed, None)(inputs).sum().backward()
@@ -192,9 +223,9 @@ def test_an_embedding_takes_indices_of_any_kind(packed):
 
 
 def test_a_large_matrix_is_never_whole_in_memory(monkeypatch):
-    monkeypatch.setattr(modules, "library", compiled)
-    shape = (2 * modules.TILE // 512, 512)
+    monkeypatch.setattr(kernels, "library", compiled)
+    shape = (2 * kernels.TILE // 512, 512)
     weight = random_weight("w", shape, (AffineFormat(bits=2), AffineFormat(bits=3)), 0)
     packed = PackedWeight(pack_weight(weight), "w", shape, transposed=False)
-    assert max(part.numel() for _, part in packed.parts()) <= modules.TILE
+    assert max(part.numel() for _, part in packed.parts()) <= kernels.TILE
     same(PackedLinear(packed, torch.zeros(shape[0])), torch.randn(9, 512))

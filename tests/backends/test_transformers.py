@@ -173,6 +173,26 @@ def test_no_weight_is_ever_in_full_precision_while_a_model_loads(demo, monkeypat
     assert seen.bytes >= 2 * smallest  # it does see weights where they are dequantized
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells what is mapped")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_bytes_stay_in_the_mapped_file_unless_some_are_unpacked(dtype, demo, tmp_path):
+    def mapped(folder: Path, tensor: torch.Tensor) -> bool:
+        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+        spans = [
+            tuple(int(end, 16) for end in line[0].split("-")) for line in maps if line[-1] == str(folder / WEIGHTS)
+        ]
+        return any(start <= tensor.data_ptr() < end for start, end in spans)
+
+    (folder := tmp_path / "fixed").mkdir()
+    emit_random(load_kind("tied_llama", tmp_path / "source"), folder, 1)
+    fixed = CLASSES["tied_llama"].from_pretrained(folder, dtype=dtype)
+    held = [module.blob for module in fixed.modules() if isinstance(module, PackedWeight)]
+    assert held and all(mapped(folder, blob) for blob in held)
+    coded = CLASSES["tied_llama"].from_pretrained(demo, dtype=dtype)
+    assert coded.num_parameters() > 0
+    assert str(demo / WEIGHTS) not in Path("/proc/self/maps").read_text()
+
+
 def test_an_exported_classifier_gives_the_same_numbers(artifacts):
     folder, batch = artifacts("bert_classifier")
     model = CLASSES["bert_classifier"].from_pretrained(folder, dtype=torch.float32)

@@ -19,15 +19,15 @@ from .library import Library
 MOST_INPUTS = 16
 """Rows of inputs that one call multiplies; `weight.h` has the same."""
 _DONE, _NO_MEMORY, _NO_SUCH_ROW = 0, 2, 3
-_KINDS = {"affine": 0, "entropy": 1, "fp16": 2, "bf16": 3, "fp32": 4}
-_SCALES = scales_of(torch.arange(LARGEST_EXPONENT + 1, dtype=torch.uint8, device="cpu"))
+KINDS = {"affine": 0, "entropy": 1, "fp16": 2, "bf16": 3, "fp32": 4}
+SCALES = scales_of(torch.arange(LARGEST_EXPONENT + 1, dtype=torch.uint8, device="cpu"))
 
 
 def describe(layout: BlobLayout, blob_bytes: int) -> bytes:
     """The layout as `weight.h` has it. The blob must be without streams."""
     columns_offset = -1 if layout.columns_offset is None else layout.columns_offset
     head = (*layout.shape, blob_bytes, columns_offset, len(layout.segments))
-    numbers = [*head, *(number for part in layout.segments for number in _segment(part, layout.shape[1]))]
+    numbers = [*head, *(number for part in layout.segments for number in segment_numbers(part, layout.shape[1]))]
     return struct.pack(f"={len(numbers)}q", *numbers)
 
 
@@ -61,7 +61,7 @@ def multiply_rows(
     rows = len(listed)
     outputs = inputs.new_empty(len(inputs), rows)
     arguments = (inputs.data_ptr(), len(inputs), outputs.data_ptr(), torch.get_num_threads(), instruction_set)
-    check_outcome(library.multiply(description, blob.data_ptr(), _SCALES.data_ptr(), listed.data_ptr(), *arguments))
+    check_outcome(library.multiply(description, blob.data_ptr(), SCALES.data_ptr(), listed.data_ptr(), *arguments))
     return outputs
 
 
@@ -94,24 +94,24 @@ def dequantize_rows(
     outputs = torch.empty(len(wanted), columns)
     chosen = (None, wanted.start) if isinstance(wanted, range) else (wanted.data_ptr(), 0)
     arguments = (*chosen, len(wanted), outputs.data_ptr(), torch.get_num_threads(), instruction_set)
-    check_outcome(library.dequantize(description, blob.data_ptr(), _SCALES.data_ptr(), places.data_ptr(), *arguments))
+    check_outcome(library.dequantize(description, blob.data_ptr(), SCALES.data_ptr(), places.data_ptr(), *arguments))
     return outputs
 
 
-def _segment(part: SegmentLayout, columns: int) -> tuple[int, ...]:
-    """One segment's numbers, in the order of `Segment` in `weight.h`."""
+def segment_numbers(part: SegmentLayout, columns: int) -> tuple[int, ...]:
+    """One segment's numbers, in the order of `Segment` in `weight.h`; without a stream."""
     format = part.format
     starts = [part.offset]
     for width in region_widths(format, columns):
         starts.append(starts[-1] + part.rows * width)
     if isinstance(format, AffineFormat):
         groups = (format.columns_per_group(columns), format.groups(columns))
-        kind = (_KINDS["affine"], format.bits, *groups, int(format.symmetric), format.outliers)
+        kind = (KINDS["affine"], format.bits, *groups, int(format.symmetric), format.outliers)
         return (*kind, part.rows, *starts[:5])
     if isinstance(format, EntropyFormat):
-        return (_KINDS["entropy"], 8, 0, 0, 0, 0, part.rows, *starts[:2], 0, 0, 0)
+        return (KINDS["entropy"], 8, 0, 0, 0, 0, part.rows, *starts[:2], 0, 0, 0)
     assert not isinstance(format, NestedFormat), "nested weights lie in planes"
-    return (_KINDS[format.dtype], format.bits, 0, 0, 0, 0, part.rows, part.offset, 0, 0, 0, 0)
+    return (KINDS[format.dtype], format.bits, 0, 0, 0, 0, part.rows, part.offset, 0, 0, 0, 0)
 
 
 def check_outcome(outcome: int) -> None:
