@@ -55,7 +55,7 @@ GPU = """\
 On a GPU, Triton kernels (`backends/packed_torch/triton_kernels.py`) read the same bytes: up to 8 inputs are multiplied
 by a weight as it lies, for more it is dequantized for torch's product. They ran in Triton's interpreter only (3.9), not
 on a GPU, and nothing is known of their speed. In the interpreter they give the reference's numbers and read no byte
-beyond the weight's; Triton compiles them for compute capabilities 8.0 and 9.0. Where Triton is missing or starts no
+beyond the weight's; Triton compiles them for compute capability 8.0. Where Triton is missing or starts no
 kernel, plain torch does the work."""
 
 
