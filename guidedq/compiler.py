@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import final
 
 from guidedq.artifacts.diagnostic import Diagnostic
+from guidedq.artifacts.emission import Emission
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Measurement, Probe
 from guidedq.artifacts.report import PlanPoint, Report
@@ -39,7 +40,6 @@ from guidedq.report.wording import warning_text
 from guidedq.report.write import write_report
 from guidedq.rounding import rounded
 from guidedq.solving import as_probe, settled, solved_again
-from guidedq.stages import Emission
 from guidedq.tuning import Tuning
 from guidedq.written import LARGEST_CHECKED, check_written
 

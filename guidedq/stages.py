@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -23,12 +22,12 @@ from torch import Tensor
 from guidedq.artifacts.activations import ActivationHistogram, ActivationPlace
 from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.curves import SiteCurve
+from guidedq.artifacts.emission import Emission
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Forecast, Probe
 from guidedq.artifacts.guidance import AbstractGuidance, AbstractSequenceGradients, SiteGuidance
 from guidedq.artifacts.nested_segment import NestedSegment
 from guidedq.artifacts.quantized_weight import QuantizedWeight, RoundedSegment, Segment
-from guidedq.artifacts.runtime import RuntimeFacts
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
 from guidedq.errors import BackendError, RecipeError
 from guidedq.ir.activation_rounding import ActivationRounding
@@ -277,31 +276,6 @@ class AbstractForecaster(ABC):
     @abstractmethod
     def forecast(self, raw: Sequence[float], probes: Sequence[Probe], evaluation_units: int, *, seed: int) -> Forecast:
         """The calibrated forecast of an allocation whose raw prediction is `raw`."""
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Emission:
-    """What a backend wrote.
-
-    Attributes:
-        weights_file: The file that the budget bounds (with its external data, if any, in `more_files`).
-        site_bytes: What each site takes in it.
-        more_files: Further files that hold weights.
-        notices: What the user should know about how the runtime will run it.
-        runtime: What the runtime makes of it, if the backend reads that back.
-    """
-
-    weights_file: Path
-    site_bytes: Mapping[str, int]
-    more_files: tuple[Path, ...] = ()
-    notices: tuple[str, ...] = ()
-    runtime: RuntimeFacts | None = None
-
-    @property
-    def bytes(self) -> int:
-        """Bytes on disk of everything that holds weights."""
-        return sum(path.stat().st_size for path in (self.weights_file, *self.more_files))
 
 
 class AbstractBackend(ABC):

@@ -9,13 +9,13 @@ from pathlib import Path
 from random_weights import random_weight
 from tiny_transformers import save_tiny_transformer
 
+from guidedq.artifacts.emission import Emission
 from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.backends.packed_torch.backend import PackedTorchBackend
 from guidedq.frontend import load
 from guidedq.frontend.hugging_face import load_hugging_face
 from guidedq.ir.model import Model
 from guidedq.quant.formats import AffineFormat, EntropyFormat, RoundedFormat
-from guidedq.stages import Emission
 
 KINDS = ("llama", "tied_llama", "gpt2", "bert", "masked_bert", "resnet")
 CANDIDATES = (

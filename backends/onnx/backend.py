@@ -11,6 +11,7 @@ from onnx import ModelProto
 from torch import Tensor
 
 from guidedq.artifacts.activations import ActivationPlace
+from guidedq.artifacts.emission import Emission
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.errors import BackendError
@@ -20,7 +21,7 @@ from guidedq.ir.model import Model
 from guidedq.ir.onnx_interpreter import parse_model
 from guidedq.ir.program import Batch, TorchProgram
 from guidedq.quant.formats import EntropyCode, EntropyFormat, RoundedFormat
-from guidedq.stages import AbstractBackend, Emission
+from guidedq.stages import AbstractBackend
 from guidedq.timer import AbstractTimer
 
 from .accounting import count_footprint, stored_bytes

@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from guidedq.artifacts.emission import Emission
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.errors import BackendError
@@ -21,7 +22,7 @@ from guidedq.ir.program import Batch
 from guidedq.precision import set_precision
 from guidedq.quant.formats import EntropyCode, RoundedFormat
 from guidedq.quant.nested import NestedFormat
-from guidedq.stages import AbstractBackend, Emission
+from guidedq.stages import AbstractBackend
 
 from .candidates import nested_site_footprint, site_footprint
 from .contents import contents_of

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from guidedq.quant.grid import Grid
-from guidedq.quant.nested import NestedFormat, offset, shift_values
+from guidedq.quant.nested import NestedFormat
+from guidedq.quant.refit import offset, shift_values
 
 
 @final

@@ -12,13 +12,10 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor, int64, uint8
 from torch.nn.functional import pad
 
+from guidedq.quant.byte_counts import packed_width
+
 _CODES = 8
 """Codes in a word, and bytes of a word."""
-
-
-def packed_width(columns: int, bits: int) -> int:
-    """Bytes of one packed row of `columns` codes of `bits` bits."""
-    return -(-columns * bits // 8)
 
 
 def pack_codes(codes: UInt8[Tensor, "out in"], bits: int) -> UInt8[Tensor, "out bytes"]:

@@ -17,19 +17,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import final
 
-import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
-
 from guidedq.errors import FormatError
-from guidedq.quant.bit_stream import packed_width
+from guidedq.quant.byte_counts import packed_width
 
 LEAST_WIDTH, MOST_WIDTH = 2, 8
 SHIFT_BITS = 3
 """Of a row's shift: two narrower widths cost rows of 64 weights a tenth of a bit, which is what nesting may cost."""
-SHIFT_ZERO = 1 << (SHIFT_BITS - 1)
-SHIFT_STEP = 1.0 / 16.0
-"""Of the narrow step. Fitted shifts of GPTQ's codes rarely exceed a quarter."""
 RATIO_BYTES = 2
 GROUP_MULTIPLE = 32
 """Groups end where words of 32 columns end, so that kernels need not cut words."""
@@ -147,19 +140,3 @@ def check_widths(widths: Sequence[int]) -> None:
 def widths_text(widths: Sequence[int]) -> str:
     """The widths as the user writes them."""
     return ",".join(map(str, widths))
-
-
-def offset(width: int, widest: int, shift: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """What is added to `2 ** (K - k) * code_k` in each row, but for the zero point. Exact in float32."""
-    return 2.0 ** (widest - width) * (shift - (2.0**width - 1) / 2) + (2.0**widest - 1) / 2
-
-
-def shift_values(codes: UInt8[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """The shifts that codes stand for, in steps of their width."""
-    return (codes.float() - SHIFT_ZERO) * SHIFT_STEP
-
-
-def shift_codes(shifts: Float[Tensor, "*n"]) -> UInt8[Tensor, "*n"]:
-    """The nearest codes."""
-    codes = torch.round(shifts / SHIFT_STEP) + SHIFT_ZERO
-    return codes.clamp(0, 2**SHIFT_BITS - 1).to(torch.uint8)

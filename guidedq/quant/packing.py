@@ -40,7 +40,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from guidedq.errors import ArtifactError, FormatError
-from guidedq.quant.bit_stream import packed_width
+from guidedq.quant.byte_counts import packed_width
 from guidedq.quant.formats import (
     ENTROPY_STEPS_PER_BIT,
     AffineFormat,

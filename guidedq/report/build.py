@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from guidedq.artifacts.allocation import SiteAllocation
 from guidedq.artifacts.diagnostic import Diagnostic
+from guidedq.artifacts.emission import Emission
 from guidedq.artifacts.forecast import Measurement
 from guidedq.artifacts.manifest import file_entry
 from guidedq.artifacts.report import (
@@ -31,7 +32,6 @@ from guidedq.ir.graph import Graph, Site, UseKind
 from guidedq.job import Job
 from guidedq.memory import peak_memory_bytes
 from guidedq.registry import stage_text
-from guidedq.stages import Emission
 
 THIRDS = ("first third", "middle third", "last third")
 VERSIONS_OF = ("guidedq", "torch", "onnx", "onnxruntime", "transformers", "numpy")

@@ -20,7 +20,8 @@ from torch import Tensor
 from guidedq.artifacts.guidance import SiteGuidance
 from guidedq.artifacts.nested_segment import NestedSegment
 from guidedq.quant.grid import LARGEST_SCALE, SMALLEST_SCALE, Grid
-from guidedq.quant.nested import NestedFormat, offset, shift_codes, shift_values
+from guidedq.quant.nested import NestedFormat
+from guidedq.quant.refit import offset, shift_codes, shift_values
 
 from .metric import Feedback, RowMetric, row_scales
 

@@ -12,12 +12,12 @@ from test_onnx_export import VOCABULARY, agrees, tagger, tiny_language_model
 from test_onnx_numerics import all_rows
 from torch import Tensor
 
+from guidedq.artifacts.emission import Emission
 from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.backends.onnx.backend import OnnxBackend
 from guidedq.errors import BackendError
 from guidedq.ir.model import Model
 from guidedq.quant.formats import AffineFormat
-from guidedq.stages import Emission
 
 FORMAT = AffineFormat(bits=6, group_size=64)
 LENGTH = 24

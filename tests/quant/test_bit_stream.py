@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings, strategies
 
-from guidedq.quant.bit_stream import pack_codes, packed_width, unpack_codes
+from guidedq.quant.bit_stream import pack_codes, unpack_codes
+from guidedq.quant.byte_counts import packed_width
 
 shapes = strategies.tuples(strategies.integers(0, 4), strategies.integers(1, 40))
 

@@ -14,7 +14,8 @@ from guidedq.errors import RecipeError
 from guidedq.passes.round.gptq import GptqRounder
 from guidedq.passes.round.nearest import NearestRounder
 from guidedq.quant.formats import AffineFormat
-from guidedq.quant.nested import SHIFT_ZERO, NestedFormat
+from guidedq.quant.nested import NestedFormat
+from guidedq.quant.refit import SHIFT_ZERO
 
 WIDTHS = (3, 4, 5)
 FORMAT = NestedFormat(widths=WIDTHS, precision=5)
