@@ -248,7 +248,8 @@ def page(record: Record) -> str:
     facts = record.content["machine"]
     head = f"""# ONNX models, against ONNX Runtime's own quantizers and NNCF
 
-Weights of linear layers and convolutions only; bits are all that a file holds for them, per weight. KL from the
+Weights of linear layers and convolutions only; bits are all that a file holds for them, per weight, so a tool that
+leaves convolutions in float has many more. KL from the
 original on held-out data (for embeddings half the relative squared error), agreement of the answers (for embeddings
 their cosine), accuracy or Spearman's correlation, as ONNX Runtime computes them; seconds on a machine busy with other
 work. ONNX Runtime {record.content["onnxruntime"]}. By `benchmarks/against_onnx_tools.py`
