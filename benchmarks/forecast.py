@@ -29,17 +29,17 @@ from guidedq.api import make_job
 from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.forecast import Forecast, Measurement, Probe
 from guidedq.budget import parse_budget
-from guidedq.decision import counted_size, decide, forecast_of, limit_of
+from guidedq.driver.decision import counted_size, decide, forecast_of, limit_of
+from guidedq.driver.evidence import Evidence, gather
+from guidedq.driver.job import Job
+from guidedq.driver.probing import probed
+from guidedq.driver.rounding import DequantizedOnUse, rounded
 from guidedq.errors import BudgetError
 from guidedq.evaluation import measure
-from guidedq.evidence import Evidence, gather
-from guidedq.job import Job
 from guidedq.passes.allocate.units import assemble, units_of
-from guidedq.probing import probed
 from guidedq.quant.formats import FloatFormat
 from guidedq.report.palette import ACCENT, INK, MEASURED, MUTED
 from guidedq.report.plots import new_figure
-from guidedq.rounding import DequantizedOnUse, rounded
 
 JUDGED_BITS = (2.5, 6.0)
 """Sizes for which the goals are set; what lies beyond is shown and not judged."""

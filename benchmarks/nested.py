@@ -25,7 +25,7 @@ from guidedq.artifacts.quantized_weight import QuantizedWeight, affine_segment
 from guidedq.backends.packed_torch.modules import PackedWeight
 from guidedq.backends.packed_torch.native.library import library
 from guidedq.backends.packed_torch.planes import PlaneWeight
-from guidedq.evidence import calibration_set
+from guidedq.driver.evidence import calibration_set
 from guidedq.passes.round import nested as rounding
 from guidedq.quant.formats import AffineFormat
 from guidedq.quant.grid import Grid

@@ -10,22 +10,22 @@ from guidedq.artifacts.profile import Profile
 from guidedq.artifacts.report import PlanPoint, Report, read_report
 from guidedq.backend_settings import with_backend_settings
 from guidedq.budget import parse_budget
+from guidedq.checking.verification import Verification, verify_artifact
 from guidedq.compiler import Artifact, compile_model, plan_model
+from guidedq.driver.job import Job, latency_goal
+from guidedq.driver.profiling import own_profile
 from guidedq.errors import ArtifactError, BudgetError, CalibrationError, OutputError
 from guidedq.frontend import load
 from guidedq.ir.model import Model, Objective, check_sites
-from guidedq.job import Job, latency_goal
-from guidedq.nested import compile_nested
+from guidedq.nested_compiler import compile_nested
 from guidedq.output import check_file
-from guidedq.policy import Policy, PolicyResult, check_policy, read_policy
-from guidedq.precision import at_precision, precisions, set_precision
-from guidedq.profiling import own_profile
 from guidedq.progress import Progress, SilentProgress
 from guidedq.quant.nested import parse_widths
 from guidedq.recipe import Recipe, effort_settings, load_recipe
 from guidedq.registry import available, name_of, parse_stage, stage_text, with_options
+from guidedq.report.policy import Policy, PolicyResult, check_policy, read_policy
+from guidedq.schedules.precision import at_precision, precisions, set_precision
 from guidedq.stages import AbstractBackend, AbstractRewrite, AbstractSampler
-from guidedq.verification import Verification, verify_artifact
 from guidedq.workspace import Workspace, default_workspace
 
 PathLike = str | Path

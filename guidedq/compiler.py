@@ -21,27 +21,27 @@ from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Measurement, Probe
 from guidedq.artifacts.report import PlanPoint, Report
 from guidedq.budget import Budget, parse_budget
-from guidedq.decision import Decision, check_reach, counted_size, decide, limit_of
 from guidedq.diagnostics.diagnosis import diagnosed
+from guidedq.driver.decision import Decision, check_reach, counted_size, decide, limit_of
+from guidedq.driver.evidence import Evidence, gather
+from guidedq.driver.fitting import MARGIN, SLACK, TUNED_SLACK, fitted
+from guidedq.driver.job import Job
+from guidedq.driver.joint_choice import with_choice
+from guidedq.driver.loss_budget import check_labels, check_objective, is_kept, miss_text, smallest_within
+from guidedq.driver.probing import probed
+from guidedq.driver.profiling import latency_facts
+from guidedq.driver.rounding import rounded
+from guidedq.driver.solving import as_probe, settled, solved_again
+from guidedq.driver.tuning import Tuning
+from guidedq.driver.written import LARGEST_CHECKED, check_written
 from guidedq.errors import BudgetError, GateError
 from guidedq.evaluation import measure
-from guidedq.evidence import Evidence, gather
-from guidedq.fitting import MARGIN, SLACK, TUNED_SLACK, fitted
 from guidedq.ir.model import check_weights
-from guidedq.job import Job
-from guidedq.joint_choice import with_choice
-from guidedq.loss_budget import check_labels, check_objective, is_kept, miss_text, smallest_within
 from guidedq.memory import give_back
 from guidedq.output import check_output, new_folder
-from guidedq.probing import probed
-from guidedq.profiling import latency_facts
 from guidedq.report.build import build_report, plan_point
 from guidedq.report.wording import warning_text
 from guidedq.report.write import write_report
-from guidedq.rounding import rounded
-from guidedq.solving import as_probe, settled, solved_again
-from guidedq.tuning import Tuning
-from guidedq.written import LARGEST_CHECKED, check_written
 
 CURVE_BITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 """Sizes at which the report draws its rate-distortion curve, as far as they are feasible."""

@@ -19,9 +19,9 @@ from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Graph
 from guidedq.ir.model import Model
 from guidedq.ir.program import Batch
-from guidedq.precision import set_precision
 from guidedq.quant.formats import EntropyCode, RoundedFormat
 from guidedq.quant.nested import NestedFormat
+from guidedq.schedules.precision import set_precision
 from guidedq.stages import AbstractBackend
 
 from .candidates import nested_site_footprint, site_footprint

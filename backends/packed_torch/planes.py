@@ -19,9 +19,9 @@ from guidedq.artifacts.nested_segment import NestedSegment
 from guidedq.artifacts.packed_weight import pack_weight
 from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.errors import ArtifactError
-from guidedq.precision import AbstractNestedWeight
 from guidedq.quant.grid import Grid
 from guidedq.quant.nested import widths_text
+from guidedq.schedules.precision import AbstractNestedWeight
 
 from .native.library import Library, library
 from .native.planes import Planes, dequantize_planes, multiply_planes

@@ -53,8 +53,8 @@ def check(
     The diagnostics that warn must be allowed; without their table none is looked at.
     """
     from guidedq.artifacts.report import read_report
-    from guidedq.policy import check_policy, read_policy
     from guidedq.report.junit import check_junit, write_junit
+    from guidedq.report.policy import check_policy, read_policy
 
     try:
         if junit is not None:

@@ -20,7 +20,7 @@ from guidedq.cli.options import (
 from guidedq.report.wording import bytes_text, loss_text, seconds_text, share_text, signed_text
 
 if TYPE_CHECKING:
-    from guidedq.comparison import Compared
+    from guidedq.checking.comparison import Compared
 
 
 @with_job_options
@@ -47,7 +47,7 @@ def compare(
     with working(threads=options.threads) as progress:
         from guidedq.api import make_job
         from guidedq.budget import parse_budget
-        from guidedq.comparison import compare_variants, comparison_facts
+        from guidedq.checking.comparison import compare_variants, comparison_facts
         from guidedq.report.drawing import check_picture, save_figure
         from guidedq.report.plots import comparison_figure
 
@@ -66,7 +66,7 @@ def compare(
 
 
 def _print_compared(compared: Sequence[Compared]) -> None:
-    from guidedq.comparison import EQUAL, GUIDED, best_uniform
+    from guidedq.checking.comparison import EQUAL, GUIDED, best_uniform
 
     columns = ("variant", "format", "size", "bits/weight", "KL", "loss", "agree", "time")
     rows = [

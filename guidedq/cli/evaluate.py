@@ -36,7 +36,7 @@ def evaluate(
     guidedq eval small --model ./smollm2 --data wiki.txt
     """
     with working(threads=threads) as progress:
-        from guidedq.artifact_evaluation import evaluate_artifact
+        from guidedq.checking.artifact_evaluation import evaluate_artifact
 
         original, measured = evaluate_artifact(
             artifact,

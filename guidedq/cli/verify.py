@@ -42,7 +42,7 @@ def verify(
     guidedq verify small --model ./smollm2 --data wiki.txt
     """
     with working(threads=threads) as progress:
-        from guidedq.verification import verify_artifact
+        from guidedq.checking.verification import verify_artifact
         from guidedq.workspace import default_workspace
 
         found = verify_artifact(

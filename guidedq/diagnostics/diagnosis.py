@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.forecast import Measurement, Probe
-from guidedq.decision import Decision, forecast_of
 from guidedq.diagnostics.activation_outliers import activation_outliers
 from guidedq.diagnostics.calibration_gap import calibration_gap
 from guidedq.diagnostics.calibration_samples import calibration_samples
@@ -20,8 +19,9 @@ from guidedq.diagnostics.over_training import over_training
 from guidedq.diagnostics.overlap import overlap
 from guidedq.diagnostics.shrinkage import shrinkage
 from guidedq.diagnostics.text_fit import text_fit
-from guidedq.evidence import Evidence
-from guidedq.job import Job
+from guidedq.driver.decision import Decision, forecast_of
+from guidedq.driver.evidence import Evidence
+from guidedq.driver.job import Job
 
 
 def diagnosed(

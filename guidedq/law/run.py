@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from guidedq.api import make_job
+from guidedq.driver.job import Job
 from guidedq.errors import LawError
 from guidedq.files import write_text
 from guidedq.ir.model import Objective
-from guidedq.job import Job
 from guidedq.law.assembly import assemble_law
 from guidedq.law.figures import law_figures
 from guidedq.law.finetuning import STEPS, check_tunable, fine_tuned

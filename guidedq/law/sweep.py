@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from guidedq.artifacts.allocation import Allocation
-from guidedq.decision import counted_base, size_range
+from guidedq.driver.decision import counted_base, size_range
+from guidedq.driver.evidence import Evidence, gather
+from guidedq.driver.job import Job
+from guidedq.driver.probing import measured_on, stored_bytes
+from guidedq.driver.rounding import rounded
 from guidedq.errors import BudgetError, LawError
-from guidedq.evidence import Evidence, gather
 from guidedq.files import write_text
 from guidedq.ir.model import check_weights
-from guidedq.job import Job
 from guidedq.law.record import GUIDED, UNIFORM, Point, SweptModel
-from guidedq.probing import measured_on, stored_bytes
 from guidedq.quant.formats import MAXIMUM_BITS
 from guidedq.recipe import LEAST_FIXED_BITS
 from guidedq.registry import build_stage, stage_text
-from guidedq.rounding import rounded
 from guidedq.workspace import finish, is_finished, storing
 
 UNIFORM_SETTINGS = ("coding=fixed", "group-sizes=64", "symmetric=false", "outliers=0", "correct=none", "tune=none")

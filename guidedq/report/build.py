@@ -26,10 +26,10 @@ from guidedq.artifacts.report import (
     recipe_digest,
 )
 from guidedq.budget import Budget
-from guidedq.decision import Decision
-from guidedq.evidence import Evidence
+from guidedq.driver.decision import Decision
+from guidedq.driver.evidence import Evidence
+from guidedq.driver.job import Job
 from guidedq.ir.graph import Graph, Site, UseKind
-from guidedq.job import Job
 from guidedq.memory import peak_memory_bytes
 from guidedq.registry import stage_text
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from guidedq.errors import OutputError
 from guidedq.files import write_text
-from guidedq.policy import PolicyResult
+from guidedq.report.policy import PolicyResult
 
 SUITE = "guidedq"
 FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

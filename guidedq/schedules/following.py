@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from guidedq.precision import precisions, set_precision
+from guidedq.schedules.precision import precisions, set_precision
 from guidedq.schedules.rules import LossRule, signal_of
 from guidedq.schedules.schedule import Schedule
 

@@ -10,21 +10,21 @@ from typing import Any, final
 from torch import Tensor
 
 from guidedq.api import load_quantized
-from guidedq.artifact_evaluation import original_of
 from guidedq.artifacts.report import Report, read_report
 from guidedq.artifacts.samples import SampleSet
 from guidedq.budget import parse_budget
+from guidedq.checking.artifact_evaluation import original_of
+from guidedq.checking.verification import drawn_again
 from guidedq.errors import BudgetError, CalibrationError, OutputError, ScheduleError
 from guidedq.evaluation import token_input
 from guidedq.files import write_text
 from guidedq.ir.model import Model, Objective
-from guidedq.precision import precisions
 from guidedq.progress import Progress
 from guidedq.registry import parse_stage
+from guidedq.schedules.precision import precisions
 from guidedq.schedules.schedule import SCHEDULE_NAME, Schedule, parse_schedule, read_schedule, schedule_toml
 from guidedq.schedules.search import Candidate, candidates, costs_of, measured
 from guidedq.stages import AbstractBackend, AbstractSampler
-from guidedq.verification import drawn_again
 
 FEWEST_TEXTS = 2
 """To fit on, and to measure on."""

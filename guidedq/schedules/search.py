@@ -17,8 +17,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from guidedq.errors import ScheduleError
-from guidedq.precision import set_precision
 from guidedq.schedules.following import followed, signals_before
+from guidedq.schedules.precision import set_precision
 from guidedq.schedules.rules import SIGNALS, AbstractRule, LinearRule, LossRule, StepRule, constant_rule
 from guidedq.schedules.schedule import Schedule
 

@@ -8,8 +8,8 @@ import pytest
 from sample_reports import sample_report
 
 from guidedq.errors import OutputError
-from guidedq.policy import check_policy, parse_policy
 from guidedq.report.junit import junit_text, write_junit
+from guidedq.report.policy import check_policy, parse_policy
 
 POLICY = parse_policy("[at-most]\nkl = 0.02\nloss-increase = 0.1\nbits-per-weight = 4")
 

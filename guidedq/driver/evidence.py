@@ -18,14 +18,14 @@ from guidedq.artifacts.footprint import Footprint, SiteFootprint
 from guidedq.artifacts.guidance import AbstractGuidance
 from guidedq.artifacts.quantized_weight import RoundedSegment
 from guidedq.artifacts.samples import CalibrationSet
+from guidedq.driver.job import Job
+from guidedq.driver.timing import Timing
 from guidedq.errors import CalibrationError
 from guidedq.ir.activation_rounding import ActivationRounding
-from guidedq.job import Job
 from guidedq.memory import LARGE_PARAMETERS, TIDY_SITES, give_back
 from guidedq.progress import tracked
 from guidedq.quant.formats import RoundedFormat
 from guidedq.registry import stage_text
-from guidedq.timing import Timing
 from guidedq.workspace import (
     finish,
     is_finished,

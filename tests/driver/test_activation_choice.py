@@ -8,10 +8,10 @@ import pytest
 from integer_networks import convolutions
 
 import guidedq
-from guidedq.activation_choice import with_integers
 from guidedq.api import make_job
+from guidedq.driver.activation_choice import with_integers
+from guidedq.driver.evidence import gather
 from guidedq.errors import GuidedQError
-from guidedq.evidence import gather
 
 SETTINGS = ("guide.sequences=16", "coding=fixed", "tune=none", "correct=none")
 

@@ -10,11 +10,11 @@ import numpy as np
 from guidedq.artifacts.forecast import Forecast, Measurement, Probe
 from guidedq.artifacts.samples import CalibrationSet
 from guidedq.budget import Budget
-from guidedq.decision import Decision, decide, size_range
+from guidedq.driver.decision import Decision, decide, size_range
+from guidedq.driver.evidence import Evidence
+from guidedq.driver.job import Job
 from guidedq.errors import BudgetError
-from guidedq.evidence import Evidence
 from guidedq.ir.model import Model, Objective
-from guidedq.job import Job
 from guidedq.report.wording import bytes_text, loss_text
 
 SIZES_AT_ONCE = 12

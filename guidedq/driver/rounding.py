@@ -10,9 +10,9 @@ from torch import Tensor
 
 from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.quantized_weight import QuantizedWeight, Segment, float_segment
-from guidedq.evidence import Evidence
+from guidedq.driver.evidence import Evidence
+from guidedq.driver.job import Job
 from guidedq.ir.graph import Site
-from guidedq.job import Job
 from guidedq.memory import LARGE_PARAMETERS, TIDY_SITES, give_back
 from guidedq.quant.formats import FloatFormat, Format, RoundedFormat
 from guidedq.quant.nested import NestedFormat
@@ -74,7 +74,7 @@ def _round_site(
         if isinstance(format, FloatFormat):
             found[format] = float_segment(matrix, format, mine)
             continue
-        assert not isinstance(format, NestedFormat), "nested weights are rounded whole, by guidedq/nested.py"
+        assert not isinstance(format, NestedFormat), "nested weights are rounded whole, by guidedq/nested_compiler.py"
         kept = evidence.curves.codes(site.name, format, mine) if own else None
         if kept is None:
             missing[format] = mine

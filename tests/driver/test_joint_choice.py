@@ -13,10 +13,10 @@ from guidedq.api import make_job
 from guidedq.artifacts.profile import Kernel, Profile
 from guidedq.artifacts.report import read_report
 from guidedq.backends.onnx import stopwatch, timer
+from guidedq.driver.evidence import gather
+from guidedq.driver.joint_choice import with_choice
+from guidedq.driver.profiling import kernels_of
 from guidedq.errors import BudgetError, ProfileError
-from guidedq.evidence import gather
-from guidedq.joint_choice import with_choice
-from guidedq.profiling import kernels_of
 
 SETTINGS = ("guide.sequences=16", "coding=fixed", "tune=none", "correct=none")
 RATES = {"Conv": 1.0, "MatMul": 1.0, "QLinearConv": 4.0, "MatMulIntegerToFloat": 4.0, "QuantizeLinear": 4.0}

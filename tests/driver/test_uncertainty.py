@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from guidedq.artifacts.forecast import Measurement, Probe
-from guidedq.uncertainty import LARGEST_FACTOR, as_evaluated
+from guidedq.driver.uncertainty import LARGEST_FACTOR, as_evaluated
 
 
 def probe(uncertainty: np.ndarray, kl: np.ndarray) -> Probe:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from allocation_problems import CODED, FORMATS, Problem, problem_of
 
-from guidedq.evidence import measured_footprint
+from guidedq.driver.evidence import measured_footprint
 from guidedq.quant.formats import EntropyFormat
 
 OFFERED = (CODED[0], FORMATS[3], CODED[1], FORMATS[6])

@@ -10,13 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guidedq import fitting
 from guidedq.artifacts.allocation import Allocation, SiteAllocation
 from guidedq.artifacts.forecast import Forecast
-from guidedq.decision import Decision
-from guidedq.evidence import Evidence
-from guidedq.fitting import MOST_ATTEMPTS, SLACK, fitted
-from guidedq.job import Job
+from guidedq.driver import fitting
+from guidedq.driver.decision import Decision
+from guidedq.driver.evidence import Evidence
+from guidedq.driver.fitting import MOST_ATTEMPTS, SLACK, fitted
+from guidedq.driver.job import Job
 
 STEP = 7
 """Sizes by which allocations differ."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guidedq.selection import best_selection
+from guidedq.driver.selection import best_selection
 
 AMOUNT = st.floats(-3, 3, allow_nan=False, width=16)
 

@@ -12,12 +12,12 @@ from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.footprint import Footprint, largest_bytes, smallest_bytes
 from guidedq.artifacts.forecast import Forecast, Probe
 from guidedq.budget import Budget
+from guidedq.driver.evidence import Evidence
+from guidedq.driver.job import Job
+from guidedq.driver.timing import unpriced
 from guidedq.errors import BudgetError
-from guidedq.evidence import Evidence
 from guidedq.ir.graph import Graph
-from guidedq.job import Job
 from guidedq.report.wording import format_text
-from guidedq.timing import unpriced
 
 REACH_ERROR = 0.03
 """By so much the counted size of the smallest file may be above its true one, in tiny models."""

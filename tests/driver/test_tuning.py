@@ -11,11 +11,11 @@ from guidedq.artifacts.allocation import Allocation, SiteAllocation
 from guidedq.artifacts.forecast import Forecast, Measurement, Probe
 from guidedq.artifacts.guidance import identity_guidance
 from guidedq.artifacts.quantized_weight import EntropySegment, FloatSegment, QuantizedWeight, Segment
-from guidedq.decision import Decision
+from guidedq.driver.decision import Decision
+from guidedq.driver.tuning import Tuning
 from guidedq.passes.round.nearest import NearestRounder
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
 from guidedq.quant.grid import Grid
-from guidedq.tuning import Tuning
 from guidedq.workspace import save_codes
 
 FORMATS = (EntropyFormat(bits=2.0), AffineFormat(bits=4, group_size=0), FloatFormat(dtype="fp16"))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guidedq.artifacts.forecast import Measurement, Probe
-from guidedq.decision import counted_size, stored_size
+from guidedq.driver.decision import counted_size, stored_size
 
 MEASURED = Measurement(
     kl=0.1,

@@ -12,11 +12,11 @@ from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.profile import Kernel, Profile, SiteKernels, read_profile
 from guidedq.artifacts.report import LatencyFacts
 from guidedq.artifacts.samples import CalibrationSet
+from guidedq.driver.evidence import Evidence, calibration_set
+from guidedq.driver.job import Job, LatencyGoal
+from guidedq.driver.timing import SiteSeconds, Timing
 from guidedq.errors import ProfileError
-from guidedq.evidence import Evidence, calibration_set
 from guidedq.ir.program import Batch
-from guidedq.job import Job, LatencyGoal
-from guidedq.timing import SiteSeconds, Timing
 from guidedq.workspace import finish, is_finished, storing
 
 PROFILE_FILE = "profile.toml"

@@ -11,16 +11,16 @@ from guidedq.artifacts.footprint import Footprint, SiteFootprint
 from guidedq.artifacts.forecast import Measurement, Probe
 from guidedq.artifacts.quantized_weight import EntropySegment, QuantizedWeight
 from guidedq.artifacts.samples import SampleSet
-from guidedq.decision import allocated, counted_base, size_range
+from guidedq.driver.decision import allocated, counted_base, size_range
+from guidedq.driver.evidence import Evidence
+from guidedq.driver.job import Job
+from guidedq.driver.rounding import DequantizedOnUse, rounded
+from guidedq.driver.uncertainty import as_evaluated, evaluation_uncertainty
 from guidedq.errors import BudgetError
 from guidedq.evaluation import measure
-from guidedq.evidence import Evidence
 from guidedq.ir.graph import Graph
-from guidedq.job import Job
 from guidedq.quant.entropy import stream_bytes
 from guidedq.registry import stage_text
-from guidedq.rounding import DequantizedOnUse, rounded
-from guidedq.uncertainty import as_evaluated, evaluation_uncertainty
 from guidedq.workspace import finish, is_finished, load_probe, save_probe, storing
 
 PROBE_BITS = (3, 5)

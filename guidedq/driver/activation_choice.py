@@ -8,11 +8,11 @@ from math import fsum
 from typing import final
 
 from guidedq.artifacts.activations import ActivationHistogram, ActivationPlace
-from guidedq.decision import allocations_of, size_range
-from guidedq.evidence import Evidence
+from guidedq.driver.decision import allocations_of, size_range
+from guidedq.driver.evidence import Evidence
+from guidedq.driver.job import Job
 from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Site, Storage
-from guidedq.job import Job
 from guidedq.quant.integer import IntegerGrid, integer_grid, round_rows
 from guidedq.registry import stage_text
 from guidedq.report.wording import loss_text

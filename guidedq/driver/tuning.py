@@ -20,16 +20,16 @@ from guidedq.artifacts.quantized_weight import (
     RoundedSegment,
     Segment,
 )
-from guidedq.decision import Decision, decide, forecast_of
+from guidedq.driver.decision import Decision, decide, forecast_of
+from guidedq.driver.evidence import Evidence
+from guidedq.driver.fitting import fitted
+from guidedq.driver.job import Job
+from guidedq.driver.probing import measured_on_probes, probe_of, stored_bytes
+from guidedq.driver.rounding import rounded
+from guidedq.driver.uncertainty import as_evaluated, evaluation_uncertainty
 from guidedq.errors import FormatError
-from guidedq.evidence import Evidence
 from guidedq.files import write_text
-from guidedq.fitting import fitted
-from guidedq.job import Job
-from guidedq.probing import measured_on_probes, probe_of, stored_bytes
 from guidedq.registry import stage_text
-from guidedq.rounding import rounded
-from guidedq.uncertainty import as_evaluated, evaluation_uncertainty
 from guidedq.workspace import finish, is_finished, load_codes, load_probe, save_codes, save_probe, storing
 
 FACTS = "tuned.json"

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
-from guidedq.artifact_evaluation import original_of
 from guidedq.artifacts.forecast import Measurement
 from guidedq.artifacts.manifest import check_files
 from guidedq.artifacts.report import Report, SamplingFacts, files_digest, read_report, recipe_digest
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
+from guidedq.checking.artifact_evaluation import original_of
+from guidedq.driver.evidence import calibration_set
+from guidedq.driver.job import Job
 from guidedq.errors import ArtifactError, CalibrationError
 from guidedq.evaluation import measure
-from guidedq.evidence import calibration_set
 from guidedq.ir.model import Model
-from guidedq.job import Job
 from guidedq.progress import Progress
 from guidedq.recipe import parse_recipe
 from guidedq.registry import parse_stage

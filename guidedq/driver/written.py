@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from guidedq.artifacts.quantized_weight import QuantizedWeight
+from guidedq.driver.evidence import Evidence
+from guidedq.driver.job import Job
+from guidedq.driver.rounding import DequantizedOnUse
 from guidedq.errors import BackendError
-from guidedq.evidence import Evidence
-from guidedq.job import Job
-from guidedq.rounding import DequantizedOnUse
 
 SAMPLES = 2
 """Compared: weights in a wrong place show in each."""

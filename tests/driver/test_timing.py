@@ -9,8 +9,8 @@ import torch
 
 from guidedq.artifacts.allocation import Allocation, SiteAllocation
 from guidedq.artifacts.curves import SiteCurve
+from guidedq.driver.timing import SiteSeconds, Timing, unpriced
 from guidedq.quant.formats import AffineFormat
-from guidedq.timing import SiteSeconds, Timing, unpriced
 
 FORMATS = tuple(AffineFormat(bits=bits, group_size=32) for bits in (2, 4, 8))
 SITE = SiteSeconds(original=10.0, formats=(1.0, 2.0, 4.0), integer=0.5, mixed=3.0)

@@ -13,7 +13,7 @@ import guidedq
 from guidedq.artifacts.diagnostic import at_most
 from guidedq.artifacts.report import MeasuredFacts, Report
 from guidedq.errors import PolicyError
-from guidedq.policy import METRICS, check_policy, parse_policy, read_policy
+from guidedq.report.policy import METRICS, check_policy, parse_policy, read_policy
 
 QUIET = at_most("overlap", 0.1, 0.2, meaning="shared", advice="Give other data.")
 LOUD = at_most("text-fit", 3.0, 1.0, meaning="too far", advice="Give other text.")

@@ -17,7 +17,7 @@ from test_api import save_network
 from guidedq import compiler
 from guidedq.artifacts.forecast import Measurement
 from guidedq.budget import parse_budget
-from guidedq.loss_budget import SIZE_RESOLUTION, change_text, smallest_size
+from guidedq.driver.loss_budget import SIZE_RESOLUTION, change_text, smallest_size
 
 LOW, HIGH = 10_000, 80_000
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from guidedq.artifacts.forecast import Measurement, Probe
 from guidedq.budget import Budget
-from guidedq.decision import Decision
+from guidedq.driver.decision import Decision
+from guidedq.driver.evidence import Evidence
+from guidedq.driver.job import Job
+from guidedq.driver.loss_budget import is_within, miss_text, smallest_within
+from guidedq.driver.tuning import Tuning, after_tuning, scaled, tuned
 from guidedq.errors import BudgetError, GateError
-from guidedq.evidence import Evidence
-from guidedq.job import Job
-from guidedq.loss_budget import is_within, miss_text, smallest_within
 from guidedq.report.wording import forecast_text, tuned_text
-from guidedq.tuning import Tuning, after_tuning, scaled, tuned
 
 WORTH = 0.02
 """Share of the bytes that must be saved for a model to be tuned a second time."""

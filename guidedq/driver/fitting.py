@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from guidedq.decision import Decision, decide
-from guidedq.evidence import Evidence
-from guidedq.job import Job
+from guidedq.driver.decision import Decision, decide
+from guidedq.driver.evidence import Evidence
+from guidedq.driver.job import Job
 
 MARGIN = 0.0007
 """Share of the limit that is left free at first where sizes are estimates."""

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import final
 
-from guidedq.activation_choice import IntegerOptions, in_integers, integer_options, with_integers
 from guidedq.artifacts.allocation import Allocation
-from guidedq.decision import allocations_of, size_range
+from guidedq.driver.activation_choice import IntegerOptions, in_integers, integer_options, with_integers
+from guidedq.driver.decision import allocations_of, size_range
+from guidedq.driver.evidence import Evidence
+from guidedq.driver.job import Job, LatencyGoal
+from guidedq.driver.profiling import timing_of
+from guidedq.driver.selection import best_selection
+from guidedq.driver.timing import Timing, unmixed
 from guidedq.errors import BudgetError
-from guidedq.evidence import Evidence
-from guidedq.job import Job, LatencyGoal
-from guidedq.profiling import timing_of
-from guidedq.selection import best_selection
-from guidedq.timing import Timing, unmixed
 
 PRICE_DECADES = 8
 """Prices are searched so many powers of ten around what the model loses in the time that it takes: beyond, loss or time

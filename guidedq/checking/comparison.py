@@ -11,8 +11,8 @@ from typing import Any, final
 from guidedq.artifacts.report import Report
 from guidedq.budget import Budget
 from guidedq.compiler import compile_model
+from guidedq.driver.job import Job, Stopwatch
 from guidedq.errors import BudgetError
-from guidedq.job import Job, Stopwatch
 from guidedq.output import check_output
 from guidedq.quant.formats import parse_format
 from guidedq.recipe import Recipe, load_recipe

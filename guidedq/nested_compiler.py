@@ -23,17 +23,19 @@ from guidedq.artifacts.quantized_weight import QuantizedWeight, float_segment
 from guidedq.artifacts.report import PrecisionFacts
 from guidedq.budget import Budget, parse_budget
 from guidedq.compiler import Artifact, gate, no_warnings
-from guidedq.decision import Decision, counted_base, forecast_of
 from guidedq.diagnostics.diagnosis import diagnosed
+from guidedq.driver.decision import Decision, counted_base, forecast_of
+from guidedq.driver.evidence import CurveFiles, Evidence, calibration_set, guidance_of
+from guidedq.driver.job import Job
+from guidedq.driver.probing import probe_of
+from guidedq.driver.uncertainty import as_evaluated, evaluation_uncertainty
+from guidedq.driver.written import LARGEST_CHECKED, check_written
 from guidedq.errors import BudgetError
 from guidedq.evaluation import measure
-from guidedq.evidence import CurveFiles, Evidence, calibration_set, guidance_of
 from guidedq.ir.graph import Site
 from guidedq.ir.model import check_weights
-from guidedq.job import Job
 from guidedq.memory import give_back
 from guidedq.output import check_output, new_folder
-from guidedq.probing import probe_of
 from guidedq.progress import tracked
 from guidedq.quant.formats import FloatFormat
 from guidedq.quant.nested import NestedFormat, widths_text
@@ -41,9 +43,7 @@ from guidedq.registry import stage_text
 from guidedq.report.build import build_report, measured_facts
 from guidedq.report.wording import forecast_text
 from guidedq.report.write import write_report
-from guidedq.uncertainty import as_evaluated, evaluation_uncertainty
 from guidedq.workspace import save_curve, storing
-from guidedq.written import LARGEST_CHECKED, check_written
 
 PLAIN = ("correct=none", "tune=none", "coding=fixed")
 """Codes are not corrected or tuned afterwards: both look at one width, and would undo what the others share."""

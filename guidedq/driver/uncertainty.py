@@ -14,10 +14,10 @@ from dataclasses import replace
 import numpy as np
 
 from guidedq.artifacts.forecast import Probe
+from guidedq.driver.evidence import Evidence
+from guidedq.driver.job import Job
 from guidedq.evaluation import measure
-from guidedq.evidence import Evidence
 from guidedq.files import write_text
-from guidedq.job import Job
 from guidedq.workspace import finish, is_finished, storing
 
 FEWEST_SAMPLES = 8

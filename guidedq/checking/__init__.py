@@ -1,0 +1,1 @@
+"""Checking: an artifact measured anew, verified against its report, compared with uniform quantization."""
