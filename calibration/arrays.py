@@ -18,6 +18,7 @@ from guidedq.artifacts.samples import SampleSet
 from guidedq.errors import CalibrationError
 from guidedq.ir.model import InputSpec, Model, Objective
 
+from .apart import LONGEST_DOCUMENT, Spans, parted
 from .split import HELD_BACK, Sizes, pick, shuffled
 from .text_inputs import check_token_ids, what_it_needs
 
@@ -51,27 +52,28 @@ def read_arrays(model: Model, paths: Sequence[Path]) -> SampleSet:
     )
 
 
-def split_arrays(pool: SampleSet, sizes: Sizes, *, seed: int) -> list[SampleSet]:
+def split_arrays(model: Model, pool: SampleSet, sizes: Sizes, *, seed: int) -> list[SampleSet]:
     """Calibration, tuning, probe and evaluation samples; the last are a tenth of the pool.
 
     Raises:
         CalibrationError: there are fewer than three samples.
     """
     _need(pool, 3)
-    order = shuffled(len(pool), seed)
+    order = torch.tensor(shuffled(len(pool), seed))
     held = max(1, len(pool) // HELD_BACK)
-    evaluation = pick(pool, order[:held][:MOST_EVALUATION_SAMPLES])
-    return [*_parts(pool, order[held:], sizes), evaluation]
+    evaluation = order[:held][:MOST_EVALUATION_SAMPLES]
+    return [*_parts(model, pool, order[held:], evaluation, sizes), pool.pick(evaluation)]
 
 
-def split_two_arrays(pool: SampleSet, sizes: Sizes, *, seed: int) -> list[SampleSet]:
+def split_two_arrays(model: Model, pool: SampleSet, sizes: Sizes, *, seed: int) -> list[SampleSet]:
     """Calibration, tuning and probe samples.
 
     Raises:
         CalibrationError: there are fewer than two samples.
     """
     _need(pool, 2)
-    return _parts(pool, shuffled(len(pool), seed), sizes)
+    order = torch.tensor(shuffled(len(pool), seed))
+    return _parts(model, pool, order, order[:0], sizes)
 
 
 def pick_arrays(pool: SampleSet, *, seed: int) -> SampleSet:
@@ -81,10 +83,20 @@ def pick_arrays(pool: SampleSet, *, seed: int) -> SampleSet:
     return pick(pool, sorted(shuffled(len(pool), seed)[:MOST_EVALUATION_SAMPLES]))
 
 
-def _parts(pool: SampleSet, order: list[int], sizes: Sizes) -> list[SampleSet]:
+def _parts(model: Model, pool: SampleSet, rest: Tensor, evaluation: Tensor, sizes: Sizes) -> list[SampleSet]:
     sample_bytes = max(1, sum(values[0].nbytes for values in pool.inputs.values()))
     affordable = replace(sizes, tuning=min(sizes.tuning, max(1, MOST_TUNING_BYTES // sample_bytes)))
-    return [pick(pool, [order[index] for index in part]) for part in affordable.shared_out(len(order))]
+    calibration, tuning, probe = (len(part) for part in affordable.shared_out(len(rest)))
+    return [pool.pick(part) for part in parted(_spans(model, pool), rest, evaluation, (calibration, tuning, probe))]
+
+
+def _spans(model: Model, pool: SampleSet) -> Spans:
+    """A language model's rows are taken for pages of one text, in order; any other sample stands for itself."""
+    rows = torch.arange(len(pool))
+    tokens = next(iter(pool.inputs.values()))
+    if model.objective is Objective.LANGUAGE_MODEL and tokens.dim() > 1:
+        rows = rows * tokens.shape[1] // LONGEST_DOCUMENT
+    return Spans(first=rows, last=rows)
 
 
 def _checked(model: Model, path: Path) -> SampleSet:

@@ -11,15 +11,17 @@ from typing import Any
 from guidedq.errors import CalibrationError
 from guidedq.progress import Progress
 
-SEPARATOR = "<|endoftext|>"
-"""Stands between the documents of a .txt file, as in TinyStories and other published corpora."""
+SEPARATOR = re.compile(r"<\|endoftext\|>|^(?= ?= [^=\n]*[^=\s] = ?$)", re.MULTILINE)
+"""Parts the documents of a .txt file: a mark, as in TinyStories and other corpora, or the titles of WikiText."""
 MOST_CHARACTERS = 16_000_000
 """Some four million tokens, a hundred times what the default samples draw: what lies beyond is not read."""
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 def read_documents(paths: Sequence[Path], progress: Progress) -> list[str]:
-    """The documents of .txt files (parted by `<|endoftext|>`) and .jsonl files (a `text` field), repeats left out.
+    """The documents of .txt files (parted by `<|endoftext|>` or WikiText's titles) and .jsonl files (a `text` field).
+
+    Repeats are left out.
 
     Raises:
         CalibrationError: a file is no UTF-8, a line is no JSON, or has no text.
@@ -49,7 +51,7 @@ def read_lines(paths: Sequence[Path], progress: Progress, at_least: int) -> list
 def _read_text(path: Path) -> list[str]:
     with path.open(encoding="utf-8") as file:
         try:
-            return file.read(MOST_CHARACTERS).split(SEPARATOR)
+            return SEPARATOR.split(file.read(MOST_CHARACTERS))
         except UnicodeDecodeError as error:
             raise CalibrationError(f"{path} is no UTF-8 text: {error}. Convert it first.") from error
 

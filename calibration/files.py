@@ -84,9 +84,9 @@ def _from_arrays(
 ) -> list[SampleSet]:
     pool = read_arrays(model, files)
     if not evaluation_data:
-        return split_arrays(pool, sizes, seed=seed)
+        return split_arrays(model, pool, sizes, seed=seed)
     held = evaluation_samples(model, evaluation_data, sizes, known=frozenset(), seed=seed, progress=progress)
-    return [*split_two_arrays(pool, sizes, seed=seed), held]
+    return [*split_two_arrays(model, pool, sizes, seed=seed), held]
 
 
 def _from_text(

@@ -13,6 +13,7 @@ from guidedq.errors import CalibrationError
 from guidedq.ir.model import Model
 from guidedq.progress import Progress
 
+from .apart import Spans, document_numbers, parted
 from .split import HELD_BACK, Sizes
 from .text_inputs import from_tokens, longest_sequence, token_spec
 
@@ -31,13 +32,13 @@ def pack(model: Model, documents: Sequence[str], sizes: Sizes, *, seed: int, pro
     Raises:
         CalibrationError: the text is shorter than one sequence, or three sequences of 16 tokens do not fit.
     """
-    tokens = tokenize(model, documents)
     generator = torch.Generator().manual_seed(seed)
-    text = _sequences(model, tokens, _payload(model, len(tokens), 3, sizes, progress), generator)
+    text, spans = _sequences(model, documents, 3, sizes, generator, progress)
     held = _spread(len(text), generator)
     rest = torch.ones(len(text), dtype=torch.bool).index_fill_(0, held, value=False).nonzero()[:, 0]
     evaluation = _drawn(held, generator)[: sizes.evaluation]
-    return [*_parts(model, text[_drawn(rest, generator)], sizes), from_tokens(model, text[evaluation])]
+    parts = _parts(spans, _drawn(rest, generator), evaluation, sizes)
+    return [from_tokens(model, text[part]) for part in (*parts, evaluation)]
 
 
 def pack_two(model: Model, documents: Sequence[str], sizes: Sizes, *, seed: int, progress: Progress) -> list[SampleSet]:
@@ -46,10 +47,10 @@ def pack_two(model: Model, documents: Sequence[str], sizes: Sizes, *, seed: int,
     Raises:
         CalibrationError: the text is shorter than one sequence, or two sequences of 16 tokens do not fit.
     """
-    tokens = tokenize(model, documents)
     generator = torch.Generator().manual_seed(seed)
-    text = _sequences(model, tokens, _payload(model, len(tokens), 2, sizes, progress), generator)
-    return _parts(model, text[_drawn(torch.arange(len(text)), generator)], sizes)
+    text, spans = _sequences(model, documents, 2, sizes, generator, progress)
+    drawn = _drawn(torch.arange(len(text)), generator)
+    return [from_tokens(model, text[part]) for part in _parts(spans, drawn, drawn[:0], sizes)]
 
 
 def pack_evaluation(
@@ -60,22 +61,20 @@ def pack_evaluation(
     Raises:
         CalibrationError: the text is shorter than one sequence.
     """
-    tokens = tokenize(model, documents)
     generator = torch.Generator().manual_seed(seed)
-    text = _sequences(model, tokens, _payload(model, len(tokens), 1, sizes, progress), generator)
+    text, _ = _sequences(model, documents, 1, sizes, generator, progress)
     return from_tokens(model, text[_drawn(torch.arange(len(text)), generator)[: sizes.evaluation]])
 
 
-def tokenize(model: Model, documents: Sequence[str]) -> Int64[Tensor, "token"]:
-    """All documents as one stream, each led by the token that begins a text, else by the one that ends it."""
+def tokenize(model: Model, documents: Sequence[str]) -> list[list[int]]:
+    """Each document's tokens, led by the token that begins a text, else by the one that ends it."""
     separator = _separator(model)
     lead = [] if separator is None else [separator]
-    tokens: list[int] = []
+    found: list[list[int]] = []
     for first in range(0, len(documents), DOCUMENTS_AT_ONCE):
         part = list(documents[first : first + DOCUMENTS_AT_ONCE])
-        for ids in model.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]:
-            tokens += [*lead, *ids]
-    return torch.tensor(tokens, dtype=torch.int64)
+        found += [[*lead, *ids] for ids in model.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]]
+    return found
 
 
 def first_token(model: Model) -> int | None:
@@ -120,16 +119,33 @@ def _drawn(indices: Int64[Tensor, "n"], generator: torch.Generator) -> Int64[Ten
     return indices[torch.randperm(len(indices), generator=generator)]
 
 
-def _parts(model: Model, sequences: Int64[Tensor, "sequence token"], sizes: Sizes) -> list[SampleSet]:
-    return [from_tokens(model, sequences[part]) for part in sizes.shared_out(len(sequences))]
+def _parts(
+    spans: Spans, rest: Int64[Tensor, "rest"], evaluation: Int64[Tensor, "evaluation"], sizes: Sizes
+) -> tuple[Tensor, Tensor, Tensor]:
+    calibration, tuning, probe = (len(part) for part in sizes.shared_out(len(rest)))
+    return parted(spans, rest, evaluation, (calibration, tuning, probe))
 
 
 def _sequences(
-    model: Model, tokens: Int64[Tensor, "token"], payload: int, generator: torch.Generator
-) -> Int64[Tensor, "sequence length"]:
-    """The text in sequences of so many tokens, from a random place on, each led by the first token if there is one."""
+    model: Model,
+    documents: Sequence[str],
+    parts: int,
+    sizes: Sizes,
+    generator: torch.Generator,
+    progress: Progress,
+) -> tuple[Int64[Tensor, "sequence token"], Spans]:
+    """The text in sequences without overlap, from a random place on, each led by the first token if there is one.
+
+    Raises:
+        CalibrationError: so many `parts` of at least one sequence do not fit.
+    """
+    tokenized = tokenize(model, documents)
+    tokens = torch.tensor([token for document in tokenized for token in document], dtype=torch.int64)
+    payload = _payload(model, len(tokens), parts, sizes, progress)
     slots = len(tokens) // payload
     phase = int(torch.randint(len(tokens) - slots * payload + 1, (), generator=generator))
-    text = tokens[phase : phase + slots * payload].reshape(slots, payload)
+    both = torch.stack((tokens, document_numbers([len(document) for document in tokenized])))
+    text, numbers = both[:, phase : phase + slots * payload].reshape(2, slots, payload)
     begin = first_token(model)
-    return text if begin is None else torch.cat((torch.full((len(text), 1), begin), text), dim=1)
+    led = text if begin is None else torch.cat((torch.full((slots, 1), begin), text), dim=1)
+    return led, Spans(first=numbers[:, 0], last=numbers[:, -1])
