@@ -82,7 +82,7 @@ def read(path: Path, count: int) -> dict[str, np.ndarray]:
 def compiled(source: Path, options: str, arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
     """One of guidedq's: the file and its forecast."""
     part = out.with_suffix(".npz")
-    np.savez(part, **read(arguments.eval_data, OWN_EVALUATION))
+    np.savez(part, **read(arguments.eval_data, OWN_EVALUATION))  # pyright: ignore[reportArgumentType]  (a name is no option)
     given = ("--data", str(arguments.data), "--eval-data", str(part))
     data = ("--data", str(arguments.text)) if arguments.text else given
     command = [
@@ -108,8 +108,8 @@ def static_peers(source: Path, calibration: Inputs, folder: Path) -> Iterator[tu
         def __init__(self) -> None:
             self._batches = iter(batches(feeds_of(prepared, calibration)))
 
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self._batches, None)
+        def get_next(self) -> dict[str, np.ndarray]:
+            return next(self._batches, None)  # pyright: ignore[reportReturnType]  (None ends the data)
 
     def writer(method: Any, reduce_range: bool) -> Callable[[], Path]:
         def write() -> Path:
@@ -206,7 +206,7 @@ def batches(feeds: Inputs) -> Iterator[dict[str, np.ndarray]]:
 
 def run(session: onnxruntime.InferenceSession, feeds: Inputs) -> np.ndarray:
     """The first output for all samples."""
-    return np.concatenate([session.run(None, batch)[0] for batch in batches(feeds)])
+    return np.concatenate([np.asarray(session.run(None, batch)[0]) for batch in batches(feeds)])
 
 
 def latencies(sessions: Mapping[str, onnxruntime.InferenceSession], feeds: Inputs) -> dict[str, float]:

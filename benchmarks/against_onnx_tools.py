@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -60,7 +61,8 @@ def blocks(algorithm: str, size: int, bits: int) -> Quantize:
         }[algorithm]()
         quantizer = nbits.MatMulNBitsQuantizer(str(source), bits=bits, block_size=size, algo_config=config)
         quantizer.process()
-        quantizer.model.save_model_to_file(str(target), False)
+        made: Any = quantizer.model  # an ONNXModel once it has been processed
+        made.save_model_to_file(str(target), False)
 
     return quantize
 
@@ -200,7 +202,8 @@ class Bench:
             return torch.nn.functional.normalize(run(values)[0].mean(0), dim=0)
 
         cosines = [float(embedded(row[5]) @ embedded(row[6])) for row in rows]
-        return float(spearmanr(cosines, [float(row[4]) for row in rows])[0])
+        found: Any = spearmanr(cosines, [float(row[4]) for row in rows])
+        return float(found.statistic)
 
 
 def runner(path: Path, model: Model) -> Callable[[Batch], Tensor]:

@@ -146,7 +146,7 @@ def is_float(format: object) -> bool:
 
 def measured(job: Job, evidence: Evidence, allocation: Allocation) -> Measurement:
     """The rounded model on the evaluation samples, as the backend's runtime would run it."""
-    program, activations = job.model.program, job.activations()
+    program, activations = job.model.program, evidence.rounding
     weights = {
         weight.name: (job.model.graph.site(weight.name), weight)
         for weight in rounded(job, evidence, allocation, "round")
@@ -186,7 +186,8 @@ def loss_covered(row: dict[str, Any]) -> bool:
 
 def tau(rows: Sequence[dict[str, Any]]) -> float:
     """Kendall's tau-b of forecast against measured."""
-    return float(kendalltau([r["forecast"]["kl"] for r in rows], [r["measured"]["kl"] for r in rows]).statistic)
+    found: Any = kendalltau([r["forecast"]["kl"] for r in rows], [r["measured"]["kl"] for r in rows])
+    return float(found.statistic)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -293,7 +294,8 @@ def draw(rows: Sequence[dict[str, Any]], picture: Path) -> None:
     """Predicted over measured against size, one panel a model."""
     models = names(rows)
     figure, made = new_figure((7.0, 0.6 + 2.1 * len(models)), rows=len(models), sharex=True)
-    for axes, name in zip([made] if len(models) == 1 else made, models, strict=True):
+    panels = [made] if len(models) == 1 else list(made)
+    for axes, name in zip(panels, models, strict=True):
         for random, marker, colour in ((False, "o", ACCENT), (True, "x", MEASURED)):
             mine = [r for r in rows if r["model"] == name and (r["allocator"] == RANDOM) is random]
             label = "random allocations" if random else "allocated for a budget, 90% interval"
@@ -316,8 +318,8 @@ def draw(rows: Sequence[dict[str, Any]], picture: Path) -> None:
         axes.set_ylim(0.4, 1.8)
         axes.set_title(name, loc="left", color=INK, fontsize=10)
         axes.set_ylabel("predicted / measured")
-    axes.set_xlabel("bits per weight")
-    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    panels[-1].set_xlabel("bits per weight")
+    panels[-1].legend(frameon=False, fontsize=8.5, labelcolor=INK)
     figure.savefig(picture, dpi=130, facecolor="white")
 
 

@@ -93,9 +93,12 @@ def layers(size: int, threads: int, repeats: int, record: Record) -> None:
     one, many = torch.randn(1, size), torch.randn(PROMPT_INPUTS, size)
     for format in FORMATS:
         layer = PackedLinear(random_packed(format, size), None)
-        buffer = torch.ones(layer.packed.blob.numel() // 4)
+        packed = layer.packed
+        assert isinstance(packed, PackedWeight)
+        held = packed.blob.numel()
+        buffer = torch.ones(held // 4)
         works: dict[str, Callable[[], Any]] = {
-            "sum": buffer.sum,
+            "sum": lambda buffer=buffer: buffer.sum(),
             "fp32": lambda: nn.functional.linear(one, whole),
             "kernels": lambda layer=layer: layer(one),
         }
@@ -105,7 +108,6 @@ def layers(size: int, threads: int, repeats: int, record: Record) -> None:
         seconds = least(works, repeats)
         if size <= SLOWEST_SIZE and threads == 1:
             seconds |= least({"plain torch": lambda layer=layer: plainly(layer, one)}, 2)
-        held = layer.packed.blob.numel()
         limit = max(held / seconds["sum"], whole.nbytes / seconds["fp32"] if whole.nbytes <= 2 * held else 0.0)
         row: Row = {"kind": "layer", "size": size, "threads": threads, "format": str(format), "bytes": held}
         row |= {"bandwidth": limit, "of_bandwidth": held / seconds["kernels"] / limit, "seconds": seconds}

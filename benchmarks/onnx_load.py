@@ -32,13 +32,18 @@ from onnx import TensorProto, helper, numpy_helper
 import guidedq
 from guidedq.artifacts.quantized_weight import QuantizedWeight, affine_segment
 from guidedq.backends.onnx.backend import OnnxBackend
+from guidedq.backends.onnx.settings import Style
 from guidedq.ir.model import Model
 from guidedq.quant.formats import AffineFormat
 from guidedq.quant.grid import Grid, quantize_nearest
 
 SEED, LAYERS, SIZE, GROUP, REPEATS = 0, 16, 2048, 64, 3
-PLAIN = ("native", 4)
-CASES = (PLAIN, *(("native", bits) for bits in (2, 3, 5, 6, 7, 8)), *(("baked", bits) for bits in (3, 5, 6, 7)))
+PLAIN: tuple[Style, int] = ("native", 4)
+CASES: tuple[tuple[Style, int], ...] = (
+    PLAIN,
+    *(("native", bits) for bits in (2, 3, 5, 6, 7, 8)),
+    *(("baked", bits) for bits in (3, 5, 6, 7)),
+)
 LOAD = """
 import json, re, sys, time, onnxruntime
 

@@ -135,7 +135,7 @@ def rounded(artifact: Path, out: str) -> Row:
     import torch
     from transformers import AutoModelForCausalLM
 
-    import guidedq  # noqa: F401  so that transformers knows the artifact
+    import guidedq  # noqa: F401  # pyright: ignore[reportUnusedImport]  so that transformers knows the artifact
     from guidedq.artifacts.packed_weight import pack_weight
     from guidedq.artifacts.quantized_weight import QuantizedWeight, affine_segment
     from guidedq.backends.packed_torch.modules import PackedWeight
