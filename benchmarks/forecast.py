@@ -25,7 +25,6 @@ import numpy as np
 from records import machine
 from scipy.stats import kendalltau
 
-from guidedq.api import make_job
 from guidedq.artifacts.allocation import Allocation
 from guidedq.artifacts.forecast import Forecast, Measurement, Probe
 from guidedq.budget import parse_budget
@@ -40,6 +39,7 @@ from guidedq.passes.allocate.units import assemble, units_of
 from guidedq.quant.formats import FloatFormat
 from guidedq.report.palette import ACCENT, INK, MEASURED, MUTED
 from guidedq.report.plots import new_figure
+from guidedq.request import make_job
 
 JUDGED_BITS = (2.5, 6.0)
 """Sizes for which the goals are set; what lies beyond is shown and not judged."""

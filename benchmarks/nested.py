@@ -18,7 +18,6 @@ import torch
 from records import Record, Row, options, pairs, write_page
 
 import guidedq
-from guidedq.api import make_job
 from guidedq.artifacts.nested_segment import NestedSegment
 from guidedq.artifacts.packed_weight import pack_weight
 from guidedq.artifacts.quantized_weight import QuantizedWeight, affine_segment
@@ -30,6 +29,7 @@ from guidedq.passes.round import nested as rounding
 from guidedq.quant.formats import AffineFormat
 from guidedq.quant.grid import Grid
 from guidedq.quant.nested import NestedFormat
+from guidedq.request import make_job
 from guidedq.schedules.rules import constant_rule
 from guidedq.schedules.schedule import Schedule
 from guidedq.schedules.search import Candidate, candidates, costs_of, measured

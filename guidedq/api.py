@@ -4,32 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from guidedq.artifacts.profile import Profile
 from guidedq.artifacts.report import PlanPoint, Report, read_report
-from guidedq.backend_settings import with_backend_settings
 from guidedq.budget import parse_budget
 from guidedq.checking.verification import Verification, verify_artifact
 from guidedq.compiler import Artifact, compile_model, plan_model
-from guidedq.driver.job import Job, latency_goal
 from guidedq.driver.profiling import own_profile
-from guidedq.errors import ArtifactError, BudgetError, CalibrationError, OutputError
+from guidedq.errors import ArtifactError, BudgetError
 from guidedq.frontend import load
-from guidedq.ir.model import Model, Objective, check_sites
+from guidedq.ir.model import Model
 from guidedq.nested_compiler import compile_nested
 from guidedq.output import check_file
 from guidedq.progress import Progress, SilentProgress
 from guidedq.quant.nested import parse_widths
-from guidedq.recipe import Recipe, effort_settings, load_recipe
-from guidedq.registry import available, name_of, parse_stage, stage_text, with_options
+from guidedq.recipe import Recipe
+from guidedq.registry import parse_stage
 from guidedq.report.policy import Policy, PolicyResult, check_policy, read_policy
+from guidedq.request import PathLike, make_job, paths_of
 from guidedq.schedules.precision import at_precision, precisions, set_precision
-from guidedq.stages import AbstractBackend, AbstractRewrite, AbstractSampler
-from guidedq.workspace import Workspace, default_workspace
-
-PathLike = str | Path
-DEMO = "demo"
+from guidedq.stages import AbstractBackend
+from guidedq.workspace import default_workspace
 
 
 def compile(
@@ -253,111 +249,11 @@ def verify(
     return verify_artifact(
         Path(folder),
         model,
-        _paths(data),
-        _paths(eval_data),
+        paths_of(data),
+        paths_of(eval_data),
         workspace=Path(workspace) if workspace is not None else default_workspace(),
         progress=progress or SilentProgress(),
     )
-
-
-def make_job(
-    model: Model | PathLike,
-    *,
-    data: PathLike | Sequence[PathLike] = (),
-    backend: str | AbstractBackend | None = None,
-    activations: str | None = None,
-    objective: str = "size",
-    max_latency: str | float | None = None,
-    profile: PathLike | None = None,
-    threads: int | None = None,
-    recipe: str | Recipe = "default",
-    effort: str | None = None,
-    settings: Sequence[str] = (),
-    eval_data: PathLike | Sequence[PathLike] = (),
-    samples: int | None = None,
-    sequence_length: int | None = None,
-    seed: int = 0,
-    workspace: PathLike | None = None,
-    max_memory: int | None = None,
-    progress: Progress | None = None,
-) -> Job:
-    """Resolve what the user said into a job: stages by name, the sampler that fits, the graph rewritten."""
-    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    goal = latency_goal(objective, max_latency, profile, threads)
-    files, evaluation = _paths(data), _paths(eval_data)
-    if missing := [path for path in (*files, *evaluation) if not path.exists()]:
-        raise CalibrationError(f"no such data: {', '.join(map(str, missing))}.")
-    root = Path(workspace) if workspace is not None else default_workspace()
-    if root.is_file():
-        raise OutputError(f"the workspace {root} is a file. Name a folder with --workspace.")
-    is_demo = isinstance(model, str) and model == DEMO
-    loaded = model if isinstance(model, Model) else load(model)
-    check_sites(loaded)
-    told = progress or SilentProgress()
-    for notice in loaded.notices:
-        told.notice(notice)
-    writer: AbstractBackend = backend if isinstance(backend, AbstractBackend) else _backend(backend, loaded)
-    if activations is not None:
-        writer = with_options(writer, f"the {name_of(writer, 'backend')} backend", {"activations": activations})
-    writer, changes = with_backend_settings(writer, settings)
-    if goal is not None:
-        writer.timer(loaded)  # refuses here, before any work, what cannot be timed
-    chosen = recipe.with_settings([*(effort_settings(effort) if effort is not None else ()), *changes])
-    return Job(
-        model=_rewritten(loaded, chosen, writer),
-        backend=writer,
-        recipe=chosen,
-        sampler=_sampler(loaded, files, is_demo, samples, sequence_length),
-        data=files,
-        evaluation_data=evaluation,
-        seed=seed,
-        workspace=Workspace(root=root),
-        memory_bytes=max_memory,
-        latency=goal,
-        progress=told,
-    )
-
-
-def _backend(text: str | None, model: Model) -> AbstractBackend:
-    return parse_stage(text or ("torch" if model.source == "hugging_face" else "onnx"), "backend")
-
-
-def _sampler(
-    model: Model, data: Sequence[Path], is_demo: bool, samples: int | None, sequence_length: int | None
-) -> AbstractSampler:
-    if data:
-        name: Literal["files", "demo", "generated"] = "files"
-    elif is_demo:
-        name = "demo"
-    elif model.objective is Objective.LANGUAGE_MODEL and model.program.differentiable:
-        name = "generated"
-    else:
-        wanted = ", ".join(
-            f"{spec.name} {list(spec.shape)} {spec.dtype}".replace("None", "any") for spec in model.inputs
-        )
-        raise CalibrationError(
-            f"{model.name} needs calibration data: pass --data with an .npz or .safetensors file of inputs ({wanted})"
-            + (", or text." if model.tokenizer is not None else ".")
-        )
-    options = {"samples": samples, "sequence-length": sequence_length}
-    words = " ".join(f"{option}={value}" for option, value in options.items() if value is not None)
-    return parse_stage(f"{name}{{{words}}}" if words else name, "sample")
-
-
-def _rewritten(model: Model, recipe: Recipe, backend: AbstractBackend) -> Model:
-    """Apply the graph passes: keep what the user wants kept and what is out of scope, fuse what the runtime fuses."""
-    rewrites = available("rewrite")
-    passes: list[AbstractRewrite] = []
-    if recipe.keep:
-        passes.append(rewrites["keep"](patterns=recipe.keep))
-    if recipe.scope == "linear":
-        passes.append(rewrites["scope"]())
-    graph = model.graph
-    for rewrite in passes:
-        graph = rewrite.rewrite(graph)
-    if groups := backend.fuses(graph):
-        graph = rewrites["fuse"](groups=tuple(map(tuple, groups))).rewrite(graph)
-    return model.with_graph(graph)
 
 
 def _widths(nested: str | Sequence[int] | None) -> tuple[int, ...]:
@@ -371,10 +267,6 @@ def _widths(nested: str | Sequence[int] | None) -> tuple[int, ...]:
     return parse_widths(nested if isinstance(nested, str) else ",".join(map(str, nested)))
 
 
-def _paths(paths: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
-    return (Path(paths),) if isinstance(paths, str | Path) else tuple(map(Path, paths))
-
-
 __all__ = [
     "Artifact",
     "at_precision",
@@ -382,11 +274,9 @@ __all__ = [
     "compile",
     "load",
     "load_quantized",
-    "make_job",
     "plan",
     "precisions",
     "profile",
     "set_precision",
-    "stage_text",
     "verify",
 ]

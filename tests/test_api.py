@@ -11,7 +11,6 @@ from command_line import save_language_model, save_tokens
 from onnx import TensorProto, helper, numpy_helper
 
 import guidedq
-from guidedq.api import make_job
 from guidedq.artifacts.report import Report
 from guidedq.backends.packed_torch.backend import PackedTorchBackend
 from guidedq.errors import ArtifactError, BackendError, BudgetError, CalibrationError, GuidedQError, OutputError
@@ -19,6 +18,7 @@ from guidedq.ir.model import Model
 from guidedq.progress import SilentProgress
 from guidedq.recipe import load_recipe
 from guidedq.registry import stage_text
+from guidedq.request import make_job
 
 
 @pytest.fixture(scope="module")

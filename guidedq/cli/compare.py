@@ -45,11 +45,11 @@ def compare(
     guidedq compare ./smollm2 --budget 3.5bits --data wiki.txt --plot compare.png
     """
     with working(threads=options.threads) as progress:
-        from guidedq.api import make_job
         from guidedq.budget import parse_budget
         from guidedq.checking.comparison import compare_variants, comparison_facts
         from guidedq.report.drawing import check_picture, save_figure
         from guidedq.report.plots import comparison_figure
+        from guidedq.request import make_job
 
         asked = parse_budget(budget)
         if plot is not None:

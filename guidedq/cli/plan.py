@@ -45,11 +45,11 @@ def plan(
     guidedq plan ./smollm2 --budgets 3,4,5 --plot plan.svg
     """
     with working(threads=options.threads) as progress:
-        from guidedq.api import make_job
         from guidedq.budget import parse_budget
         from guidedq.compiler import plan_model
         from guidedq.report.drawing import check_picture, save_figure
         from guidedq.report.plots import plan_figure
+        from guidedq.request import make_job
 
         asked = [parse_budget(budget) for budget in (budgets or "").split(",") if budget.strip()]
         if plot is not None:

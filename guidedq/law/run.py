@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from guidedq.api import make_job
 from guidedq.driver.job import Job
 from guidedq.errors import LawError
 from guidedq.files import write_text
@@ -20,6 +19,7 @@ from guidedq.law.record import Law, SweptModel, law_toml
 from guidedq.law.sweep import check_widths, sweep
 from guidedq.output import new_folder
 from guidedq.report.drawing import save_figure
+from guidedq.request import make_job
 from guidedq.strict_json import json_text
 
 PICTURES = (".png", ".svg")

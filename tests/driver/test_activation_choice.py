@@ -8,10 +8,10 @@ import pytest
 from integer_networks import convolutions
 
 import guidedq
-from guidedq.api import make_job
 from guidedq.driver.activation_choice import with_integers
 from guidedq.driver.evidence import gather
 from guidedq.errors import GuidedQError
+from guidedq.request import make_job
 
 SETTINGS = ("guide.sequences=16", "coding=fixed", "tune=none", "correct=none")
 
@@ -78,6 +78,6 @@ def test_a_compiled_file_has_integer_kernels_and_a_forecast_that_counts_them(job
     assert 0.3 < report.measured.kl / report.forecast.kl < 3
 
 
-def test_the_torch_backend_says_that_it_has_no_such_option(tmp_path):
-    with pytest.raises(GuidedQError, match="the torch backend has no option 'activations'"):
+def test_activations_of_another_backend_are_refused_by_name(tmp_path):
+    with pytest.raises(GuidedQError, match="an option of the onnx backend, and torch is written"):
         make_job(convolutions(tmp_path), backend="torch", activations="static")

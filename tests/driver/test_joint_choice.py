@@ -9,7 +9,6 @@ import pytest
 from integer_networks import convolutions, products
 
 import guidedq
-from guidedq.api import make_job
 from guidedq.artifacts.profile import Kernel, Profile
 from guidedq.artifacts.report import read_report
 from guidedq.backends.onnx import stopwatch, timer
@@ -17,6 +16,7 @@ from guidedq.driver.evidence import gather
 from guidedq.driver.joint_choice import with_choice
 from guidedq.driver.profiling import kernels_of
 from guidedq.errors import BudgetError, ProfileError
+from guidedq.request import make_job
 
 SETTINGS = ("guide.sequences=16", "coding=fixed", "tune=none", "correct=none")
 RATES = {"Conv": 1.0, "MatMul": 1.0, "QLinearConv": 4.0, "MatMulIntegerToFloat": 4.0, "QuantizeLinear": 4.0}
