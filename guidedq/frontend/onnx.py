@@ -57,7 +57,7 @@ def load_onnx(path: Path) -> Model:
     output = main_output(whole, types)
     parsed = whole.pruned(output.value)
     refusal = _refusal(parsed)
-    weighted = find_weighted(parsed, branches=refusal is None)
+    weighted = find_weighted(parsed, forward_only=refusal is not None)
     head = find_head(parsed, weighted, output.value)
     meaning = find_meaning(parsed, weighted, types, output, head)
     predicts = meaning.objective is not Objective.VALUES

@@ -156,7 +156,7 @@ def forward_only_program(
         model=open_model,
         session=open_session(open_model),
         weights=dict(weights),
-        weighted={entry.node.name: entry for entry in weighted},
+        weighted={entry.operator: entry for entry in weighted},
         inputs=tuple(inputs),
         output=output,
         softmax=softmax,
