@@ -44,7 +44,8 @@ def run_side_by_side(model: Model, batch: SampleSet, visit: Visit) -> None:
 def separable_sites(model: Model, batch: SampleSet) -> tuple[Site, ...]:
     """The quantizable sites whose every use reads the samples along the first axis of its input, or what all share.
 
-    The products of a recurrent layer with its states are formed by the layer, so their weight is none of them. Where the model takes no batch of another size there is none.
+    The products of a recurrent layer with its states are formed by the layer: their weight is none of them. Where the
+    model takes no batch of another size there is none.
     """
     assert isinstance(model.program, TorchProgram)
     checks = _Checks()

@@ -71,7 +71,10 @@ class OnnxTimer(AbstractTimer):
     def kernels(
         self, model: Model, footprint: Footprint, inputs: Mapping[str, Sequence[int]]
     ) -> Mapping[str, SiteKernels]:
-        """See `AbstractTimer.kernels`. Transposed convolutions and recurrent layers have none: what they take is the rest of the model's."""
+        """See `AbstractTimer.kernels`.
+
+        Transposed convolutions and recurrent layers have none: what they take is the rest of the model's.
+        """
         skeleton, settings, integers = self.slots(model)
         nodes = {node.name: node for node in with_branches(parse_model(read_source(model.path)).nodes)}
         found: dict[str, SiteKernels] = {}

@@ -169,9 +169,7 @@ class OnnxInterpreter(nn.Module):
                 self.constants.register_buffer(f"c{index}", computed(value))
 
 
-def _schedule(
-    graph: ParsedGraph, weighted: Mapping[str, tuple[WeightedNode, ...]], output: str
-) -> tuple[_Step, ...]:
+def _schedule(graph: ParsedGraph, weighted: Mapping[str, tuple[WeightedNode, ...]], output: str) -> tuple[_Step, ...]:
     """The nodes that the output depends on, each with the values that nobody needs after it."""
     needed = {output}
     steps: list[_Step] = []

@@ -104,8 +104,8 @@ def states_read(node: Node) -> int:
 def _products(matrix: Tensor, direction: int, seen: Tensor | None, told: Tensor | None) -> Callable[[int], Product]:
     """By step, the products with a direction's weight `[gate, hidden, in]`.
 
-    What they read is written into `seen [sample, step, direction, group, in]`, and `told [sample, step, direction, gate,
-    hidden]`, which is zero, added, if there are any.
+    What they read is written into `seen` [sample, step, direction, group, in], and `told` [sample, step, direction,
+    gate, hidden], which is zero, is added, if there are any.
     """
     offsets = None if told is None else told[:, :, direction].unbind(1)
 
