@@ -65,7 +65,8 @@ def _chain(name: str, makers: Mapping[str, NodeProto], stored: Any) -> list[Node
 def _value(model: ModelProto, name: str, chain: list[NodeProto], sources: list[TensorProto]) -> Any:
     graph = helper.make_graph(chain, "chain", [], [helper.make_empty_tensor_value_info(name)], sources)
     whole = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    return ReferenceEvaluator(whole).run(None, {})[0]
+    found: Any = ReferenceEvaluator(whole).run(None, {})
+    return found[0]
 
 
 def _drop_unread(graph: GraphProto, names: Collection[str]) -> None:

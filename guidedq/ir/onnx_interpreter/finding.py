@@ -13,7 +13,7 @@ from guidedq.ir.graph import Storage, UseKind
 from guidedq.ir.onnx_interpreter.dependence import influences
 from guidedq.ir.onnx_interpreter.node import Node, with_branches
 from guidedq.ir.onnx_interpreter.parsing import ParsedGraph
-from guidedq.ir.onnx_interpreter.recurrent import GATES
+from guidedq.ir.onnx_interpreter.recurrent import GATES, refusal
 from guidedq.ir.onnx_interpreter.tensors import HALF_DTYPES
 from guidedq.ir.onnx_interpreter.weighted import INPUT_WEIGHT, STATE_WEIGHT, WeightedNode
 
@@ -71,7 +71,7 @@ def find_weighted(graph: ParsedGraph, *, forward_only: bool = False) -> tuple[We
 
 def _weighted(node: Node, constants: Mapping[str, Tensor], transposed: Mapping[str, str]) -> Iterator[WeightedNode]:
     """How a node reads its weights, if it does."""
-    if not node.domain and node.operator in READERS:
+    if not node.domain and node.operator in READERS and not (node.operator in GATES and refusal(node)):
         for index in WEIGHT_INPUTS.get(node.operator, (1,)):
             if (found := _reading(node, index, constants, transposed)) is not None:
                 yield found
@@ -99,7 +99,7 @@ def _reading(
     # each of MatMul's order, Gemm's transB and a Transpose before them turns the matrix once
     turned = kind is UseKind.LINEAR and (node.integer("transB", 0) + (read != site)) % 2 == 0
     storage = Storage.STACKED if kind is UseKind.RECURRENT else Storage.OUT_IN
-    has_bias = kind is not UseKind.RECURRENT and len(node.inputs) > 2
+    offset = "" if kind is UseKind.RECURRENT else next(iter(node.inputs[2:]), "")
     return WeightedNode(
         node=node,
         index=index,
@@ -108,7 +108,7 @@ def _reading(
         storage=Storage.IN_OUT if turned else storage,
         shape=tuple(weight.shape),
         activation=activation,
-        bias=(node.inputs[2] or None) if has_bias else None,
+        bias=offset or None,
     )
 
 

@@ -13,10 +13,11 @@ from guidedq.errors import UnsupportedOperatorError
 from guidedq.ir.feeding import fed, in_turns, sample_count
 from guidedq.ir.model import InputSpec
 from guidedq.ir.onnx_interpreter.execution import failure, run_node
+from guidedq.ir.onnx_interpreter.islands import Island
 from guidedq.ir.onnx_interpreter.node import Node, Value
 from guidedq.ir.onnx_interpreter.parsing import ParsedGraph
 from guidedq.ir.onnx_interpreter.recurrent import GATES, recurrent
-from guidedq.ir.onnx_interpreter.table import check_supported
+from guidedq.ir.onnx_interpreter.table import refusal, refused
 from guidedq.ir.onnx_interpreter.tensors import computed, computing_dtype
 from guidedq.ir.onnx_interpreter.weighted import WeightedNode, by_node, reads
 
@@ -48,6 +49,7 @@ class OnnxInterpreter(nn.Module):
         *,
         inputs: Sequence[InputSpec],
         output: str,
+        islands: Mapping[str, Island] | None = None,
     ) -> None:
         """Build it.
 
@@ -56,6 +58,7 @@ class OnnxInterpreter(nn.Module):
             weighted: The nodes of `graph` that are to be submodules.
             inputs: What the graph takes.
             output: Name of the value to return.
+            islands: Nodes that ONNX Runtime runs, by name.
 
         Raises:
             UnsupportedOperatorError: an operator cannot be run; the message names it and its node.
@@ -63,7 +66,10 @@ class OnnxInterpreter(nn.Module):
         super().__init__()
         self._weighted = by_node(weighted)
         self._steps = _schedule(graph, self._weighted, output)
-        check_supported(step.node for step in self._steps)
+        self._islands = dict(islands or {})
+        for node, reason in refused(step.node for step in self._steps):
+            if node.name not in self._islands:
+                raise refusal(node, reason)
         for name, reason in graph.unreadable.items():
             raise UnsupportedOperatorError(f"the constant {name!r} cannot be read: {reason}")
         self._inputs = tuple(inputs)
@@ -100,6 +106,8 @@ class OnnxInterpreter(nn.Module):
         return output
 
     def _run(self, node: Node, values: Mapping[str, Value], *, samples: int) -> tuple[Value, ...]:
+        if node.name in self._islands:
+            return self._islands[node.name].run(values)
         if node.name not in self._weighted:
             return run_node(node, values, partial(self._run, samples=samples))
         if node.operator in GATES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from guidedq.errors import UnsupportedOperatorError
@@ -65,12 +65,23 @@ def check_supported(nodes: Iterable[Node]) -> None:
     Raises:
         UnsupportedOperatorError: names the first operator that cannot be run, and its node.
     """
+    for node, reason in refused(nodes):
+        raise refusal(node, reason)
+
+
+def refusal(node: Node, reason: str) -> UnsupportedOperatorError:
+    """The error that tells which node cannot be run, and why."""
+    return UnsupportedOperatorError(f"{node.describe()} cannot be run in torch: {reason}.")
+
+
+def refused(nodes: Iterable[Node]) -> Iterator[tuple[Node, str]]:
+    """The nodes that cannot be run in torch, in branches too, and why."""
     for node in nodes:
         if (reason := _refusal(node)) is not None:
-            raise UnsupportedOperatorError(f"{node.describe()} cannot be run in torch: {reason}.")
+            yield node, reason
         for value in node.attributes.values():
             if isinstance(value, Body):
-                check_supported(value.nodes)
+                yield from refused(value.nodes)
 
 
 def _refusal(node: Node) -> str | None:
