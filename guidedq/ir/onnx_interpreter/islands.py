@@ -17,7 +17,7 @@ from guidedq.ir.onnx_interpreter.table import refusal, refused
 from guidedq.ir.onnx_interpreter.tensors import DTYPES, computing_dtype
 from guidedq.ir.onnx_session import as_array, open_session, run_session
 
-ELEMENTS = {dtype: element for element, dtype in reversed(DTYPES.items()) if element < TensorProto.UINT32}
+ELEMENTS = {dtype: element for element, dtype in reversed(list(DTYPES.items())) if element < TensorProto.UINT32}
 """The element type that stands for each dtype: the first of those that it holds."""
 PLAIN_OPSET, IR_VERSION = 21, 10
 """Of ONNX's own operators, which those of other domains may be made of, and of the file format that goes with it."""
