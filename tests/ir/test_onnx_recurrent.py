@@ -159,3 +159,17 @@ def test_other_weights_stand_in_for_both(tmp_path):
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     expected = torch.from_numpy(session.run(None, {"x": _values().numpy()})[0])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_recurrent_layers_of_a_graph_that_torch_cannot_run_are_left_alone(tmp_path):
+    """Its bias is stored sparsely. What the states' weight reads cannot be seen from outside."""
+    proto = _model("LSTM", {})
+    (bias,) = (tensor for tensor in proto.graph.initializer if tensor.name == "b")
+    values = numpy_helper.to_array(bias)
+    proto.graph.initializer.remove(bias)
+    places = numpy_helper.from_array(np.arange(values.size), "places")
+    flat = numpy_helper.from_array(values.reshape(-1), "b")
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(flat, places, values.shape))
+    model = _loaded(proto, tmp_path)
+    assert not model.program.differentiable
+    assert not model.graph.sites
