@@ -26,6 +26,7 @@ FEWEST_IMAGES = 64
 IMAGE_GROWTH = 8
 """The first layers' activations are larger than the image, by about so much."""
 CORRECTABLE = (UseKind.LINEAR, UseKind.CONVOLUTION)
+"""What a batch meets all at once: a recurrent layer's states come step by step."""
 PATCH_VALUES = 4_000_000
 """Of patches that are formed at once."""
 

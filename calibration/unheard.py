@@ -25,6 +25,12 @@ from .statistics import accumulate, terms_of
 from .store import read_site, site_file, write_site
 
 TINY = torch.finfo(torch.float32).tiny
+"""The least that a weight can matter: a quadratic form of zeros has no factors."""
+FORWARD_ONLY = "guidance is forward-only there: what they read counts, not how the end loss answers."
+UNSEEN = (
+    "nothing tells what matters there, and all of it is taken to matter alike. Give data that reach them, or leave "
+    "them alone (--keep)."
+)
 
 
 def complete(
@@ -60,13 +66,6 @@ def complete(
         write_site(folder, numbers[site.name], terms or [_unseen(site, level or mean)])
     _tell(progress, [site.name for site in missing if site.name in found], "no gradient reaches", FORWARD_ONLY)
     _tell(progress, [site.name for site in missing if site.name not in found], "no sample reached", UNSEEN)
-
-
-FORWARD_ONLY = "guidance is forward-only there: what they read counts, not how the end loss answers."
-UNSEEN = (
-    "nothing tells what matters there, and all of it is taken to matter alike. Give data that reach them, or leave "
-    "them alone (--keep)."
-)
 
 
 def _tell(progress: Progress, names: Sequence[str], what: str, why: str) -> None:

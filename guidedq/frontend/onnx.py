@@ -16,7 +16,7 @@ from guidedq.frontend.onnx_file import open_onnx
 from guidedq.frontend.onnx_graph import build_graph, find_head
 from guidedq.frontend.onnx_inputs import input_specs
 from guidedq.frontend.onnx_meaning import MainOutput, find_meaning, main_output, with_logarithm
-from guidedq.frontend.onnx_types import infer_types
+from guidedq.frontend.onnx_types import ValueType, infer_types
 from guidedq.ir.forward_only import forward_only_program
 from guidedq.ir.model import InputSpec, Model, Objective, OutputSpec
 from guidedq.ir.onnx_interpreter import (
@@ -57,7 +57,7 @@ def load_onnx(path: Path) -> Model:
         raise type(error)(f"{path}: {error}") from error
     output = main_output(whole, types)
     parsed = whole.pruned(output.value)
-    islands, refusal = _islands(parsed)
+    islands, refusal = _islands(parsed, types)
     weighted = find_weighted(parsed, forward_only=islands is None)
     head = find_head(parsed, weighted, output.value)
     meaning = find_meaning(parsed, weighted, types, output, head)
@@ -84,10 +84,10 @@ def load_onnx(path: Path) -> Model:
     )
 
 
-def _islands(parsed: ParsedGraph) -> tuple[Mapping[str, Island] | None, str]:
+def _islands(parsed: ParsedGraph, types: Mapping[str, ValueType]) -> tuple[Mapping[str, Island] | None, str]:
     """The nodes that ONNX Runtime runs while torch runs the others; `None` where it must run all, and why."""
     try:
-        return find_islands(parsed), ""
+        return find_islands(parsed, {name: kind.element for name, kind in types.items()}), ""
     except UnsupportedOperatorError as error:
         return None, str(error)
 

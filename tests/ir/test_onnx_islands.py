@@ -39,6 +39,18 @@ def _midst(lacking):
     return [_product("x", "up", "a"), *_odd(["a", "b"], "c", lacking=lacking), _product("c", "down", "y")]
 
 
+def _pooled(lacking):
+    """An operator of ONNX itself."""
+    norm = ("GlobalLpPool", {"p": 2}) if lacking else ("ReduceL2", {"axes": [2]})
+    return [
+        _product("x", "up", "a"),
+        helper.make_node(norm[0], ["a"], ["p"], name="odd", **norm[1]),
+        _product("p", "wide", "w"),
+        helper.make_node("Tanh", ["w"], ["t"]),
+        _product("t", "down", "y"),
+    ]
+
+
 def _beside(lacking):
     return [
         _product("x", "up", "a"),
@@ -76,7 +88,7 @@ def _branch(lacking):
 def _model(make, *, lacking, dtype=np.float32):
     random = np.random.default_rng(0)
     shapes = {"up": (WIDTH, HIDDEN), "side": (WIDTH, HIDDEN), "inner": (HIDDEN, HIDDEN), "down": (HIDDEN, OUTPUTS)}
-    shapes |= {"b": (HIDDEN,), "e": (OUTPUTS,)}
+    shapes |= {"b": (HIDDEN,), "e": (OUTPUTS,), "wide": (1, HIDDEN)}
     arrays = {name: random.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
     arrays["always"] = np.array(True)
     nodes = make(lacking)
@@ -90,7 +102,7 @@ def _model(make, *, lacking, dtype=np.float32):
         [helper.make_tensor_value_info("y", element, ["n", "t", OUTPUTS])],
         [numpy_helper.from_array(value, name) for name, value in arrays.items() if name in read],
     )
-    imports = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    imports = [helper.make_opsetid("", 20 if make is not _pooled else 17), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=imports, ir_version=9)
 
 
@@ -121,17 +133,18 @@ def _weight(term):
     ("make", "cut", "guided"),
     [
         (_midst, ["up"], ["down"]),
+        (_pooled, ["up"], ["wide", "down"]),
         (_beside, ["side"], ["up", "down"]),
         (_end, ["up", "down"], []),
         (_branch, ["up", "inner"], ["down"]),
     ],
-    ids=["midst", "beside", "end", "branch"],
+    ids=["midst", "pooled", "beside", "end", "branch"],
 )
 def test_what_lies_behind_an_operator_that_torch_lacks_is_guided_as_if_torch_had_it(make, cut, guided, tmp_path):
     model = _loaded(_model(make, lacking=True), tmp_path, "lacking")
     twin = _loaded(_model(make, lacking=False), tmp_path, "twin")
     assert isinstance(model.program, TorchProgram)
-    assert "BiasGelu (node 'odd'" in model.notices[0] and "no gradient passes through" in model.notices[0]
+    assert "(node 'odd'" in model.notices[0] and "no gradient passes through" in model.notices[0]
     assert not any("gradient" in notice for notice in twin.notices)
     torch.testing.assert_close(model.program.predict(SAMPLES.inputs), twin.program.predict(SAMPLES.inputs))
     found, told = _guided(FisherGuide(), model, tmp_path / "found")
@@ -191,3 +204,27 @@ def test_what_the_runtime_refuses_in_the_midst_names_the_node(tmp_path):
     model = _loaded(proto, tmp_path, "midst")
     with pytest.raises(ModelError, match="BiasGelu \\(node 'odd', opset 1\\) failed, alone in ONNX Runtime"):
         model.program.predict(SAMPLES.inputs)
+
+
+def test_a_value_of_a_type_that_torch_lacks_leaves_the_whole_graph_to_the_runtime(tmp_path):
+    """Unsigned 64-bit integers are held as signed ones, which the operator would take for something else."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["whole"], to=TensorProto.UINT64),
+        helper.make_node("ReverseSequence", ["whole", "lengths"], ["turned"], batch_axis=0, time_axis=1, name="odd"),
+        helper.make_node("Cast", ["turned"], ["a"], to=TensorProto.FLOAT),
+        _product("a", "up", "y"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "unsigned",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, WIDTH])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3, HIDDEN])],
+        [
+            numpy_helper.from_array(np.ones((WIDTH, HIDDEN), dtype=np.float32), "up"),
+            numpy_helper.from_array(np.array([3, 2]), "lengths"),
+        ],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    model = _loaded(proto, tmp_path, "unsigned")
+    assert not model.program.differentiable
+    assert "'odd'" in model.notices[0] and "forward-only: what each weight reads" in model.notices[0]

@@ -36,10 +36,9 @@ class OnnxInterpreter(nn.Module):
 
     Every weighted node is a submodule of its name, holds its `weight` as the file stores it (computed in float32), and
     is called with the activation and the bias, so a forward hook on it sees x and y; a recurrent layer has one for each
-    of its weights. `aliases` maps a site's name to
-    the path of its parameter. All other 16-bit floats are held in float32. A value is let go after its last use.
-    Every floating point value passes through a submodule that leaves it as it is, `values` says through which: a hook
-    on it changes the value for all that read it.
+    of its weights. `aliases` maps a site's name to the path of its parameter. All other 16-bit floats are held in
+    float32. A value is let go after its last use. Every floating point value passes through a submodule that leaves it
+    as it is, `values` says through which: a hook on it changes the value for all that read it.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, final
 
 import onnx
@@ -14,11 +14,13 @@ from guidedq.errors import ModelError, UnsupportedOperatorError
 from guidedq.ir.onnx_interpreter.node import UNREADABLE, Body, Node, Value
 from guidedq.ir.onnx_interpreter.parsing import ParsedGraph
 from guidedq.ir.onnx_interpreter.table import refusal, refused
-from guidedq.ir.onnx_interpreter.tensors import DTYPES, computing_dtype
+from guidedq.ir.onnx_interpreter.tensors import DTYPES, computed
 from guidedq.ir.onnx_session import as_array, open_session, run_session
 
 ELEMENTS = {dtype: element for element, dtype in reversed(list(DTYPES.items())) if element < TensorProto.UINT32}
 """The element type that stands for each dtype: the first of those that it holds."""
+HELD = frozenset({0, TensorProto.BFLOAT16, *ELEMENTS.values()})
+"""Element types of values that can be handed to the runtime as they came, or in float32; 0 for an unknown one."""
 PLAIN_OPSET, IR_VERSION = 21, 10
 """Of ONNX's own operators, which those of other domains may be made of, and of the file format that goes with it."""
 FINDING_TYPES = ("Cast",)
@@ -58,7 +60,7 @@ class Island:
             made = run_session(self._sessions[types], wanted, feeds)
         except ModelError as error:
             raise ModelError(f"{self._node.describe()} failed, alone in ONNX Runtime: {error}") from error
-        return tuple(made.get(name) for name in self._node.outputs)
+        return tuple(computed(made[name]) if name else None for name in self._node.outputs)
 
     def _model(self, given: Mapping[str, Tensor]) -> ModelProto:
         node = self._node
@@ -70,27 +72,31 @@ class Island:
             "island",
             [helper.make_tensor_value_info(name, ELEMENTS[value.dtype], None) for name, value in given.items()],
             [ValueInfoProto(name=name) for name in node.outputs if name],
-            [numpy_helper.from_array(_whole(value).numpy(), name) for name, value in self._constants.items()],
+            [numpy_helper.from_array(computed(value).numpy(), name) for name, value in self._constants.items()],
         )
         opsets = {"": PLAIN_OPSET} | {node.domain: node.opset}
         imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
         return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
 
 
-def find_islands(graph: ParsedGraph) -> Mapping[str, Island]:
+def find_islands(graph: ParsedGraph, elements: Mapping[str, int]) -> Mapping[str, Island]:
     """The nodes that torch cannot run, by name, in inner graphs too.
+
+    Args:
+        graph: Whose nodes.
+        elements: ONNX's element types of values, as far as they are known (0 if not).
 
     Raises:
         UnsupportedOperatorError: one of them cannot be run apart from the graph, or a constant cannot be read.
     """
     for name, reason in graph.unreadable.items():
         raise UnsupportedOperatorError(f"the constant {name!r} cannot be read: {reason}")
-    constants = dict(graph.constants) | _inner_constants(graph.nodes)
     islands: dict[str, Island] = {}
     for node, reason in refused(graph.nodes):
-        if not _stands_alone(node):
+        fits = all(elements.get(name, 0) in HELD for name in (*node.inputs, *node.outputs))
+        if not fits or not _stands_alone(node):
             raise refusal(node, reason)
-        islands[node.name] = Island(node, str(refusal(node, reason)), constants)
+        islands[node.name] = Island(node, str(refusal(node, reason)), graph.constants)
     return islands
 
 
@@ -112,20 +118,5 @@ def _is_held(kind: str) -> bool:
     return kind.startswith("tensor(") and kind != "tensor(string)"
 
 
-def _inner_constants(nodes: Sequence[Node]) -> dict[str, Tensor]:
-    """The constants of inner graphs; a name that two of them give to different values is left out."""
-    found: dict[str, Tensor] = {}
-    clashing: set[str] = set()
-    for body in (value for node in nodes for value in node.attributes.values() if isinstance(value, Body)):
-        inner = dict(body.constants) | _inner_constants(body.nodes)
-        clashing.update(found.keys() & inner.keys())
-        found |= inner
-    return {name: value for name, value in found.items() if name not in clashing}
-
-
 def _attribute(value: Any) -> Any:
     return numpy_helper.from_array(value.numpy()) if isinstance(value, Tensor) else value
-
-
-def _whole(value: Tensor) -> Tensor:
-    return value.to(computing_dtype(value.dtype))

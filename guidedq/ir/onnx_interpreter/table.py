@@ -59,16 +59,6 @@ FIRST_OUTPUT_ONLY = frozenset({"MaxPool", "BatchNormalization"})
 """Operators whose further outputs (indices, training statistics) are not computed."""
 
 
-def check_supported(nodes: Iterable[Node]) -> None:
-    """Make sure that every node, in branches too, can be run.
-
-    Raises:
-        UnsupportedOperatorError: names the first operator that cannot be run, and its node.
-    """
-    for node, reason in refused(nodes):
-        raise refusal(node, reason)
-
-
 def refusal(node: Node, reason: str) -> UnsupportedOperatorError:
     """The error that tells which node cannot be run, and why."""
     return UnsupportedOperatorError(f"{node.describe()} cannot be run in torch: {reason}.")
