@@ -26,9 +26,9 @@ def compute_weights(model: ModelProto) -> None:
             name = node.input[index]
             chain = _chain(name, makers, stored.keys() - given) or []
             sources = [read for part in chain for read in part.input if read in stored]
-            if sources:
+            value = _value(model, name, chain, [stored[read] for read in dict.fromkeys(sources)]) if sources else None
+            if value is not None:
                 touched.update(sources, *(part.output for part in chain))
-                value = _value(model, name, chain, [stored[read] for read in dict.fromkeys(sources)])
                 node.input[index] = fresh_name(sources[0], taken)
                 model.graph.initializer.append(numpy_helper.from_array(value, node.input[index]))
     _drop_unread(model.graph, touched)
@@ -63,9 +63,13 @@ def _chain(name: str, makers: Mapping[str, NodeProto], stored: Any) -> list[Node
 
 
 def _value(model: ModelProto, name: str, chain: list[NodeProto], sources: list[TensorProto]) -> Any:
+    """What these nodes make of these tensors, `None` if they cannot."""
     graph = helper.make_graph(chain, "chain", [], [helper.make_empty_tensor_value_info(name)], sources)
     whole = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    found: Any = ReferenceEvaluator(whole).run(None, {})
+    try:
+        found: Any = ReferenceEvaluator(whole).run(None, {})
+    except Exception:  # each operator fails in its own way; whoever runs the graph will tell where
+        return None
     return found[0]
 
 

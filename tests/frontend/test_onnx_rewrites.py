@@ -6,10 +6,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
+from guidedq.errors import ModelError
 from guidedq.frontend.onnx import load_onnx
 from guidedq.frontend.onnx_rewrites import rewrite
 
@@ -192,6 +194,18 @@ def test_weights_that_a_recurrent_layer_reads_through_moves_are_sites_and_stored
     proto = _ordered()
     rewrite(proto)
     assert {tensor.name for tensor in proto.graph.initializer if len(tensor.dims) == 2} == {"states"}
+
+
+def test_moves_that_cannot_be_made_are_left_to_whoever_runs_the_graph(tmp_path):
+    proto = _ordered()
+    then = next(node for node in proto.graph.node if node.op_type == "If").attribute[0].g
+    next(node for node in then.node if node.op_type == "Concat").attribute[0].i = 5
+    rewrite(proto)
+    assert "coming" in {tensor.name for tensor in proto.graph.initializer}
+    onnx.save(proto, tmp_path / "broken.onnx")
+    model = load_onnx(tmp_path / "broken.onnx")
+    with pytest.raises(ModelError, match="Concat"):
+        model.program.predict({"x": torch.from_numpy(STEPS).transpose(0, 1), "rate": torch.full((2,), 16000)})
 
 
 def _biased(shape, bias, *, swapped=False, read_twice=False):
