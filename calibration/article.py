@@ -18,11 +18,11 @@ from guidedq.ir.model import Model
 from guidedq.progress import Progress
 from guidedq.stages import AbstractGuide
 
-from .collection import AbstractStatistics, Collection, Recompute
+from .collection import Collection, Recompute
 from .events import Event
 from .histograms import collect_histograms
 from .kfac import DiagonalStatistics
-from .statistics import Sums, assembled, row_groups, second_moment
+from .statistics import AbstractStatistics, Sums, assembled, row_groups, second_moment
 from .store import StoredGuidance
 
 LARGEST_OUTPUT_FACTOR = 4096

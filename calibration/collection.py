@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,9 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from guidedq.artifacts.guidance import QuadraticTerm
 from guidedq.artifacts.samples import SampleSet
-from guidedq.errors import CalibrationError
 from guidedq.files import write_tensors, write_text
-from guidedq.ir.graph import Site, Use, UseKind
+from guidedq.ir.graph import Site, UseKind
 from guidedq.ir.model import Model
 from guidedq.progress import Progress
 
@@ -28,8 +25,10 @@ from .backward_pass import backward_pass, batch_size
 from .events import Event
 from .forward_pass import forward_pass
 from .listening import recomputes
-from .statistics import Sums, accumulate
+from .shards import shards_of
+from .statistics import AbstractStatistics, accumulate, terms_of
 from .store import StoredGuidance, gradient_files, write_site
+from .unheard import complete
 
 GRADIENT_BYTES = 2 * 2**30
 """Disk that sequence gradients may take when their number is left open: one byte per weight and sequence."""
@@ -40,22 +39,6 @@ PART_BYTES = 32_000_000
 Recompute = Literal["auto", "always", "never"]
 FEWEST_SEQUENCES = 16
 MOST_SEQUENCES = 256
-
-
-class AbstractStatistics(ABC):
-    """Which sums a guide takes of an event, and what it makes of them."""
-
-    @abstractmethod
-    def needs_gradients(self) -> bool:
-        """Whether a backward pass is needed."""
-
-    @abstractmethod
-    def sums(self, event: Event) -> Mapping[str, Tensor]:
-        """What this event adds."""
-
-    @abstractmethod
-    def term(self, site: Site, use: Use, sums: Sums, units: int) -> QuadraticTerm:
-        """The quadratic term of one use after `units` tokens or samples."""
 
 
 @final
@@ -93,6 +76,7 @@ class Collection:
             else:
                 progress.advance(len(samples))
             seconds += state.seconds()
+        complete(model, samples, folder, gradients=backward, memory_bytes=memory_bytes, progress=progress)
         units = model.objective.units(samples)
         guidance = StoredGuidance(
             folder=folder,
@@ -143,60 +127,15 @@ class Collection:
             if time.monotonic() - saved > self.checkpoint_seconds and first < len(samples):
                 state.save(sums, first, seconds)
                 saved = time.monotonic()
-        if unseen := self._finish(model, samples, shard, numbers, sums, state):
-            progress.notice(
-                f"no sample reached {unseen[0]} ({len(unseen)} such weights): nothing tells what matters there, and "
-                "all of it is taken to matter alike. Give data that reach them, or leave them alone (--keep)."
-            )
+        units = model.objective.units(samples)
+        for site in shard:
+            if terms := terms_of(self.statistics, site, sums, units):
+                write_site(state.folder, numbers[site.name], terms)
         state.save({}, len(samples), seconds)
 
     def recomputes(self, model: Model) -> bool:
         """Whether blocks are run again in the backward pass instead of keeping what they computed."""
         return self.recompute == "always" or (self.recompute == "auto" and recomputes(model))
-
-    def _finish(
-        self,
-        model: Model,
-        samples: SampleSet,
-        shard: Sequence[Site],
-        numbers: Mapping[str, int],
-        sums: Mapping[str, Tensor],
-        state: _ShardState,
-    ) -> list[str]:
-        """Write the guidance of these sites; the names of those that no sample reached.
-
-        Of these nothing is known: each of their weights is taken to matter as much as one of the others on average.
-        """
-        units = model.objective.units(samples)
-        unseen: list[Site] = []
-        weights: list[float] = []
-        for site in shard:
-            found = [_term(self.statistics, site, use, sums, units) for use in site.uses]
-            terms = [term for term in found if term is not None]
-            if terms:
-                write_site(state.folder, numbers[site.name], terms)
-                weights += [
-                    float(term.hessian.diagonal(dim1=1, dim2=2).mean() * term.row_weight.mean()) for term in terms
-                ]
-            else:
-                unseen.append(site)
-        for site in unseen:
-            write_site(state.folder, numbers[site.name], [_unseen(site, sum(weights) / max(len(weights), 1))])
-        return [site.name for site in unseen]
-
-
-def shards_of(sites: Sequence[Site], memory_bytes: int | None) -> list[tuple[Site, ...]]:
-    """Split the sites, in order, so that each part's second moments fit; one that never fits is alone in its part."""
-    shards: list[list[Site]] = [[]]
-    held = 0
-    for site in sites:
-        needed = sum(4 * site.columns**2 * site.input_groups for _ in site.uses)
-        if memory_bytes is not None and shards[-1] and held + needed > memory_bytes:
-            shards.append([])
-            held = 0
-        shards[-1].append(site)
-        held += needed
-    return [tuple(shard) for shard in shards]
 
 
 def kept_sequences(asked: int, sites: Sequence[Site], samples: int) -> int:
@@ -297,27 +236,3 @@ def _rows_gradient(event: Event, index: int, start: int, stop: int) -> Float[Ten
         return gradients[:, start:stop].t() @ event.inputs[index, :, 0]
     split = gradients.unflatten(1, (site.input_groups, -1))
     return torch.einsum("tgo,tgi->goi", split, event.inputs[index]).flatten(0, 1)[start:stop]
-
-
-def _term(
-    statistics: AbstractStatistics, site: Site, use: Use, sums: Mapping[str, Tensor], units: int
-) -> QuadraticTerm | None:
-    prefix = f"{use.operator}|"
-    mine = {name[len(prefix) :]: values for name, values in sums.items() if name.startswith(prefix)}
-    if not mine:
-        return None
-    if bad := [name for name, values in mine.items() if not bool(torch.isfinite(values).all())]:
-        raise CalibrationError(
-            f"{site.name}: the statistics {', '.join(bad)} are not finite; the model overflows on this data."
-        )
-    return statistics.term(site, use, mine, units)
-
-
-def _unseen(site: Site, weight: float) -> QuadraticTerm:
-    """A site that no sample reached: errors of all its weights count alike."""
-    return QuadraticTerm(
-        hessian=torch.eye(site.columns)[None] * max(weight, torch.finfo(torch.float32).tiny),
-        row_group=torch.zeros(site.rows, dtype=torch.int64),
-        row_weight=torch.ones(site.rows),
-        row_weight_error=torch.zeros(site.rows),
-    )

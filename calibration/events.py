@@ -24,10 +24,10 @@ class Event:
     Attributes:
         site: Whose weight it reads.
         use: The operator.
-        inputs: For linear and convolution uses what each output position reads, `[sample, token, input_group, in]`;
-            for an embedding the row of each token, `[sample, token]`.
+        inputs: What each output position reads, `[sample, token, input_group, in]` (of a recurrent use each step); for
+            an embedding the row of each token, `[sample, token]`.
         gradients: Gradient of each sample's loss with respect to the output, `[sample, token, channel]`: the channel
-            is `out` for linear and convolution uses, `in` for an embedding. `None` in a forward-only pass.
+            is `in` for an embedding, else `out`. `None` in a forward-only pass.
         over_logits: The output is logits whose label was drawn: the gradients are probabilities minus the label.
     """
 
@@ -91,7 +91,8 @@ def as_event(
         return Event(site=site, use=use, inputs=inputs.reshape(split, -1).long(), gradients=flat)
     split = _samples_in(inputs.numel() // site.columns, inputs.shape, samples)
     flat = None if gradients is None else gradients.reshape(split, -1, site.rows)
-    tokens = inputs.float().reshape(split, -1, 1, site.columns)
+    groups = site.input_groups if use.kind is UseKind.RECURRENT else 1
+    tokens = inputs.float().reshape(split, -1, groups, site.columns)
     drawn = over_logits and flat is not None and _is_label_gradient(flat)
     return Event(site=site, use=use, inputs=tokens, gradients=flat, over_logits=drawn)
 

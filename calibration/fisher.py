@@ -17,11 +17,11 @@ from guidedq.ir.model import Model
 from guidedq.progress import Progress
 from guidedq.stages import AbstractGuide
 
-from .collection import AbstractStatistics, Collection, Recompute
+from .collection import Collection, Recompute
 from .events import Event
-from .hessian import InputStatistics
 from .histograms import collect_histograms
-from .statistics import Sums, assembled, guided_sums, guided_term
+from .input_statistics import InputStatistics
+from .statistics import AbstractStatistics, Sums, assembled, guided_sums, guided_term
 from .store import StoredGuidance
 
 

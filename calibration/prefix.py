@@ -25,6 +25,8 @@ FEWEST_IMAGES = 64
 """Positions of one image are too alike to count each."""
 IMAGE_GROWTH = 8
 """The first layers' activations are larger than the image, by about so much."""
+CORRECTABLE = (UseKind.LINEAR, UseKind.CONVOLUTION)
+"""What a batch meets all at once: a recurrent layer's states come step by step."""
 PATCH_VALUES = 4_000_000
 """Of patches that are formed at once."""
 
@@ -37,7 +39,7 @@ class PrefixCorrector(AbstractCorrector):
     With `x` what a site reads in the original and `z` what it reads behind the already quantized sites, the best
     unrounded weight is `W E[x z^T] E[z z^T]^-1`. Original and quantized model run side by side, each site is rounded
     when data first reach it: one forward pass over the samples, twice, for the whole model. Embeddings, grouped
-    convolutions, tied weights and programs that torch cannot run are rounded to themselves.
+    convolutions, recurrent layers, tied weights and programs that torch cannot run are rounded to themselves.
 
     A correction is a regression on what was seen, and with few samples it makes things worse: sites that read more
     inputs than a sixteenth of the tokens are rounded to themselves, and so are images' sites under 64 images.
@@ -147,4 +149,4 @@ def _solved(cross: Tensor, square: Tensor, ridge: float) -> Tensor:
 
 
 def _is_correctable(site: Site) -> bool:
-    return len(site.uses) == 1 and site.uses[0].kind is not UseKind.EMBEDDING and site.input_groups == 1
+    return len(site.uses) == 1 and site.uses[0].kind in CORRECTABLE and site.input_groups == 1

@@ -44,16 +44,19 @@ def run_side_by_side(model: Model, batch: SampleSet, visit: Visit) -> None:
 def separable_sites(model: Model, batch: SampleSet) -> tuple[Site, ...]:
     """The quantizable sites whose every use reads the samples along the first axis of its input, or what all share.
 
-    Where the model takes no batch of another size there is none.
+    The products of a recurrent layer with its states are formed by the layer: their weight is none of them. Where the
+    model takes no batch of another size there is none.
     """
     assert isinstance(model.program, TorchProgram)
     checks = _Checks()
+    program = model.program
+    sites = [site for site in model.graph.quantizable if all(_holds(program, site, use) for use in site.uses)]
     try:
-        with patched(_forwards(model.program, model.graph.quantizable, checks)), torch.no_grad():
+        with patched(_forwards(program, sites, checks)), torch.no_grad():
             model.program.module(**_twice(batch))
     except (RuntimeError, ValueError):  # whatever a baked-in batch size leads to
         return ()
-    return tuple(site for site in model.graph.quantizable if all(use.operator in checks.passed for use in site.uses))
+    return tuple(site for site in sites if all(use.operator in checks.passed for use in site.uses))
 
 
 class _Finished(Exception):  # noqa: N818  # not an error: leaves the forward pass
@@ -120,6 +123,11 @@ def _forward(module: nn.Module, leaf: str, site: Site, use: Use, caller: _Checks
             module.__dict__["forward"] = instead
 
     return instead
+
+
+def _holds(program: TorchProgram, site: Site, use: Use) -> bool:
+    own = program.parameter(site.name)
+    return any(held is own for _, held in _tensors(program.operator(use.operator)))
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

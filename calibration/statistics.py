@@ -6,6 +6,7 @@ gradients in float64, because their fourth powers span many decades.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from guidedq.artifacts.guidance import QuadraticTerm
+from guidedq.errors import CalibrationError
 from guidedq.ir.graph import Site, Use, UseKind
 
 from .events import Event
@@ -26,6 +28,22 @@ STRIP_ROWS = 128
 """Rows of a second moment that are formed at once: wide enough for full speed of the matrix product."""
 
 
+class AbstractStatistics(ABC):
+    """Which sums a guide takes of an event, and what it makes of them."""
+
+    @abstractmethod
+    def needs_gradients(self) -> bool:
+        """Whether a backward pass is needed."""
+
+    @abstractmethod
+    def sums(self, event: Event) -> Mapping[str, Tensor]:
+        """What this event adds."""
+
+    @abstractmethod
+    def term(self, site: Site, use: Use, sums: Sums, units: int) -> QuadraticTerm:
+        """The quadratic term of one use after `units` tokens or samples."""
+
+
 def accumulate(total: dict[str, Tensor], more: Sums, prefix: str = "") -> None:
     """Add sums to `total`, under names led by `prefix`: of another event, or of another part of the samples."""
     for name, values in more.items():
@@ -34,6 +52,25 @@ def accumulate(total: dict[str, Tensor], more: Sums, prefix: str = "") -> None:
             total[key] += values
         else:
             total[key] = values.clone()
+
+
+def terms_of(statistics: AbstractStatistics, site: Site, sums: Sums, units: int) -> list[QuadraticTerm]:
+    """The quadratic terms of those uses of a site that something was heard of.
+
+    Raises:
+        CalibrationError: a sum is not finite.
+    """
+    found: list[QuadraticTerm] = []
+    for use in site.uses:
+        prefix = f"{use.operator}|"
+        mine = {name[len(prefix) :]: values for name, values in sums.items() if name.startswith(prefix)}
+        if bad := [name for name, values in mine.items() if not bool(torch.isfinite(values).all())]:
+            raise CalibrationError(
+                f"{site.name}: the statistics {', '.join(bad)} are not finite; the model overflows on this data."
+            )
+        if mine:
+            found.append(statistics.term(site, use, mine, units))
+    return found
 
 
 def row_groups(site: Site, groups: int) -> Int64[Tensor, "out"]:

@@ -9,6 +9,7 @@ gradients/<number>.scales     float32 [sequence, out]
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,9 @@ class GradientFiles(AbstractSequenceGradients):
         codes = torch.round(gradient / torch.where(scales > 0, scales, 1.0)[:, None]).to(torch.int8)
         _, rows, columns = self.shape
         place = sequence * rows + start
-        _write_at(self.paths[use], place * columns, codes.numpy().tobytes())
-        _write_at(self.paths[use].with_suffix(".scales"), place * 4, scales.numpy().tobytes())
+        whole = self.sequences * rows
+        _write_at(self.paths[use], place * columns, codes.numpy().tobytes(), whole * columns)
+        _write_at(self.paths[use].with_suffix(".scales"), place * 4, scales.numpy().tobytes(), whole * 4)
 
     def rows(self, start: int, stop: int) -> Float[Tensor, "sequence out in"]:
         """The gradients of rows `start` to `stop - 1` in float32."""
@@ -105,17 +107,15 @@ class StoredGuidance(AbstractGuidance):
 
     def site(self, name: str) -> SiteGuidance:
         """The guidance of one site, read from its file."""
-        tensors = load_file(site_file(self.folder, self._number(name)))
-        count = 1 + max(int(key.partition(".")[0]) for key in tensors)
-        return SiteGuidance(terms=tuple(_term(tensors, index) for index in range(count)))
+        return SiteGuidance(terms=read_site(self.folder, self._number(name)))
 
     def gradients(self, name: str) -> AbstractSequenceGradients | None:
         """The sequence gradients of one site, read as they are asked for."""
         if not self.sequences:
             return None
         number = self._number(name)
-        uses = len(list((self.folder / "gradients").glob(f"{number:05d}-*.codes")))
-        return gradient_files(self.folder, number, uses, self.sequences, self.shapes[name]) if uses else None
+        paths = tuple(sorted((self.folder / "gradients").glob(f"{number:05d}-*.codes")))  # of the uses that data reach
+        return GradientFiles(paths=paths, shape=(self.sequences, *self.shapes[name])) if paths else None
 
     def save(self) -> None:
         """Write the index; the sites' files are there already."""
@@ -168,6 +168,13 @@ def write_site(folder: Path, number: int, terms: Sequence[QuadraticTerm]) -> Non
     write_tensors(site_file(folder, number), tensors)
 
 
+def read_site(folder: Path, number: int) -> tuple[QuadraticTerm, ...]:
+    """The terms of a site."""
+    tensors = load_file(site_file(folder, number))
+    count = 1 + max(int(key.partition(".")[0]) for key in tensors)
+    return tuple(_term(tensors, index) for index in range(count))
+
+
 def _term(tensors: Mapping[str, Tensor], index: int) -> QuadraticTerm:
     return QuadraticTerm(
         hessian=tensors[f"{index}.hessian"],
@@ -177,9 +184,11 @@ def _term(tensors: Mapping[str, Tensor], index: int) -> QuadraticTerm:
     )
 
 
-def _write_at(path: Path, offset: int, data: bytes) -> None:
+def _write_at(path: Path, offset: int, data: bytes, size: int) -> None:
+    """Write into a file that has this size from the start: sequences that do not reach an operator leave zeros."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
+    os.truncate(path, size)
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(data)

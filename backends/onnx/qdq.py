@@ -62,7 +62,7 @@ def _write_dense(patch: Patch, slot: Slot, rows: AffineRows, settings: Settings)
     site = slot.site
     to_do: list[tuple[str, list[str], dict[str, Any]]] = []
     turned = site.storage is Storage.IN_OUT
-    if len(site.shape) != 2 and rows.format.groups(site.columns) > 1:
+    if len(site.shape) != 2 and (rows.format.groups(site.columns) > 1 or site.storage is Storage.STACKED):
         to_do.append(("Reshape", [patch.integers(*site.shape)], {}))
     if slot.element_type != settings.element_type:
         to_do.append(("Cast", [], {"to": slot.element_type}))
@@ -93,7 +93,8 @@ def _dequantized(
 
     along = (lambda count: (count, rows.count)) if turned else (lambda count: (rows.count, count))
     shape = along(groups) if groups > 1 else (rows.count,)
-    whole = along(columns) if groups > 1 or turned else (rows.count, *slot.site.shape[1:])
+    flat = groups > 1 or turned or slot.site.storage is Storage.STACKED
+    whole = along(columns) if flat else (rows.count, *slot.site.shape[1:])
     inputs = [
         patch.store(dtype, whole, codes),
         patch.store(scale_type, shape, lambda: by_group(rows.scales, scale_type)),

@@ -71,7 +71,10 @@ class OnnxTimer(AbstractTimer):
     def kernels(
         self, model: Model, footprint: Footprint, inputs: Mapping[str, Sequence[int]]
     ) -> Mapping[str, SiteKernels]:
-        """See `AbstractTimer.kernels`. A transposed convolution has none: what it takes is the rest of the model's."""
+        """See `AbstractTimer.kernels`.
+
+        Transposed convolutions and recurrent layers have none: what they take is the rest of the model's.
+        """
         skeleton, settings, integers = self.slots(model)
         nodes = {node.name: node for node in with_branches(parse_model(read_source(model.path)).nodes)}
         found: dict[str, SiteKernels] = {}
@@ -81,7 +84,7 @@ class OnnxTimer(AbstractTimer):
                 kernel
                 for use in site.uses
                 if use.operator in inputs
-                and (kernel := _original(slot, use, nodes[use.operator], inputs[use.operator])) is not None
+                and (kernel := _original(slot, use, nodes.get(use.operator), inputs[use.operator])) is not None
             )
             packed = [self._packed(slot, format, original, settings) for format in formats]
             mixable = footprint.sites[site.name].segments > 1 and bool(slot.linear)
@@ -168,7 +171,7 @@ class OnnxTimer(AbstractTimer):
         return _as(kernel, operator, bits=bits, block_size=block, accuracy_level=self.accuracy_level)
 
 
-def _original(slot: Slot, use: Use, node: Node, shape: Sequence[int]) -> Kernel | None:
+def _original(slot: Slot, use: Use, node: Node | None, shape: Sequence[int]) -> Kernel | None:
     """What runs an operator in the model as it is."""
     site = slot.site
     if use.kind is UseKind.EMBEDDING:
@@ -176,7 +179,7 @@ def _original(slot: Slot, use: Use, node: Node, shape: Sequence[int]) -> Kernel 
     if use.kind is UseKind.LINEAR:
         tokens = math.prod(shape) // site.columns
         return Kernel(operator="MatMul", tokens=tokens, columns=site.columns, rows=site.rows)
-    if node.operator != "Conv" or len(site.shape) not in RANKS:
+    if node is None or node.operator != "Conv" or len(site.shape) not in RANKS:
         return None
     axes = RANKS[len(site.shape)]
     strides = node.integers("strides", (1,) * axes)

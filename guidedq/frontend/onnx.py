@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from guidedq.frontend.onnx_file import open_onnx
 from guidedq.frontend.onnx_graph import build_graph, find_head
 from guidedq.frontend.onnx_inputs import input_specs
 from guidedq.frontend.onnx_meaning import MainOutput, find_meaning, main_output, with_logarithm
-from guidedq.frontend.onnx_types import infer_types
+from guidedq.frontend.onnx_types import ValueType, infer_types
 from guidedq.ir.forward_only import forward_only_program
 from guidedq.ir.model import InputSpec, Model, Objective, OutputSpec
 from guidedq.ir.onnx_interpreter import (
@@ -27,8 +27,9 @@ from guidedq.ir.onnx_interpreter import (
     parse_model,
     quantized,
 )
+from guidedq.ir.onnx_interpreter.islands import Island, find_islands
 from guidedq.ir.onnx_interpreter.node import with_branches
-from guidedq.ir.onnx_interpreter.table import check_supported
+from guidedq.ir.onnx_session import LARGEST_MESSAGE, open_session
 from guidedq.ir.program import AbstractProgram, TorchProgram
 
 SMALLEST_REPORTED = 256
@@ -56,14 +57,14 @@ def load_onnx(path: Path) -> Model:
         raise type(error)(f"{path}: {error}") from error
     output = main_output(whole, types)
     parsed = whole.pruned(output.value)
-    refusal = _refusal(parsed)
-    weighted = find_weighted(parsed, branches=refusal is None)
+    islands, refusal = _islands(parsed, types)
+    weighted = find_weighted(parsed, forward_only=islands is None)
     head = find_head(parsed, weighted, output.value)
     meaning = find_meaning(parsed, weighted, types, output, head)
     predicts = meaning.objective is not Objective.VALUES
     output = replace(output, softmax=output.softmax and predicts)
     inputs = input_specs([entry for entry in file.model.graph.input if entry.name in parsed.inputs])
-    program = _program(file.model, parsed, weighted, inputs, output, forward_only=refusal is not None)
+    program = _program(file.model, parsed, weighted, inputs, output, islands)
     tokenizer, told = _tokenizer(path.parent) if meaning.vocabulary_size else (None, ())
     return Model(
         name=path.stem,
@@ -78,18 +79,17 @@ def load_onnx(path: Path) -> Model:
         tokenizer=tokenizer,
         vocabulary_size=meaning.vocabulary_size,
         context_length=meaning.context_length,
-        notices=(*told, *_notices(whole, parsed, weighted, output, refusal)),
+        notices=(*told, *_notices(whole, parsed, weighted, output, refusal, islands)),
         output=OutputSpec(name=output.name, probabilities=output.softmax),
     )
 
 
-def _refusal(parsed: ParsedGraph) -> str | None:
-    """Why torch cannot run the graph, `None` if it can."""
+def _islands(parsed: ParsedGraph, types: Mapping[str, ValueType]) -> tuple[Mapping[str, Island] | None, str]:
+    """The nodes that ONNX Runtime runs while torch runs the others; `None` where it must run all, and why."""
     try:
-        check_supported(parsed.nodes)
+        return find_islands(parsed, {name: kind.element for name, kind in types.items()}), ""
     except UnsupportedOperatorError as error:
-        return str(error)
-    return next((f"the constant {name!r} cannot be read: {reason}" for name, reason in parsed.unreadable.items()), None)
+        return None, str(error)
 
 
 def _program(
@@ -98,13 +98,15 @@ def _program(
     weighted: Sequence[WeightedNode],
     inputs: Sequence[InputSpec],
     output: MainOutput,
-    *,
-    forward_only: bool,
+    islands: Mapping[str, Island] | None,
 ) -> AbstractProgram:
-    if forward_only:
+    if islands is None:
         weights = {entry.site: parsed.constants[entry.site] for entry in weighted}
         return forward_only_program(model, weights, weighted, inputs=inputs, output=output.name, softmax=output.softmax)
-    module = OnnxInterpreter(with_logarithm(parsed, output), weighted, inputs=inputs, output=output.value)
+    if islands and model.ByteSize() <= LARGEST_MESSAGE:
+        open_session(model)  # what the runtime refuses is refused now, not in the midst of the work
+    parsed = with_logarithm(parsed, output)
+    module = OnnxInterpreter(parsed, weighted, inputs=inputs, output=output.value, islands=islands)
     module.eval()
     return TorchProgram(module=module, aliases=module.aliases, values=module.values)
 
@@ -115,13 +117,24 @@ def _parameters(parsed: ParsedGraph) -> int:
 
 
 def _notices(
-    whole: ParsedGraph, parsed: ParsedGraph, weighted: Sequence[WeightedNode], output: MainOutput, refusal: str | None
+    whole: ParsedGraph,
+    parsed: ParsedGraph,
+    weighted: Sequence[WeightedNode],
+    output: MainOutput,
+    refusal: str,
+    islands: Mapping[str, Island] | None,
 ) -> tuple[str, ...]:
     """What the user should know: what guides, outputs that do not count, weights left as they are, probabilities."""
     notices: list[str] = []
-    if refusal is not None:
+    if islands is None:
         notices.append(
             f"{refusal} Guidance is forward-only: what each weight reads counts, not how the end loss answers."
+        )
+    elif islands:
+        why, more = next(iter(islands.values())).refusal, f" ({len(islands)} such nodes)" if len(islands) > 1 else ""
+        notices.append(
+            f"{why} ONNX Runtime runs it{more}, and no gradient passes through: guidance is forward-only for weights "
+            "that reach the output through it alone."
         )
     if len(whole.outputs) > 1:
         others = ", ".join(name for name in whole.outputs if name != output.name)

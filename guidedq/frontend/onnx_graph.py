@@ -11,6 +11,7 @@ from guidedq.ir.graph import Graph, Site, Use, UseKind, operator_graph
 from guidedq.ir.onnx_interpreter import ParsedGraph, WeightedNode
 from guidedq.ir.onnx_interpreter.dependence import MEASURING
 from guidedq.ir.onnx_interpreter.node import Node, with_branches
+from guidedq.ir.onnx_interpreter.weighted import by_node, reads
 
 PLUMBING = frozenset(
     {
@@ -45,24 +46,24 @@ def build_graph(
         types: Element types of values.
         head: Name of the site that gives the output.
     """
-    readers = {entry.node.name: entry for entry in weighted}
+    readers = by_node(weighted)
     nodes: list[tuple[str, Mapping[str, Any]]] = []
     edges: list[tuple[str, str]] = []
     origins: dict[str, tuple[str, ...]] = dict.fromkeys(parsed.inputs, ())
 
     def visit(node: Node) -> None:
-        entry = readers.get(node.name)
-        reads = [name for name in (entry.reads if entry else node.reads) if name in origins]
-        if node.operator in MEASURING or (not reads and entry is None):
+        entries = readers.get(node.name, ())
+        read = [name for name in reads(node, entries) if name in origins]
+        if node.operator in MEASURING or not (read or entries):
             return
-        sources = tuple(dict.fromkeys(source for name in reads for source in origins[name]))
-        if any(inner.name in readers for inner in with_branches([node])) and entry is None:
+        sources = tuple(dict.fromkeys(source for name in read for source in origins[name]))
+        if any(inner.name in readers for inner in with_branches([node])) and not entries:
             sources = _through_branches(node, origins, visit)
-        elif entry is not None or _computes(node, types):
-            attributes = {"operator": node.operator} | ({"site": entry.site} if entry else {})
-            nodes.append((node.name, attributes))
-            edges.extend((source, node.name) for source in sources)
-            sources = (node.name,)
+        elif entries or _computes(node, types):
+            for name, site in [(entry.operator, {"site": entry.site}) for entry in entries] or [(node.name, {})]:
+                nodes.append((name, {"operator": node.operator, **site}))
+                edges.extend((source, name) for source in sources)
+                sources = (name,)
         origins.update((name, sources) for name in node.outputs if name)
 
     for node in parsed.nodes:
@@ -79,7 +80,7 @@ def find_head(parsed: ParsedGraph, weighted: Sequence[WeightedNode], output: str
     value = output
     while (node := makers.get(value)) is not None:
         if (entry := readers.get(node.name)) is not None:
-            return entry if entry.kind is not UseKind.EMBEDDING else None
+            return entry if entry.kind in (UseKind.LINEAR, UseKind.CONVOLUTION) else None
         variable = [name for name in node.inputs if name and name not in parsed.constants]
         data = variable[:1] if node.operator in PLUMBING else variable
         if node.operator not in AFTER_HEAD or len(data) != 1:
@@ -112,7 +113,7 @@ def _sites(weighted: Sequence[WeightedNode]) -> tuple[Site, ...]:
             name=name,
             shape=entries[0].shape,
             storage=entries[0].storage,
-            uses=tuple(Use(operator=entry.node.name, kind=entry.kind) for entry in entries),
+            uses=tuple(Use(operator=entry.operator, kind=entry.kind) for entry in entries),
             input_groups=entries[0].groups,
         )
         for name, entries in users.items()

@@ -1,7 +1,8 @@
 """Rewrites of an ONNX graph that change no output, so that more of its weights are found, and each is stored once.
 
 Each takes a graph whose tensors are loaded and changes it in place. Constant nodes become initializers, weights in the
-branches of control flow become weights of the whole graph, a BatchNormalization after a convolution becomes part of it,
+branches of control flow become weights of the whole graph, those that a recurrent layer reads through operators that
+only move values are moved once, a BatchNormalization after a convolution becomes part of it,
 so does the bias that is added to a product of matrices, and equal tensors become one: a transposed copy, which
 exporters make of tied weights, a Transpose of the other.
 """
@@ -9,13 +10,24 @@ exporters make of tied weights, a Transpose of the other.
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from guidedq.frontend.onnx_computed import compute_weights
+from guidedq.frontend.onnx_editing import (
+    all_names,
+    fresh_name,
+    inner_graphs,
+    is_a,
+    keep,
+    read_counts,
+    rename,
+    replace_all,
+    stored_value,
+)
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 """Element types of weights."""
@@ -35,10 +47,11 @@ def rewrite(model: ModelProto) -> None:
     """All of them, in an order in which they help one another."""
     if model.ir_version < FREE_INITIALIZERS_FROM_VERSION:
         stored = {tensor.name for tensor in model.graph.initializer}
-        _keep(model.graph.input, lambda entry: entry.name not in stored)
+        keep(model.graph.input, lambda entry: entry.name not in stored)
         model.ir_version = FREE_INITIALIZERS_FROM_VERSION
     store_constants(model.graph)
     lift_weights(model.graph)
+    compute_weights(model)
     fold_batch_norms(model.graph)
     join_biases(model.graph)
     merge_equal(model.graph)
@@ -49,19 +62,19 @@ def store_constants(graph: GraphProto) -> None:
     outputs = {entry.name for entry in graph.output}
     kept: list[NodeProto] = []
     for node in graph.node:
-        tensor = _constant(node) if _is(node, "Constant") and node.output[0] not in outputs else None
+        tensor = stored_value(node) if is_a(node, "Constant") and node.output[0] not in outputs else None
         if tensor is None:
             kept.append(node)
         else:
             graph.initializer.append(tensor)
             graph.initializer[-1].name = node.output[0]
-    _replace(graph.node, kept)
+    replace_all(graph.node, kept)
 
 
 def lift_weights(graph: GraphProto) -> None:
     """Move the weights of inner graphs, float tensors of two axes or more, out into this one."""
-    taken = set(_names(graph))
-    for inner in [inner for node in graph.node for inner in _inner_graphs(node)]:
+    taken = set(all_names(graph))
+    for inner in [inner for node in graph.node for inner in inner_graphs(node)]:
         store_constants(inner)
         lift_weights(inner)
         outputs = {entry.name for entry in inner.output}
@@ -70,20 +83,20 @@ def lift_weights(graph: GraphProto) -> None:
             for tensor in inner.initializer
             if tensor.data_type in FLOATS and len(tensor.dims) > 1 and tensor.name not in outputs
         }
-        renamed = {name: _fresh(name, taken) for name in weights}
+        renamed = {name: fresh_name(name, taken) for name in weights}
         for name, tensor in weights.items():
             graph.initializer.append(tensor)
             graph.initializer[-1].name = renamed[name]
-        _keep(inner.initializer, lambda tensor, weights=weights: tensor.name not in weights)
-        _rename(inner, renamed)
+        keep(inner.initializer, lambda tensor, weights=weights: tensor.name not in weights)
+        rename(inner, renamed)
 
 
 def fold_batch_norms(graph: GraphProto) -> None:
     """Make BatchNormalization a part of the convolution before it, if nothing else reads what it is made of."""
     stored = {tensor.name: tensor for tensor in graph.initializer}
     fixed = {entry.name for entry in (*graph.input, *graph.output)}
-    reads = _reads(graph)
-    makers = {node.output[0]: node for node in graph.node if _is(node, "Conv")}
+    reads = read_counts(graph)
+    makers = {node.output[0]: node for node in graph.node if is_a(node, "Conv")}
     folded: list[NodeProto] = []
     gone: set[str] = set()
     for norm in graph.node:
@@ -99,10 +112,10 @@ def fold_batch_norms(graph: GraphProto) -> None:
         folded.append(norm)
     if folded:
         through = {norm.input[0] for norm in folded}
-        _keep(graph.node, lambda node: not (_is_plain_norm(node) and node.input[0] in through))
-        still = _reads(graph)
-        _keep(graph.initializer, lambda tensor: tensor.name not in gone or still[tensor.name] > 0)
-        _keep(graph.value_info, lambda entry: entry.name not in gone)
+        keep(graph.node, lambda node: not (_is_plain_norm(node) and node.input[0] in through))
+        still = read_counts(graph)
+        keep(graph.initializer, lambda tensor: tensor.name not in gone or still[tensor.name] > 0)
+        keep(graph.value_info, lambda entry: entry.name not in gone)
 
 
 def join_biases(graph: GraphProto) -> None:
@@ -112,14 +125,14 @@ def join_biases(graph: GraphProto) -> None:
     """
     stored = {tensor.name: tensor for tensor in graph.initializer}
     fixed = {entry.name for entry in (*graph.input, *graph.output)}
-    reads, ranks = _reads(graph), _ranks(graph)
+    reads, ranks = read_counts(graph), _ranks(graph)
     products = {
         node.output[0]: node
         for node in graph.node
-        if _is(node, "MatMul") and ranks.get(node.input[0]) == 2 and len(_dims(stored, node.input[1], fixed)) == 2
+        if is_a(node, "MatMul") and ranks.get(node.input[0]) == 2 and len(_dims(stored, node.input[1], fixed)) == 2
     }
     joined: dict[str, NodeProto] = {}
-    for node in [node for node in graph.node if _is(node, "Add")]:
+    for node in [node for node in graph.node if is_a(node, "Add")]:
         for value, bias in (node.input, reversed(node.input)):
             product = products.get(value)
             if product is None or value in fixed or reads[value] > 1 or value in joined:
@@ -127,16 +140,16 @@ def join_biases(graph: GraphProto) -> None:
             rows = stored[product.input[1]].dims[1]
             if _dims(stored, bias, fixed) in ([rows], [1, rows]):
                 joined[value] = product
-                _replace(product.input, [*product.input, bias])
+                replace_all(product.input, [*product.input, bias])
                 product.op_type, product.output[0] = "Gemm", node.output[0]
-    _keep(graph.node, lambda node: not (_is(node, "Add") and any(name in joined for name in node.input)))
-    _keep(graph.value_info, lambda entry: entry.name not in joined)
+    keep(graph.node, lambda node: not (is_a(node, "Add") and any(name in joined for name in node.input)))
+    keep(graph.value_info, lambda entry: entry.name not in joined)
 
 
 def merge_equal(graph: GraphProto) -> None:
     """Let the readers of equal initializers read the first of them, and those of a transposed copy its Transpose."""
     fixed = {entry.name for entry in (*graph.input, *graph.output)}
-    looked_up = {node.input[0] for node in graph.node if _is(node, "Gather")}
+    looked_up = {node.input[0] for node in graph.node if is_a(node, "Gather")}
     found: dict[bytes, str] = {}
     shapes: set[tuple[int, ...]] = set()
     renamed: dict[str, str] = {}
@@ -153,10 +166,10 @@ def merge_equal(graph: GraphProto) -> None:
             found[_content(tensor, values)] = tensor.name
             shapes.add(values.shape)
     gone = {*renamed, *(node.output[0] for node in turned)}
-    _keep(graph.initializer, lambda tensor: tensor.name not in gone)
-    _keep(graph.value_info, lambda entry: entry.name not in gone)
-    _rename(graph, renamed)
-    _replace(graph.node, [*turned, *graph.node])
+    keep(graph.initializer, lambda tensor: tensor.name not in gone)
+    keep(graph.value_info, lambda entry: entry.name not in gone)
+    rename(graph, renamed)
+    replace_all(graph.node, [*turned, *graph.node])
 
 
 def _fold(convolution: NodeProto, norm: NodeProto, stored: Mapping[str, TensorProto], values: list[Any]) -> None:
@@ -170,7 +183,7 @@ def _fold(convolution: NodeProto, norm: NodeProto, stored: Mapping[str, TensorPr
         (norm.input[2], shift),
     ):
         stored[name].CopyFrom(numpy_helper.from_array(made.astype(np.float32), name))
-    _replace(convolution.input, [*convolution.input[:2], norm.input[2]])
+    replace_all(convolution.input, [*convolution.input[:2], norm.input[2]])
     convolution.output[0] = norm.output[0]
 
 
@@ -195,9 +208,9 @@ def _ranks(graph: GraphProto) -> dict[str, int]:
             ranks[entry.name] = len(entry.type.tensor_type.shape.dim)
     for node in graph.node:
         read = [ranks.get(name, UNKNOWN) for name in node.input]
-        if _is(node, "Gemm") or _is(node, "Flatten") or (_is(node, "MatMul") and read == [2, 2]):
+        if is_a(node, "Gemm") or is_a(node, "Flatten") or (is_a(node, "MatMul") and read == [2, 2]):
             ranks[node.output[0]] = 2
-        elif any(_is(node, operator) for operator in ELEMENTWISE) and UNKNOWN not in read:
+        elif any(is_a(node, operator) for operator in ELEMENTWISE) and UNKNOWN not in read:
             ranks.setdefault(node.output[0], max(read))
     return ranks
 
@@ -205,7 +218,7 @@ def _ranks(graph: GraphProto) -> dict[str, int]:
 def _is_plain_norm(node: NodeProto) -> bool:
     """Whether it is a BatchNormalization outside training that gives one output."""
     training = any(item.name == "training_mode" and item.i for item in node.attribute)
-    return _is(node, "BatchNormalization") and not training and not any(node.output[1:])
+    return is_a(node, "BatchNormalization") and not training and not any(node.output[1:])
 
 
 def _is_matrix(tensor: TensorProto) -> bool:
@@ -217,75 +230,3 @@ def _content(tensor: TensorProto, values: Any) -> bytes:
     state = hashlib.blake2b(f"{tensor.data_type} {values.shape} ".encode())
     state.update(np.ascontiguousarray(values).view(np.uint8).data if values.size else b"")
     return state.digest()
-
-
-def _constant(node: NodeProto) -> TensorProto | None:
-    """The value of a Constant node as a tensor, `None` if it is sparse or text."""
-    for item in node.attribute:
-        if item.name == "value":
-            return item.t
-        if item.name in ("value_int", "value_ints", "value_float", "value_floats"):
-            dtype = np.int64 if "int" in item.name else np.float32
-            return numpy_helper.from_array(np.array(helper.get_attribute_value(item), dtype=dtype))
-    return None
-
-
-def _is(node: NodeProto, operator: str) -> bool:
-    return node.op_type == operator and node.domain in ("", "ai.onnx")
-
-
-def _reads(graph: GraphProto) -> Counter[str]:
-    """How often each name is read, in inner graphs too."""
-    counts = Counter(name for node in graph.node for name in node.input)
-    counts.update(entry.name for entry in graph.output)
-    for node in graph.node:
-        for inner in _inner_graphs(node):
-            counts += _reads(inner)
-    return counts
-
-
-def _rename(graph: GraphProto, renamed: Mapping[str, str]) -> None:
-    """Let everything that reads these values read others."""
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = renamed.get(name, name)
-        for inner in _inner_graphs(node):
-            own = {name for part in inner.node for name in part.output} | {entry.name for entry in inner.input}
-            _rename(inner, {old: new for old, new in renamed.items() if old not in own})
-
-
-def _names(graph: GraphProto) -> Iterator[str]:
-    for entry in (*graph.input, *graph.output, *graph.initializer):
-        yield entry.name
-    for node in graph.node:
-        yield from (*node.input, *node.output)
-        for inner in _inner_graphs(node):
-            yield from _names(inner)
-
-
-def _fresh(name: str, taken: set[str]) -> str:
-    """A name like this that nothing has; taken from now on."""
-    candidate = next(name for name in (f"{name}_{count}" for count in itertools.count(1)) if name not in taken)
-    taken.add(candidate)
-    return candidate
-
-
-def _inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
-    for item in node.attribute:
-        if item.HasField("g"):
-            yield item.g
-        yield from item.graphs
-
-
-def _keep(entries: Any, wanted: Any) -> None:
-    for index in reversed(range(len(entries))):
-        if not wanted(entries[index]):
-            del entries[index]
-
-
-def _replace(entries: Any, others: list[Any]) -> None:
-    copies = [
-        other if isinstance(other, str) else type(other).FromString(other.SerializeToString()) for other in others
-    ]
-    del entries[:]
-    entries.extend(copies)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-import numpy as np
 import torch
 from onnx import ModelProto, ValueInfoProto, helper
 from torch import Tensor, nn
@@ -17,14 +16,13 @@ from guidedq.ir.feeding import fed, in_turns, sample_count
 from guidedq.ir.model import InputSpec
 from guidedq.ir.onnx_interpreter.rounding_nodes import rounding_nodes
 from guidedq.ir.onnx_interpreter.weighted import WeightedNode
+from guidedq.ir.onnx_session import LARGEST_MESSAGE, as_array, open_session, run_session
 from guidedq.ir.program import AbstractProgram, Batch
 
 TINIEST = float(torch.finfo(torch.float32).tiny)
 """Probabilities are held above this when their logarithm is taken."""
 DEFAULTS_FROM_VERSION = 4
 """The version of ONNX's file format from which an initializer may be the default of an input."""
-LARGEST_MESSAGE = 2_000_000_000
-"""Bytes that a protobuf message can take, with some room."""
 
 
 @final
@@ -112,15 +110,10 @@ class ForwardOnlyProgram(AbstractProgram):
     ) -> dict[str, Tensor]:
         given = fed(self.inputs, batch)
         types = {entry.name: entry.type for entry in session.get_inputs()}
-        feeds = {name: _array(values, types.get(name, "")) for name, values in {**given, **weights}.items()}
+        feeds = {name: as_array(values, types.get(name, "")) for name, values in {**given, **weights}.items()}
         own = [name for name in wanted if name in given]  # an input that an operator reads as it is
         asked = [name for name in wanted if name not in given]
-        try:
-            results = session.run(asked, feeds) if asked else []
-        except Exception as error:  # the runtime raises types of its own
-            raise ModelError(f"ONNX Runtime failed: {error}") from error
-        found = {name: torch.from_numpy(np.array(result)) for name, result in zip(asked, results, strict=True)}
-        return found | {name: given[name] for name in own}
+        return run_session(session, asked, feeds) | {name: given[name] for name in own}
 
 
 def forward_only_program(
@@ -156,28 +149,11 @@ def forward_only_program(
         model=open_model,
         session=open_session(open_model),
         weights=dict(weights),
-        weighted={entry.node.name: entry for entry in weighted},
+        weighted={entry.operator: entry for entry in weighted},
         inputs=tuple(inputs),
         output=output,
         softmax=softmax,
     )
-
-
-def open_session(model: ModelProto) -> Any:
-    """An ONNX Runtime session on the CPU with as many threads as torch has.
-
-    Raises:
-        ModelError: the runtime refuses the model.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors only: warnings about overridable initializers are meant for others
-    try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime raises types of its own
-        raise ModelError(f"neither torch nor ONNX Runtime can run the model: {error}") from error
 
 
 def _open_graph(model: ModelProto, weights: Mapping[str, Tensor], weighted: Sequence[WeightedNode]) -> None:
@@ -197,12 +173,3 @@ def _open_graph(model: ModelProto, weights: Mapping[str, Tensor], weighted: Sequ
         if name not in given:
             graph.output.append(ValueInfoProto(name=name))
     model.ir_version = max(model.ir_version, DEFAULTS_FROM_VERSION)
-
-
-def _array(values: Tensor, runtime_type: str) -> Any:
-    """The tensor as the runtime wants it: the declared element type, contiguous."""
-    names = {"tensor(float16)": "float16", "tensor(float)": "float32", "tensor(double)": "float64"}
-    names |= {f"tensor({name})": name for name in ("int8", "int16", "int32", "int64", "uint8", "bool")}
-    target = names.get(runtime_type)
-    array = values.detach().contiguous().numpy()
-    return array if target is None else array.astype(target, copy=False)

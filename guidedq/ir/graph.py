@@ -26,6 +26,8 @@ class UseKind(StrEnum):
     LINEAR = "linear"
     CONVOLUTION = "convolution"
     EMBEDDING = "embedding"
+    RECURRENT = "recurrent"
+    """A product inside a recurrent layer, of what comes in or of the layer's own states."""
 
 
 class Storage(StrEnum):
@@ -35,6 +37,8 @@ class Storage(StrEnum):
     """The first axis is `out`, the others together are `in` (Linear, convolutions; an embedding's rows are `out`)."""
     IN_OUT = "in_out"
     """A matrix stored transposed (GPT-2's Conv1D, ONNX MatMul and Gemm without transB)."""
+    STACKED = "stacked"
+    """All axes but the last together are `out` (ONNX's recurrent layers: direction, gate x hidden)."""
 
 
 @final
@@ -61,7 +65,8 @@ class Site:
         shape: Shape as the model stores it.
         storage: How that shape maps to the matrix `[out, in]`.
         uses: At least one.
-        input_groups: Rows fall into this many equal blocks, each reading its own inputs (grouped convolutions).
+        input_groups: Rows fall into this many equal blocks, each reading its own inputs (grouped convolutions, the
+            states of two directions).
     """
 
     name: str
@@ -73,12 +78,14 @@ class Site:
     @property
     def rows(self) -> int:
         """The `out` axis of the matrix."""
+        if self.storage is Storage.STACKED:
+            return prod(self.shape[:-1])
         return self.shape[-1] if self.storage is Storage.IN_OUT else self.shape[0]
 
     @property
     def columns(self) -> int:
         """The `in` axis of the matrix."""
-        return self.shape[0] if self.storage is Storage.IN_OUT else prod(self.shape[1:])
+        return prod(self.shape) // self.rows
 
     @property
     def parameters(self) -> int:

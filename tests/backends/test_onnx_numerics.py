@@ -124,6 +124,20 @@ def convolution(folder: Path, groups: int = 1, opset: int = 21) -> Source:
     return model, {"x": normal(2, 6, 5, 4, seed=1)}
 
 
+def recurrent(folder: Path, directions: int = 2, opset: int = 21) -> Source:
+    """An LSTM, both of whose weights are stored; its output has an axis for the directions."""
+    columns, hidden = 24, 20
+    name = "bidirectional" if directions == 2 else "reverse"
+    nodes = [helper.make_node("LSTM", ["x", "w", "r", "b"], ["y"], hidden_size=hidden, direction=name)]
+    shapes = {"w": (directions, 4 * hidden, columns), "r": (directions, 4 * hidden, hidden)}
+    weights = {key: normal(*shape, seed=len(key) + shape[2]) / 4 for key, shape in shapes.items()}
+    weights["b"] = normal(directions, 8 * hidden, seed=2)
+    sites = [site(key, shape, UseKind.RECURRENT, storage=Storage.STACKED) for key, shape in shapes.items()]
+    spec = dense_input(columns)
+    model = onnx_model(folder, nodes, weights, sites, [spec], opset=opset, output_rank=4)
+    return model, {"x": normal(7, 3, columns, seed=1)}
+
+
 def check(source: Source, choose: Callable[[Site], Sequence[Format]], folder: Path, level: int = 0) -> onnx.ModelProto:
     """Write, run, compare; gives what the runtime made of it."""
     model, feeds = source
@@ -192,7 +206,7 @@ MIXTURES: list[tuple[Format, ...]] = [
     (AffineFormat(bits=8, group_size=64, symmetric=True), AffineFormat(bits=6, group_size=32, symmetric=True)),
     (AffineFormat(bits=4, group_size=64), FloatFormat(dtype="fp16")),
 ]
-SOURCES: list[Callable[..., Source]] = [transposed_linear, embedding, tied, convolution, read_oddly]
+SOURCES: list[Callable[..., Source]] = [transposed_linear, embedding, tied, convolution, read_oddly, recurrent]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__)

@@ -18,6 +18,7 @@ from test_onnx_numerics import (
     gemm,
     operators,
     plain_linear,
+    recurrent,
     tied,
     transposed_linear,
 )
@@ -27,7 +28,7 @@ from guidedq.backends.onnx.runtime import loaded_by_runtime
 from guidedq.backends.onnx.settings import Style
 from guidedq.errors import BackendError
 from guidedq.ir.graph import Site
-from guidedq.quant.formats import AffineFormat, Format
+from guidedq.quant.formats import AffineFormat, FloatFormat, Format
 
 WIDTHS = [AffineFormat(bits=bits, group_size=64, symmetric=bits in (3, 8)) for bits in range(2, 9)]
 WIDTHS += [AffineFormat(bits=bits, group_size=0, symmetric=bits == 6) for bits in (2, 5, 6)]
@@ -114,10 +115,12 @@ def test_a_baked_model_unpacks_nothing(tmp_path: Path) -> None:
     assert {node.op_type for function in written.functions for node in function.node} == {"Cast", "MatMulNBits"}
 
 
-def test_baked_convolutions_stay_in_floats(tmp_path: Path) -> None:
-    model, _ = convolution(tmp_path)
+@pytest.mark.parametrize("source", [convolution, recurrent], ids=lambda source: source.__name__)
+def test_what_has_no_container_stays_in_floats_when_baked(source: Callable[..., Source], tmp_path: Path) -> None:
+    model, feeds = source(tmp_path)
     footprint = OnnxBackend(style="baked").footprint(model, ALL_WIDTHS)
-    assert [str(format) for format in footprint.sites["w"].formats] == ["fp16"]
+    assert all([str(format) for format in site.formats] == ["fp16"] for site in footprint.sites.values())
+    styled((model, feeds), all_rows(FloatFormat(dtype="fp16")), OnnxBackend(style="baked"), tmp_path / "out")
 
 
 def test_entropy_codes_are_refused_where_nothing_is_unpacked(tmp_path: Path) -> None:

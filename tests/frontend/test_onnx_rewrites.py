@@ -6,10 +6,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
+from guidedq.errors import ModelError
 from guidedq.frontend.onnx import load_onnx
 from guidedq.frontend.onnx_rewrites import rewrite
 
@@ -47,6 +49,42 @@ net (int64[n, s] input_ids) => (float[n, s, 40] logits)
     logits = MatMul (c, head)
 }
 """
+
+ORDERED = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[s, n, 6] x, int64 rate) => (float[s, 1, n, 4] y)
+{
+    zero = Constant <value_ints = [0]> ()
+    four = Constant <value_ints = [4]> ()
+    last = Constant <value_ints = [16]> ()
+    fast = Constant <value_int = 16000> ()
+    is_fast = Equal (rate, fast)
+    y = If (is_fast) <
+        then_branch = quick () => (float[s, 1, n, 4] t) {
+            first = Slice (coming, zero, four, zero)
+            others = Slice (coming, four, last, zero)
+            ordered = Concat <axis = 0> (others, first)
+            w = Unsqueeze (ordered, zero)
+            r = Unsqueeze (states, zero)
+            t, h = LSTM <hidden_size = 4> (x, w, r)
+        },
+        else_branch = slow () => (float[s, 1, n, 4] u) {
+            kept = Concat <axis = 0> (coming)
+            w = Unsqueeze (kept, zero)
+            turned = Neg (states)
+            r = Unsqueeze (turned, zero)
+            u, h = LSTM <hidden_size = 4> (x, w, r)
+        }
+    >
+}
+"""
+
+
+def _ordered():
+    """PyTorch's order of gates made ONNX's inside the graph; names of the two branches are alike."""
+    random = np.random.default_rng(5)
+    shapes = {"coming": (16, 6), "states": (16, 4)}
+    return _with(ORDERED, {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
 
 
 def _branches():
@@ -91,6 +129,7 @@ def _run(model, **feeds):
 
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 4, 8, 8)).astype(np.float32)
+STEPS = np.random.default_rng(0).normal(size=(3, 2, 6)).astype(np.float32)
 ROWS = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 
 
@@ -101,8 +140,10 @@ ROWS = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
         (_branches, {"x": ROWS, "rate": np.array(16000)}),
         (_branches, {"x": ROWS, "rate": np.array(8000)}),
         (_tied, {"input_ids": np.arange(12).reshape(3, 4)}),
+        (_ordered, {"x": STEPS, "rate": np.array(16000)}),
+        (_ordered, {"x": STEPS, "rate": np.array(8000)}),
     ],
-    ids=["norm", "then", "else", "tied"],
+    ids=["norm", "then", "else", "tied", "ordered", "turned"],
 )
 def test_the_rewritten_graph_gives_what_the_graph_gave(make, feeds):
     model = make()
@@ -138,6 +179,33 @@ def test_weights_of_both_branches_of_an_if_are_sites(tmp_path):
     model = load_onnx(tmp_path / "branches.onnx")
     assert [site.shape for site in model.graph.sites] == [(4, 6), (4, 6)]
     assert model.parameters == 48
+
+
+def test_weights_that_a_recurrent_layer_reads_through_moves_are_sites_and_stored_once(tmp_path):
+    """In one branch what is made of the states is computed, so it is left alone, and what it is made of is kept."""
+    onnx.save(_ordered(), tmp_path / "ordered.onnx")
+    model = load_onnx(tmp_path / "ordered.onnx")
+    assert [(site.name, site.shape) for site in model.graph.sites] == [
+        ("coming_1", (1, 16, 6)),
+        ("states_1", (1, 16, 4)),
+        ("coming_2", (1, 16, 6)),
+    ]
+    assert model.parameters == 2 * 16 * 6 + 2 * 16 * 4
+    proto = _ordered()
+    rewrite(proto)
+    assert {tensor.name for tensor in proto.graph.initializer if len(tensor.dims) == 2} == {"states"}
+
+
+def test_moves_that_cannot_be_made_are_left_to_whoever_runs_the_graph(tmp_path):
+    proto = _ordered()
+    then = next(node for node in proto.graph.node if node.op_type == "If").attribute[0].g
+    next(node for node in then.node if node.op_type == "Concat").attribute[0].i = 5
+    rewrite(proto)
+    assert "coming" in {tensor.name for tensor in proto.graph.initializer}
+    onnx.save(proto, tmp_path / "broken.onnx")
+    model = load_onnx(tmp_path / "broken.onnx")
+    with pytest.raises(ModelError, match="Concat"):
+        model.program.predict({"x": torch.from_numpy(STEPS).transpose(0, 1), "rate": torch.full((2,), 16000)})
 
 
 def _biased(shape, bias, *, swapped=False, read_twice=False):

@@ -13,7 +13,7 @@ from onnx.backend.test.case.node import collect_testcases
 from guidedq.errors import UnsupportedOperatorError
 from guidedq.ir.onnx_interpreter import parse_model
 from guidedq.ir.onnx_interpreter.execution import run_node
-from guidedq.ir.onnx_interpreter.table import check_supported
+from guidedq.ir.onnx_interpreter.table import refusal, refused
 from guidedq.ir.onnx_interpreter.tensors import computed, torch_tensor
 
 RANDOM = np.random.default_rng(0)
@@ -129,7 +129,8 @@ def _single(operator, attributes, inputs, opset):
 
 def _run(model, values=None):
     graph = parse_model(model)
-    check_supported(graph.nodes)
+    for node, reason in refused(graph.nodes):
+        raise refusal(node, reason)
     if graph.unreadable:
         raise UnsupportedOperatorError(str(graph.unreadable))
     known = {name: computed(value) for name, value in graph.constants.items()} | (values or {})

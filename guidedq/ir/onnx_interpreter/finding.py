@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,8 +13,9 @@ from guidedq.ir.graph import Storage, UseKind
 from guidedq.ir.onnx_interpreter.dependence import influences
 from guidedq.ir.onnx_interpreter.node import Node, with_branches
 from guidedq.ir.onnx_interpreter.parsing import ParsedGraph
+from guidedq.ir.onnx_interpreter.recurrent import GATES, refusal
 from guidedq.ir.onnx_interpreter.tensors import HALF_DTYPES
-from guidedq.ir.onnx_interpreter.weighted import WeightedNode
+from guidedq.ir.onnx_interpreter.weighted import INPUT_WEIGHT, STATE_WEIGHT, WeightedNode
 
 WEIGHT_DTYPES = (torch.float32, *HALF_DTYPES)
 """Weights of other types are left alone."""
@@ -24,22 +25,30 @@ READERS = {
     "Gemm": (UseKind.LINEAR, (2,)),
     "Conv": (UseKind.CONVOLUTION, (3, 4)),
     "Gather": (UseKind.EMBEDDING, (2,)),
+    **dict.fromkeys(GATES, (UseKind.RECURRENT, (3,))),
 }
 """The operators that may read a weight: what they do with it, and how many axes it then has."""
+WEIGHT_INPUTS = {"Gather": (0,), **dict.fromkeys(GATES, (INPUT_WEIGHT, STATE_WEIGHT))}
+"""Which of their inputs that is, where it is not the second."""
 
 ROTARY_TOLERANCE = 5e-3
 """How far a table of cosines may be off: four times what rounding to bfloat16 makes of values up to one."""
 
 
-def find_weighted(graph: ParsedGraph, *, branches: bool = True) -> tuple[WeightedNode, ...]:
-    """The nodes that read a quantizable weight, in execution order, those in the branches of an If among them if asked.
+def find_weighted(graph: ParsedGraph, *, forward_only: bool = False) -> tuple[WeightedNode, ...]:
+    """The nodes that read a quantizable weight, in execution order.
+
+    Those in the branches of an If and recurrent layers are among them where torch runs the graph: what they read can
+    be seen there alone.
 
     A weight is left alone if something else reads it too (another kind of node, a branch, an output of the model), or
     if its readers see it in two orientations: then quantizing it would do more than its sites tell.
     """
     transposed = _transposed_weights(graph)
-    nodes = with_branches(graph.nodes) if branches else graph.nodes
-    candidates = [found for node in nodes if (found := _weighted(node, graph.constants, transposed)) is not None]
+    nodes = graph.nodes if forward_only else with_branches(graph.nodes)
+    candidates = [found for node in nodes for found in _weighted(node, graph.constants, transposed)]
+    if forward_only:
+        candidates = [found for found in candidates if found.kind is not UseKind.RECURRENT]
     absorbed = _absorbed(graph, candidates, transposed)
     by_site: defaultdict[str, list[WeightedNode]] = defaultdict(list)
     for candidate in candidates:
@@ -49,7 +58,7 @@ def find_weighted(graph: ParsedGraph, *, branches: bool = True) -> tuple[Weighte
     kept: set[str] = set()
     for site, uses in by_site.items():
         only = reads[site] == len(uses)
-        whole = all(use.node.inputs[_weight_index(use.node)] in (site, *absorbed) for use in uses)
+        whole = all(use.node.inputs[use.index] in (site, *absorbed) for use in uses)
         alike = len({use.storage for use in uses}) == 1 and len({use.groups for use in uses}) == 1
         if only and whole and alike:
             kept.add(site)
@@ -60,13 +69,19 @@ def find_weighted(graph: ParsedGraph, *, branches: bool = True) -> tuple[Weighte
     )
 
 
-def _weighted(node: Node, constants: Mapping[str, Tensor], transposed: Mapping[str, str]) -> WeightedNode | None:
-    """How a node reads a weight, if it does."""
-    if node.domain or node.operator not in READERS:
-        return None
+def _weighted(node: Node, constants: Mapping[str, Tensor], transposed: Mapping[str, str]) -> Iterator[WeightedNode]:
+    """How a node reads its weights, if it does."""
+    if not node.domain and node.operator in READERS and not (node.operator in GATES and refusal(node)):
+        for index in WEIGHT_INPUTS.get(node.operator, (1,)):
+            if (found := _reading(node, index, constants, transposed)) is not None:
+                yield found
+
+
+def _reading(
+    node: Node, index: int, constants: Mapping[str, Tensor], transposed: Mapping[str, str]
+) -> WeightedNode | None:
     kind, ranks = READERS[node.operator]
-    index = _weight_index(node)
-    read, activation = node.inputs[index], node.inputs[1 - index]
+    read, activation = node.inputs[index], node.inputs[int(index == 0)]
     site = transposed.get(read, read) if kind is UseKind.LINEAR else read
     weight = constants.get(site)
     if (
@@ -83,19 +98,18 @@ def _weighted(node: Node, constants: Mapping[str, Tensor], transposed: Mapping[s
         return None
     # each of MatMul's order, Gemm's transB and a Transpose before them turns the matrix once
     turned = kind is UseKind.LINEAR and (node.integer("transB", 0) + (read != site)) % 2 == 0
+    storage = Storage.STACKED if kind is UseKind.RECURRENT else Storage.OUT_IN
+    offset = "" if kind is UseKind.RECURRENT else next(iter(node.inputs[2:]), "")
     return WeightedNode(
         node=node,
+        index=index,
         site=site,
         kind=kind,
-        storage=Storage.IN_OUT if turned else Storage.OUT_IN,
+        storage=Storage.IN_OUT if turned else storage,
         shape=tuple(weight.shape),
         activation=activation,
-        bias=node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] else None,
+        bias=offset or None,
     )
-
-
-def _weight_index(node: Node) -> int:
-    return 0 if node.operator == "Gather" else 1
 
 
 def _transposed_weights(graph: ParsedGraph) -> dict[str, str]:
@@ -115,7 +129,7 @@ def _absorbed(graph: ParsedGraph, candidates: Sequence[WeightedNode], transposed
     """The transposed weights that nothing but weighted nodes reads: the Transpose is then part of these."""
     expected: defaultdict[str, int] = defaultdict(int)
     for candidate in candidates:
-        expected[candidate.node.inputs[_weight_index(candidate.node)]] += 1
+        expected[candidate.node.inputs[candidate.index]] += 1
     reads = _read_counts(graph, frozenset())
     return frozenset(name for name in transposed if reads[name] == expected[name])
 

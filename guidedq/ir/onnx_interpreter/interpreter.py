@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import final
+from typing import Any, final
 
 from torch import Tensor, nn
 
@@ -13,18 +13,20 @@ from guidedq.errors import UnsupportedOperatorError
 from guidedq.ir.feeding import fed, in_turns, sample_count
 from guidedq.ir.model import InputSpec
 from guidedq.ir.onnx_interpreter.execution import failure, run_node
+from guidedq.ir.onnx_interpreter.islands import Island
 from guidedq.ir.onnx_interpreter.node import Node, Value
 from guidedq.ir.onnx_interpreter.parsing import ParsedGraph
-from guidedq.ir.onnx_interpreter.table import check_supported
+from guidedq.ir.onnx_interpreter.recurrent import GATES, recurrent
+from guidedq.ir.onnx_interpreter.table import refusal, refused
 from guidedq.ir.onnx_interpreter.tensors import computed, computing_dtype
-from guidedq.ir.onnx_interpreter.weighted import WeightedNode
+from guidedq.ir.onnx_interpreter.weighted import WeightedNode, by_node, reads
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Step:
     node: Node
-    weighted: WeightedNode | None
+    reads: tuple[str, ...]
     frees: tuple[str, ...]
 
 
@@ -33,10 +35,10 @@ class OnnxInterpreter(nn.Module):
     """Runs the nodes that the output depends on, one after another.
 
     Every weighted node is a submodule of its name, holds its `weight` as the file stores it (computed in float32), and
-    is called with the activation and the bias, so a forward hook on it sees x and y. `aliases` maps a site's name to
-    the path of its parameter. All other 16-bit floats are held in float32. A value is let go after its last use.
-    Every floating point value passes through a submodule that leaves it as it is, `values` says through which: a hook
-    on it changes the value for all that read it.
+    is called with the activation and the bias, so a forward hook on it sees x and y; a recurrent layer has one for each
+    of its weights. `aliases` maps a site's name to the path of its parameter. All other 16-bit floats are held in
+    float32. A value is let go after its last use. Every floating point value passes through a submodule that leaves it
+    as it is, `values` says through which: a hook on it changes the value for all that read it.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class OnnxInterpreter(nn.Module):
         *,
         inputs: Sequence[InputSpec],
         output: str,
+        islands: Mapping[str, Island] | None = None,
     ) -> None:
         """Build it.
 
@@ -54,14 +57,18 @@ class OnnxInterpreter(nn.Module):
             weighted: The nodes of `graph` that are to be submodules.
             inputs: What the graph takes.
             output: Name of the value to return.
+            islands: Nodes that ONNX Runtime runs, by name.
 
         Raises:
             UnsupportedOperatorError: an operator cannot be run; the message names it and its node.
         """
         super().__init__()
-        self._weighted = {entry.node.name: entry for entry in weighted}
+        self._weighted = by_node(weighted)
         self._steps = _schedule(graph, self._weighted, output)
-        check_supported(step.node for step in self._steps)
+        self._islands = dict(islands or {})
+        for node, reason in refused(step.node for step in self._steps):
+            if node.name not in self._islands:
+                raise refusal(node, reason)
         for name, reason in graph.unreadable.items():
             raise UnsupportedOperatorError(f"the constant {name!r} cannot be read: {reason}")
         self._inputs = tuple(inputs)
@@ -98,9 +105,13 @@ class OnnxInterpreter(nn.Module):
         return output
 
     def _run(self, node: Node, values: Mapping[str, Value], *, samples: int) -> tuple[Value, ...]:
-        weighted = self._weighted.get(node.name)
-        if weighted is None:
+        if node.name in self._islands:
+            return self._islands[node.name].run(values)
+        if node.name not in self._weighted:
             return run_node(node, values, partial(self._run, samples=samples))
+        if node.operator in GATES:
+            return self._run_recurrent(node, values)
+        (weighted,) = self._weighted[node.name]
         activation = values[weighted.activation]
         bias = values[weighted.bias] if weighted.bias else None
         assert isinstance(activation, Tensor)
@@ -112,6 +123,15 @@ class OnnxInterpreter(nn.Module):
             result: Tensor = self.get_submodule(node.name)(*arguments)
             parted = operand.ndim > activation.ndim and not weighted.spread
             return (result.flatten(0, 1) if parted else result,)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise failure(node, values, error) from error
+
+    def _run_recurrent(self, node: Node, values: Mapping[str, Value]) -> tuple[Value, ...]:
+        inputs: list[Any] = [values.get(name) for name in node.inputs]
+        for entry in self._weighted[node.name]:
+            inputs[entry.index] = self.get_submodule(entry.operator)
+        try:
+            return recurrent(node, *inputs)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise failure(node, values, error) from error
 
@@ -136,32 +156,36 @@ class OnnxInterpreter(nn.Module):
     def _hold_weights(self, graph: ParsedGraph) -> None:
         """Make the submodules; uses of one site share its parameter."""
         parameters: dict[str, nn.Parameter] = {}
-        for name, weighted in self._weighted.items():
+        for weighted in (entry for entries in self._weighted.values() for entry in entries):
             if weighted.site not in parameters:
                 parameters[weighted.site] = nn.Parameter(graph.constants[weighted.site], requires_grad=False)
-                self.aliases[weighted.site] = f"{name}.weight"
-            self.add_module(name, weighted.module(parameters[weighted.site]))
+            module = weighted.module(parameters[weighted.site])
+            owner, _, leaf = weighted.operator.rpartition(".")
+            if owner and owner not in self._modules:
+                self.add_module(owner, nn.Module())
+            self.get_submodule(owner).add_module(leaf, module)
+            path = next(path for path, _ in module.named_parameters())
+            self.aliases.setdefault(weighted.site, f"{weighted.operator}.{path}")
 
     def _hold_constants(self, graph: ParsedGraph) -> None:
-        read = {name for step in self._steps for name in (step.weighted.reads if step.weighted else step.node.reads)}
-        read = (read | {self._output}) - {weighted.site for weighted in self._weighted.values()}
+        held = {entry.site for entries in self._weighted.values() for entry in entries}
+        read = ({name for step in self._steps for name in step.reads} | {self._output}) - held
         for index, (name, value) in enumerate(graph.constants.items()):
             if name in read:
                 self._constant_names[name] = f"c{index}"
                 self.constants.register_buffer(f"c{index}", computed(value))
 
 
-def _schedule(graph: ParsedGraph, weighted: Mapping[str, WeightedNode], output: str) -> tuple[_Step, ...]:
+def _schedule(graph: ParsedGraph, weighted: Mapping[str, tuple[WeightedNode, ...]], output: str) -> tuple[_Step, ...]:
     """The nodes that the output depends on, each with the values that nobody needs after it."""
     needed = {output}
     steps: list[_Step] = []
     for node in reversed(graph.nodes):
         if not any(name in needed for name in node.outputs):
             continue
-        entry = weighted.get(node.name)
-        reads = entry.reads if entry else node.reads
+        read = reads(node, weighted.get(node.name, ()))
         made = [name for name in node.outputs if name]
-        last = [name for name in dict.fromkeys((*reads, *made)) if name not in needed]
-        needed.update(reads)
-        steps.append(_Step(node=node, weighted=entry, frees=tuple(last)))
+        last = [name for name in dict.fromkeys((*read, *made)) if name not in needed]
+        needed.update(read)
+        steps.append(_Step(node=node, reads=read, frees=tuple(last)))
     return tuple(reversed(steps))

@@ -18,7 +18,7 @@ from guidedq.ir.onnx_interpreter.tensors import computed
 
 @final
 class LinearOperator(nn.Module):
-    """`y = W x + b` for x `[..., in]`, with the weight as the model stores it."""
+    """`y = W x + b` for x `[..., in]`, with the weight as the model stores it, a matrix or several stacked."""
 
     def __init__(self, weight: nn.Parameter, storage: Storage) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class LinearOperator(nn.Module):
     def forward(self, values: Tensor, bias: Tensor | None = None) -> Tensor:
         """The product `[..., out]`; a 16-bit weight is computed in float32."""
         weight = computed(self.weight)
-        matrix = weight.t() if self.storage is Storage.IN_OUT else weight
+        matrix = weight.t() if self.storage is Storage.IN_OUT else weight.flatten(0, -2)
         if bias is None or bias.shape == matrix.shape[:1]:
             return functional.linear(values, matrix, bias)
         return functional.linear(values, matrix) + bias
@@ -61,6 +61,38 @@ class ConvolutionOperator(nn.Module):
         convolve: Callable[..., Tensor] = functional.conv1d if len(self.kernel_size) == 1 else functional.conv2d
         settings = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
         return convolve(values, computed(self.weight), bias, **settings)
+
+
+@final
+class StatesOperator(nn.Module):
+    """The products of a recurrent layer with its own states, which the layer itself forms, step by step.
+
+    It is called once, before the first step. What it is given is filled in with what each step reads, and is whole when
+    the layer is through; what it returns is added to the products, so its gradient is theirs. A hook sees x and the
+    gradient of y as on any other operator.
+    """
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.held = HeldWeight(weight)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """From the states to come `[sample, step, group x in]` to zeros `[sample, step, out]`."""
+        return states.new_zeros(*states.shape[:2], self.held.rows)
+
+
+@final
+class HeldWeight(nn.Module):
+    """The weight of a recurrent layer, asked for once a pass, however many steps there are."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+        self.rows = weight.shape[:-1].numel()
+
+    def forward(self) -> Tensor:
+        """The weight `[direction, gate x hidden, in]`; a 16-bit one in float32."""
+        return computed(self.weight)
 
 
 @final

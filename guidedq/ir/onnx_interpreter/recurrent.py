@@ -10,8 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from guidedq.ir.onnx_interpreter.node import Node
+from guidedq.ir.onnx_interpreter.operators import LinearOperator, StatesOperator
 
-Step = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
+Product = Callable[..., Tensor]
+"""From states `[sample, hidden]` and, perhaps, a slice of gates to their products `[sample, gate x hidden]`."""
+Step = Callable[[Tensor, tuple[Tensor, ...], Product], tuple[Tensor, ...]]
 """From what the inputs give `[sample, gate x hidden]` and the states to the next states, the output first."""
 Activation = Callable[[Tensor], Tensor]
 
@@ -45,33 +48,47 @@ def refusal(node: Node) -> str | None:
 def recurrent(
     node: Node,
     values: Tensor,
-    weight: Tensor,
-    recurrence: Tensor,
+    weight: Tensor | LinearOperator,
+    recurrence: Tensor | StatesOperator,
     bias: Tensor | None = None,
     lengths: Tensor | None = None,
     hidden: Tensor | None = None,
     cell: Tensor | None = None,
     peepholes: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """The states of every step `[time, direction, sample, hidden]`, and the last ones `[direction, sample, hidden]`."""
-    size, gates = recurrence.shape[-1], GATES[node.operator]
-    samples_first = bool(node.integer("layout", 0))
+    """The states of every step `[time, direction, sample, hidden]`, and the last ones `[direction, sample, hidden]`.
+
+    A weight that is a site comes as the submodule that holds it.
+    """
+    gates, samples_first = GATES[node.operator], bool(node.integer("layout", 0))
     if samples_first:
-        values = values.transpose(0, 1)
         hidden, cell = (None if state is None else state.transpose(0, 1) for state in (hidden, cell))
-    steps, samples = values.shape[:2]
+    else:
+        values = values.transpose(0, 1)
+    samples, steps = values.shape[:2]
+    matrix = recurrence.held() if isinstance(recurrence, StatesOperator) else recurrence
+    size = matrix.shape[-1]
+    coming = functional.linear(values, weight.flatten(0, 1)) if isinstance(weight, Tensor) else weight(values)
+    coming = coming.unflatten(-1, (len(matrix), -1))
+    seen = told = None
+    if isinstance(recurrence, StatesOperator):
+        seen = values.new_zeros(samples, steps, len(matrix), states_read(node), size)
+        told = recurrence(seen.flatten(2)).unflatten(-1, (len(matrix), gates, -1))
     directions: list[tuple[Tensor, tuple[Tensor, ...]]] = []
-    for number in range(len(weight)):
+    for number in range(len(matrix)):
         sides = torch.zeros(2 * gates * size) if bias is None else bias[number]
         states = tuple(
             values.new_zeros(samples, size) if state is None else state[number]
             for state in ((hidden, cell) if node.operator == "LSTM" else (hidden,))
         )
-        given = values @ weight[number].t() + sides[: gates * size]
-        step = _step(node, number, recurrence[number], sides[gates * size :], peepholes)
+        given = (coming[:, :, number] + sides[: gates * size]).unbind(1)
+        products = _products(matrix[number].unflatten(0, (gates, -1)), number, seen, told)
+        step = _step(node, number, sides[gates * size :], peepholes)
         backwards = number == 1 or node.text("direction", "forward") == "reverse"
         ends = torch.full((samples,), steps) if lengths is None else lengths
-        directions.append(_run(step, given, states, ends, backwards=backwards))
+        directions.append(_run(step, given, states, ends, products, backwards=backwards))
+    if seen is not None and lengths is not None:
+        seen *= (torch.arange(steps) < lengths[:, None])[:, :, None, None, None]
     whole = torch.stack([outputs for outputs, _ in directions], dim=1)
     last = [torch.stack(states) for states in zip(*(states for _, states in directions), strict=True)]
     if samples_first:
@@ -79,68 +96,100 @@ def recurrent(
     return (whole, *last)
 
 
+def states_read(node: Node) -> int:
+    """Of a direction: how many kinds of states its products read. A GRU may reset them for its last gate."""
+    return GATES["GRU"] if node.operator == "GRU" and not node.integer("linear_before_reset", 0) else 1
+
+
+def _products(matrix: Tensor, direction: int, seen: Tensor | None, told: Tensor | None) -> Callable[[int], Product]:
+    """By step, the products with a direction's weight `[gate, hidden, in]`.
+
+    What they read is written into `seen` [sample, step, direction, group, in], and `told` [sample, step, direction,
+    gate, hidden], which is zero, is added, if there are any.
+    """
+    offsets = None if told is None else told[:, :, direction].unbind(1)
+
+    def at(place: int) -> Product:
+        def product(states: Tensor, gates: slice = slice(None)) -> Tensor:
+            result = functional.linear(states, matrix[gates].flatten(0, 1))
+            if seen is None or offsets is None:
+                return result
+            seen[:, place, direction, gates] = states.detach()[:, None]
+            return result + offsets[place][:, gates].flatten(1)
+
+        return product
+
+    return at
+
+
 def _run(
-    step: Step, given: Tensor, states: tuple[Tensor, ...], lengths: Tensor, *, backwards: bool
+    step: Step,
+    given: Sequence[Tensor],
+    states: tuple[Tensor, ...],
+    lengths: Tensor,
+    products: Callable[[int], Product],
+    *,
+    backwards: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Step by step; a sample that has ended keeps its states and gives zeros."""
     outputs: list[Tensor] = [states[0]] * len(given)
     for place in range(len(given) - 1, -1, -1) if backwards else range(len(given)):
         running = (place < lengths).unsqueeze(-1)
-        made = step(given[place], states)
+        made = step(given[place], states, products(place))
         states = tuple(torch.where(running, new, old) for new, old in zip(made, states, strict=True))
         outputs[place] = torch.where(running, made[0], 0.0)
-    return torch.stack(outputs) if outputs else given.new_zeros(0, *states[0].shape), states
+    return torch.stack(outputs) if outputs else states[0].new_zeros(0, *states[0].shape), states
 
 
-def _step(node: Node, direction: int, recurrence: Tensor, bias: Tensor, peepholes: Tensor | None) -> Step:
+def _step(node: Node, direction: int, bias: Tensor, peepholes: Tensor | None) -> Step:
     functions = _activations(node, direction)
     limit = node.attributes.get("clip")
     clipped: Activation = (lambda x: x) if limit is None else (lambda x: x.clamp(-limit, limit))
     if node.operator == "RNN":
-        return lambda given, states: (functions[0](clipped(given + states[0] @ recurrence.t() + bias)),)
+        return lambda given, states, product: (functions[0](clipped(given + product(states[0]) + bias)),)
     if node.operator == "GRU":
         before = bool(node.integer("linear_before_reset", 0))
-        return partial(_gated, functions, clipped, recurrence, bias, before)
+        return partial(_gated, functions, clipped, bias, before)
     views = None if peepholes is None else peepholes[direction].chunk(3)
-    return partial(_remembering, functions, clipped, recurrence, bias, views, bool(node.integer("input_forget", 0)))
+    return partial(_remembering, functions, clipped, bias, views, bool(node.integer("input_forget", 0)))
 
 
 def _gated(
     functions: Sequence[Activation],
     clipped: Activation,
-    recurrence: Tensor,
     bias: Tensor,
     before: bool,
     given: Tensor,
     states: tuple[Tensor, ...],
+    product: Product,
 ) -> tuple[Tensor, ...]:
     """Gated recurrent unit (Cho et al. 2014, arXiv 1406.1078): update, reset, hidden; `before` resets the product."""
     (hidden,) = states
-    by_update, by_reset, by_hidden = recurrence.chunk(3)
     update_bias, reset_bias, hidden_bias = bias.chunk(3)
     to_update, to_reset, to_hidden = given.chunk(3, dim=-1)
-    update = functions[0](clipped(to_update + hidden @ by_update.t() + update_bias))
-    reset = functions[0](clipped(to_reset + hidden @ by_reset.t() + reset_bias))
+    by_update, by_reset, *by_hidden = product(hidden, slice(None) if before else slice(2)).split(hidden.shape[-1], -1)
+    update = functions[0](clipped(to_update + by_update + update_bias))
+    reset = functions[0](clipped(to_reset + by_reset + reset_bias))
     if before:
-        product = reset * (hidden @ by_hidden.t() + hidden_bias)
+        new = reset * (by_hidden[0] + hidden_bias)
     else:
-        product = (reset * hidden) @ by_hidden.t() + hidden_bias
-    return ((1 - update) * functions[1](clipped(to_hidden + product)) + update * hidden,)
+        new = product(reset * hidden, slice(2, 3)) + hidden_bias
+    return ((1 - update) * functions[1](clipped(to_hidden + new)) + update * hidden,)
 
 
 def _remembering(
     functions: Sequence[Activation],
     clipped: Activation,
-    recurrence: Tensor,
     bias: Tensor,
     views: Sequence[Tensor] | None,
     coupled: bool,
     given: Tensor,
     states: tuple[Tensor, ...],
+    product: Product,
 ) -> tuple[Tensor, ...]:
     """Long short-term memory (Hochreiter and Schmidhuber 1997): input, output, forget and cell gates, peepholes."""
     hidden, cell = states
-    enter, leave, keep, new = (given + hidden @ recurrence.t() + bias).chunk(4, dim=-1)
+    enter, leave, keep, new = (given + product(hidden) + bias).chunk(4, dim=-1)
     if views is not None:
         enter, keep = enter + views[0] * cell, keep + views[2] * cell
     entering = functions[0](clipped(enter))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from guidedq.errors import UnsupportedOperatorError
@@ -59,18 +59,19 @@ FIRST_OUTPUT_ONLY = frozenset({"MaxPool", "BatchNormalization"})
 """Operators whose further outputs (indices, training statistics) are not computed."""
 
 
-def check_supported(nodes: Iterable[Node]) -> None:
-    """Make sure that every node, in branches too, can be run.
+def refusal(node: Node, reason: str) -> UnsupportedOperatorError:
+    """The error that tells which node cannot be run, and why."""
+    return UnsupportedOperatorError(f"{node.describe()} cannot be run in torch: {reason}.")
 
-    Raises:
-        UnsupportedOperatorError: names the first operator that cannot be run, and its node.
-    """
+
+def refused(nodes: Iterable[Node]) -> Iterator[tuple[Node, str]]:
+    """The nodes that cannot be run in torch, in branches too, and why."""
     for node in nodes:
         if (reason := _refusal(node)) is not None:
-            raise UnsupportedOperatorError(f"{node.describe()} cannot be run in torch: {reason}.")
+            yield node, reason
         for value in node.attributes.values():
             if isinstance(value, Body):
-                check_supported(value.nodes)
+                yield from refused(value.nodes)
 
 
 def _refusal(node: Node) -> str | None:

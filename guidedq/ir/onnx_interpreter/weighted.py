@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -11,7 +11,18 @@ from torch import Tensor, nn
 from guidedq.ir.graph import Storage, UseKind
 from guidedq.ir.onnx_interpreter.neural import padded, spatial_pads
 from guidedq.ir.onnx_interpreter.node import Node
-from guidedq.ir.onnx_interpreter.operators import ConvolutionOperator, EmbeddingOperator, LinearOperator
+from guidedq.ir.onnx_interpreter.operators import (
+    ConvolutionOperator,
+    EmbeddingOperator,
+    LinearOperator,
+    StatesOperator,
+)
+from guidedq.ir.onnx_interpreter.recurrent import states_read
+
+INPUT_WEIGHT, STATE_WEIGHT = 1, 2
+"""Which inputs of a recurrent layer its weights are."""
+PARTS = {INPUT_WEIGHT: "W", STATE_WEIGHT: "R"}
+"""What the specification calls them."""
 
 
 @final
@@ -21,17 +32,19 @@ class WeightedNode:
 
     Attributes:
         node: The node.
+        index: Which of its inputs is the weight.
         site: Name of the constant that is its weight.
         kind: What it does with the weight.
         storage: How the stored weight maps to `[out, in]`.
         shape: Shape of the stored weight.
-        activation: Name of the value that meets the weight.
+        activation: Name of the value that meets the weight; of a recurrent layer what comes in.
         bias: Name of the value that is added, if any.
         spread: For an embedding whose indices are the same for all samples, `[1, position]`: whether to look them up
             sample by sample, so that gradients can be told apart.
     """
 
     node: Node
+    index: int
     site: str
     kind: UseKind
     storage: Storage
@@ -41,13 +54,15 @@ class WeightedNode:
     spread: bool = False
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """The values that it needs besides its weight."""
-        return (self.activation,) if self.bias is None else (self.activation, self.bias)
+    def operator(self) -> str:
+        """Name of the submodule that holds the weight: the node's, in which a recurrent layer has one for each."""
+        return f"{self.node.name}.{PARTS[self.index]}" if self.kind is UseKind.RECURRENT else self.node.name
 
     @property
     def groups(self) -> int:
         """Blocks of rows that read their own inputs."""
+        if self.kind is UseKind.RECURRENT and self.index == STATE_WEIGHT:
+            return self.shape[0] * states_read(self.node)
         return self.node.integer("group", 1) if self.kind is UseKind.CONVOLUTION else 1
 
     @property
@@ -72,6 +87,8 @@ class WeightedNode:
             return EmbeddingOperator(weight)
         if self.kind is UseKind.CONVOLUTION:
             return ConvolutionOperator(weight, **self.geometry)
+        if self.kind is UseKind.RECURRENT and self.index == STATE_WEIGHT:
+            return StatesOperator(weight)
         return LinearOperator(weight, self.storage)
 
     def operand(self, values: Tensor, samples: int) -> Tensor:
@@ -107,3 +124,19 @@ class WeightedNode:
         rank = len(self.shape) - 2
         ones = [1] * rank
         return spatial_pads(self.node, ones, ones, ones, ones)
+
+
+def reads(node: Node, weighted: Sequence[WeightedNode]) -> tuple[str, ...]:
+    """The outer values that a node needs besides the weights that submodules hold."""
+    if not weighted:
+        return node.reads
+    held = {entry.index for entry in weighted}
+    return tuple(name for index, name in enumerate(node.inputs) if name and index not in held)
+
+
+def by_node(weighted: Sequence[WeightedNode]) -> Mapping[str, tuple[WeightedNode, ...]]:
+    """What each node, by name, reads."""
+    found: dict[str, tuple[WeightedNode, ...]] = {}
+    for entry in weighted:
+        found[entry.node.name] = (*found.get(entry.node.name, ()), entry)
+    return found

@@ -1,0 +1,102 @@
+"""Sites that the backward pass told nothing of: where no gradient reaches, and where no sample does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from guidedq.artifacts.guidance import QuadraticTerm
+from guidedq.artifacts.samples import SampleSet
+from guidedq.ir.graph import Site
+from guidedq.ir.model import Model
+from guidedq.progress import Progress
+
+from .backward_pass import batch_size
+from .events import Event
+from .forward_pass import forward_pass
+from .input_statistics import InputStatistics
+from .shards import shards_of
+from .statistics import accumulate, terms_of
+from .store import read_site, site_file, write_site
+
+TINY = torch.finfo(torch.float32).tiny
+"""The least that a weight can matter: a quadratic form of zeros has no factors."""
+FORWARD_ONLY = "guidance is forward-only there: what they read counts, not how the end loss answers."
+UNSEEN = (
+    "nothing tells what matters there, and all of it is taken to matter alike. Give data that reach them, or leave "
+    "them alone (--keep)."
+)
+
+
+def complete(
+    model: Model, samples: SampleSet, folder: Path, *, gradients: bool, memory_bytes: int | None, progress: Progress
+) -> None:
+    """Write guidance for the sites that have none yet.
+
+    Where no gradient comes by, second moments of what a site reads count, as in forward-only guidance, on a scale on
+    which a weight matters on average as much as those that gradients reach. Of a site that no sample reaches nothing is
+    known: each of its weights is taken to matter as much as one of the others on average.
+
+    Args:
+        model: Whose sites.
+        samples: The calibration samples.
+        folder: Of the guidance.
+        gradients: Whether a backward pass was run; else whatever samples reach is there.
+        memory_bytes: Bound on the second moments held at once.
+        progress: Told which sites these are.
+    """
+    numbers = {site.name: index for index, site in enumerate(model.graph.quantizable)}
+    heard = [number for number in numbers.values() if site_file(folder, number).exists()]
+    missing = [site for site in model.graph.quantizable if numbers[site.name] not in heard]
+    if not missing:
+        return
+    level = fmean([_weight(term) for number in heard for term in read_site(folder, number)] or [0.0])
+    found: dict[str, list[QuadraticTerm]] = {}
+    for shard in shards_of(missing, memory_bytes) if gradients else []:
+        found |= _observed(model, samples, shard)
+    mean = fmean([_weight(term) for terms in found.values() for term in terms] or [0.0])
+    factor = level / mean if level > 0 and mean > 0 else 1.0
+    for site in missing:
+        terms = [replace(term, hessian=term.hessian * factor) for term in found.get(site.name, [])]
+        write_site(folder, numbers[site.name], terms or [_unseen(site, level or mean)])
+    _tell(progress, [site.name for site in missing if site.name in found], "no gradient reaches", FORWARD_ONLY)
+    _tell(progress, [site.name for site in missing if site.name not in found], "no sample reached", UNSEEN)
+
+
+def _tell(progress: Progress, names: Sequence[str], what: str, why: str) -> None:
+    if names:
+        progress.notice(f"{what} {names[0]} ({len(names)} such weights): {why}")
+
+
+def _observed(model: Model, samples: SampleSet, sites: Sequence[Site]) -> dict[str, list[QuadraticTerm]]:
+    """What forward passes tell of these sites, as far as samples reach them."""
+    statistics, sums = InputStatistics(), dict[str, Tensor]()
+
+    def record(event: Event) -> None:
+        accumulate(sums, statistics.sums(event), prefix=f"{event.use.operator}|")
+
+    size = batch_size(model, samples)
+    for first in range(0, len(samples), size):
+        forward_pass(model, samples.part(first, first + size), sites, record)
+    units = model.objective.units(samples)
+    terms = {site.name: terms_of(statistics, site, sums, units) for site in sites}
+    return {name: mine for name, mine in terms.items() if mine}
+
+
+def _weight(term: QuadraticTerm) -> float:
+    """What a weight matters on average."""
+    return float(term.hessian.diagonal(dim1=1, dim2=2).mean() * term.row_weight.mean())
+
+
+def _unseen(site: Site, weight: float) -> QuadraticTerm:
+    return QuadraticTerm(
+        hessian=torch.eye(site.columns)[None] * max(weight, TINY),
+        row_group=torch.zeros(site.rows, dtype=torch.int64),
+        row_weight=torch.ones(site.rows),
+        row_weight_error=torch.zeros(site.rows),
+    )
