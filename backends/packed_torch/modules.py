@@ -24,7 +24,7 @@ from guidedq.quant.packing import PREFIX_BYTES, SEGMENT_HEADER, BlobLayout, read
 
 from .kernels import AbstractKernels, kernels_on
 from .native.calls import describe
-from .operators import packed_linear, packed_matrix, packed_rows
+from .operators import nested_linear, packed_linear, packed_matrix, packed_rows
 from .planes import PlaneWeight
 
 LARGE_MATRIX = 1 << 24
@@ -197,8 +197,9 @@ class PackedLinear(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Multiply, and add the bias."""
-        if torch.compiler.is_compiling() and isinstance(self.packed, PackedWeight):
-            return packed_linear(values, self.bias, *self.packed.operands)
+        if torch.compiler.is_compiling():
+            linear = packed_linear if isinstance(self.packed, PackedWeight) else nested_linear
+            return linear(values, self.bias, *self.packed.operands)
         outputs = self.packed.multiply(values)
         return outputs if self.bias is None else outputs.add_(self.bias)
 
