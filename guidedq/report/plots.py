@@ -78,7 +78,7 @@ def schedules_figure(schedules: Sequence[ScheduleFacts], unit: str, size: Size =
 
 
 def promise_figure(report: Report, size: Size = PLOT_SIZE) -> Figure:
-    """Predicted against measured KL: this file at each precision, with intervals; the probes, uncalibrated; equality."""
+    """Predicted against measured KL: this file at each precision, with intervals; probes, uncalibrated; equality."""
     figure, axes = new_figure(size)
     probed = [(probe.raw_kl, probe.measured_kl) for probe in report.probes]
     probed = [pair for pair in probed if all(map(_drawable, pair))]
