@@ -313,6 +313,7 @@ and zero points of the widest, one ratio a weight for its scales and a shift of 
 fitted by least squares in the guided metric. In Python, `guidedq.set_precision(model, 4)`, or `with
 guidedq.at_precision(model, 4):` for a block; a tensor of widths, one for each position, reads each at its own. `with
 following(model, schedule):` (from `guidedq.schedules.following`) lets any call of `generate` follow a schedule.
+`report.html` has each precision's size, forecast and measurement, and the schedules that were tried.
 
 `benchmarks/nested.py` wrote this page: quick effort, seed 0, groups of 64, divergence (KL, nats per token) from the
 original on held-out text. "Compiled alone" is GPTQ in the same guided metric, one width everywhere

@@ -67,7 +67,8 @@ def compile(
         data: Calibration data: .txt, .jsonl, .npz, .safetensors, or folders of these.
         backend: `"torch"`, `"onnx"`, with options in braces; by default the one that fits the model's source.
         out: Folder to write; by default `<model>-<budget>` in the working directory.
-        activations: `"none"`, `"dynamic"` or `"static"`: an option of the ONNX backend; by default as the backend says.
+        activations: `"none"`, `"dynamic"` or `"static"` of the ONNX backend, `"none"` or `"int8"` of the torch backend;
+            by default as the backend says.
         objective: `"size"`, or `"latency"` for ONNX files: what is chosen is to be fast as well, by the kernels' times.
         max_latency: Under the objective `latency`, which it implies: the least loss in at most this share of the
             original's time, `"0.6x"`; by default the fastest that loses little more (`speed-budget` of the recipe).
@@ -187,11 +188,15 @@ def profile(
     return path, measured
 
 
-def load_quantized(folder: PathLike) -> Any:
+def load_quantized(folder: PathLike, *, activations: str | None = None) -> Any:
     """Load an artifact: a torch module that runs (and generates, for a language model), or an ONNX Runtime session.
 
+    Args:
+        folder: What `compile` wrote.
+        activations: `"int8"`: a torch module's linear layers round what they multiply, which is faster.
+
     Raises:
-        ArtifactError: it is no artifact, damaged, or from a newer version.
+        ArtifactError: it is no artifact, damaged, or from a newer version; or cannot be read so.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -201,7 +206,10 @@ def load_quantized(folder: PathLike) -> Any:
         raise ArtifactError(
             f"{path} holds neither manifest.json nor model.onnx. Expected a folder that guidedq compile wrote."
         )
-    backend: AbstractBackend = parse_stage(kind, "backend")
+    if activations is not None and kind == "onnx":
+        raise ArtifactError(f"{path} is an ONNX file: how it rounds activations was settled by compile --activations.")
+    options = "" if activations is None else f"{{activations={activations}}}"
+    backend: AbstractBackend = parse_stage(f"{kind}{options}", "backend")
     return backend.load(path)
 
 

@@ -31,7 +31,7 @@ def write_text(path: Path, text: str) -> None:
     """
     partial = path.with_suffix(".partial")
     with _renamed(partial, path):
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 @contextmanager

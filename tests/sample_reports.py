@@ -12,8 +12,10 @@ from guidedq.artifacts.report import (
     MeasuredFacts,
     ModelFacts,
     PlanPoint,
+    PrecisionFacts,
     ProbePoint,
     Report,
+    ScheduleFacts,
     SiteFacts,
     SizeFacts,
 )
@@ -59,6 +61,31 @@ def plan_points() -> tuple[PlanPoint, ...]:
             forecast=forecast(4.0**-bits),
         )
         for bits in (3, 4, 6)
+    )
+
+
+def precisions() -> tuple[PrecisionFacts, ...]:
+    """Of a nested file, the middle one measured beyond its interval."""
+    measured = {3: 0.0161, 4: 0.0099, 5: 0.00098}
+    return tuple(
+        PrecisionFacts(
+            bits=bits,
+            read_bits_per_weight=bits + 0.25,
+            forecast=forecast(4.0**-bits),
+            measured=replace(sample_report().measured, kl=kl, loss_after=2.0 + kl),
+        )
+        for bits, kl in measured.items()
+    )
+
+
+def schedules() -> tuple[ScheduleFacts, ...]:
+    """Two that were tried, of which the second was chosen."""
+    return tuple(
+        ScheduleFacts(name=name, text=text, average_bits=bits, kl=kl, kl_low=0.9 * kl, kl_high=1.2 * kl, chosen=chosen)
+        for name, text, bits, kl, chosen in (
+            ("constant", "prefill=5,constant=3.5", 3.5, 0.0172, False),
+            ("entropy", "prefill=5,entropy=3<1.5<4", 3.487, 0.0147, True),
+        )
     )
 
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from guidedq.stages import AbstractBackend
 from .candidates import nested_site_footprint, site_footprint
 from .contents import contents_of
 from .folder import write_folder
+from .integers import round_inputs, rounding_of
 from .loading import load_folder
 from .weights_file import base_bytes
 
@@ -40,13 +41,24 @@ class PackedTorchBackend(AbstractBackend):
 
     Attributes:
         fused: Give sites that read one input one format, as a runtime that fuses them would need. Plain torch does not.
+        activations: `int8`: linear layers round what they multiply, and are faster for it (`integers.py`). Codes then
+            have fixed widths. It is loaded so where that is asked for: `load_quantized(folder, activations="int8")`.
     """
 
     fused: bool = False
+    activations: Literal["none", "int8"] = "none"
 
     def entropy_code(self, model: Model, *, asked: bool) -> EntropyCode | None:
-        """Streams are unpacked when the folder is loaded, at some hundred million codes a second."""
-        return "huffman"
+        """Streams are unpacked when the folder is loaded, at some hundred million codes a second; not for int8 inputs.
+
+        Raises:
+            BackendError: it was asked for beside int8 activations.
+        """
+        if self.activations == "none":
+            return "huffman"
+        if asked:
+            raise BackendError("--activations int8 takes fixed widths: leave --set coding=entropy out, or it.")
+        return None
 
     def footprint(self, model: Model, formats: Sequence[RoundedFormat]) -> Footprint:
         """What each site can be stored as; the counts are those of the file, to the byte, but for entropy formats.
@@ -66,9 +78,11 @@ class PackedTorchBackend(AbstractBackend):
         """Bytes of the file with every site nested.
 
         Raises:
-            BackendError: the model did not come from a Hugging Face folder.
+            BackendError: the model did not come from a Hugging Face folder, or activations are to be rounded.
         """
         _check_source(model)
+        if self.activations != "none":
+            raise BackendError(f"nested weights are multiplied in float: leave --activations {self.activations} out.")
         contents = contents_of(model)
         sites = model.graph.quantizable
         return Footprint(
@@ -83,8 +97,8 @@ class PackedTorchBackend(AbstractBackend):
         return graph.shared_inputs if self.fused else ()
 
     def own_rounding(self, model: Model, formats: Sequence[RoundedFormat]) -> ActivationRounding | None:
-        """None: it computes in floating point."""
-        return None
+        """What linear layers do to their inputs with `activations=int8`; none else."""
+        return rounding_of(model) if self.activations == "int8" else None
 
     def emit(
         self,
@@ -106,7 +120,7 @@ class PackedTorchBackend(AbstractBackend):
         """The loaded model as a function to its main output, in float32."""
         from guidedq.frontend.transformer_module import TransformerModule
 
-        loaded = load_folder(folder)
+        loaded = self.load(folder)
         if precision is not None:
             set_precision(loaded, precision)
         accepted = inspect.signature(loaded.forward).parameters
@@ -122,9 +136,13 @@ class PackedTorchBackend(AbstractBackend):
         """The transformers model with packed modules, in float32 and evaluation mode.
 
         Raises:
-            ArtifactError: a file is missing, truncated, altered or from a newer version.
+            ArtifactError: a file is missing, truncated, altered or from a newer version; or nothing in it is multiplied
+                in integers.
         """
-        return load_folder(folder)
+        loaded = load_folder(folder)
+        if self.activations == "int8":
+            round_inputs(loaded)
+        return loaded
 
 
 def _check_source(model: Model) -> None:

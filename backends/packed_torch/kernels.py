@@ -35,7 +35,7 @@ class AbstractKernels(ABC):
 
     @abstractmethod
     def multiply(self, packed: PackedWeight, inputs: Float32[Tensor, "count in"]) -> Float32[Tensor, "count out"]:
-        """The matrix times a few finite inputs, contiguous and on its device."""
+        """The matrix times a few finite inputs, contiguous and on its device; rounded first, if it `rounds` them."""
 
     @abstractmethod
     def dequantize(self, packed: PackedWeight, wanted: Int64[Tensor, "n"] | range) -> Float32[Tensor, "n in"]:
@@ -56,7 +56,8 @@ class NativeKernels(AbstractKernels):
 
     def multiply(self, packed: PackedWeight, inputs: Float32[Tensor, "count in"]) -> Float32[Tensor, "count out"]:
         """On threads of the processor."""
-        return multiply_rows(self.library, packed.description, packed.blob, packed.listed, inputs)
+        given = (packed.description, packed.blob, packed.listed, inputs)
+        return multiply_rows(self.library, *given, integers=packed.rounds)
 
     def dequantize(self, packed: PackedWeight, wanted: Int64[Tensor, "n"] | range) -> Float32[Tensor, "n in"]:
         """On threads of the processor."""
@@ -76,7 +77,7 @@ class TritonKernels(AbstractKernels):
         """On the GPU; not waited for."""
         from .triton_kernels import multiply_rows
 
-        return multiply_rows(packed.layout, packed.blob, packed.listed, inputs)
+        return multiply_rows(packed.layout, packed.blob, packed.listed, packed.rounded(inputs))
 
     def dequantize(self, packed: PackedWeight, wanted: Int64[Tensor, "n"] | range) -> Float32[Tensor, "n in"]:
         """On the GPU; not waited for. It is there that torch finds rows that do not exist."""

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from guidedq.artifacts.packed_weight import pack_weight, read_segment, segment_rows, unpack_weight
 from guidedq.artifacts.quantized_weight import WEIGHTS_AT_ONCE
+from guidedq.ir.activation_rounding import round_activations
 from guidedq.quant.nested import NestedFormat
 from guidedq.quant.packing import PREFIX_BYTES, SEGMENT_HEADER, BlobLayout, read_layout
 
 from .kernels import AbstractKernels, kernels_on
-from .native.calls import describe
-from .operators import packed_linear, packed_matrix, packed_rows
+from .native.calls import INTEGER_BLOCK, describe
+from .operators import nested_linear, packed_linear, packed_matrix, packed_rows
 from .planes import PlaneWeight
 
 LARGE_MATRIX = 1 << 24
@@ -35,7 +36,13 @@ FEW_INPUTS = 8
 
 @final
 class PackedWeight(nn.Module):
-    """One weight as its blob; tied modules share one. Calling it gives the weight in the model's own shape."""
+    """One weight as its blob; tied modules share one. Calling it gives the weight in the model's own shape.
+
+    Attributes:
+        rounds: Whether inputs are rounded to int8 before they are multiplied (`integers.py`).
+    """
+
+    rounds = False
 
     blob: Tensor
     listed: Tensor
@@ -109,6 +116,10 @@ class PackedWeight(nn.Module):
             values[rows] = part
         return values
 
+    def rounded(self, inputs: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch in"]:
+        """The inputs as they are multiplied."""
+        return round_activations(inputs.float(), INTEGER_BLOCK).to(inputs.dtype) if self.rounds else inputs
+
     def multiply(self, inputs: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """The matrix times inputs; a large one is never whole in memory."""
         rows, columns = self.layout.shape
@@ -117,6 +128,7 @@ class PackedWeight(nn.Module):
             lying = inputs.reshape(-1, columns).float().contiguous()
             outputs = kernels.multiply(self, lying)
             return outputs.to(inputs.dtype).reshape(*inputs.shape[:-1], rows)
+        inputs = self.rounded(inputs)
         if rows * columns <= (LARGE_MATRIX if kernels is None else kernels.tile):
             return nn.functional.linear(inputs, self.matrix())
         outputs = inputs.new_empty(*inputs.shape[:-1], rows)
@@ -197,8 +209,10 @@ class PackedLinear(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Multiply, and add the bias."""
-        if torch.compiler.is_compiling() and isinstance(self.packed, PackedWeight):
-            return packed_linear(values, self.bias, *self.packed.operands)
+        if torch.compiler.is_compiling():
+            if isinstance(self.packed, PackedWeight):
+                return packed_linear(self.packed.rounded(values), self.bias, *self.packed.operands)
+            return nested_linear(values, self.bias, *self.packed.operands)
         outputs = self.packed.multiply(values)
         return outputs if self.bias is None else outputs.add_(self.bias)
 

@@ -1,7 +1,10 @@
 """Packed modules as custom operators of torch, so that `torch.compile` and `torch.export` see one node for each.
 
-An operator takes the tensors that a `PackedWeight` holds and, as constants, what else it knows (its `operands`), so an
-exported program is complete: who runs it need only import this file. Eager modules do not come here.
+An operator takes the tensors that a `PackedWeight` or a `PlaneWeight` holds and, as constants, what else it knows (its
+`operands`), so an exported program is complete: who runs it need only import this file. Eager modules do not come here.
+
+The precision of a nested weight is such a constant: compiled code is traced anew for another, an exported program keeps
+its own. Precisions by position are a tensor, which compiled code reads at each call.
 """
 
 from __future__ import annotations
@@ -12,13 +15,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from guidedq.quant.nested import parse_nested
 from guidedq.quant.packing import BlobLayout, read_layout
 
 if TYPE_CHECKING:
     from .modules import PackedWeight
+    from .planes import PlaneWeight
 
 WEIGHT = "Tensor blob, Tensor listed, Tensor places, Tensor dtype_anchor, str header, int rows, int columns"
 """The operands of every operator that stand for the weight, `[rows, columns]`; `header` is the blob's, in hex."""
+NESTED = (
+    "Tensor planes, Tensor scales, Tensor zero_points, Tensor dtype_anchor, Tensor ratios, Tensor shifts, "
+    "Tensor? positions, int precision, str format, int rows, int columns"
+)
+"""The same of a nested weight; `positions`, if there are any, stand in place of `precision`."""
 
 
 @torch.library.custom_op("guidedq::packed_matrix", mutates_args=(), schema=f"({WEIGHT}) -> Tensor")
@@ -58,6 +68,43 @@ def _(values: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     return values.new_empty(*values.shape[:-1], weight[5])
 
 
+@torch.library.custom_op("guidedq::nested_matrix", mutates_args=(), schema=f"({NESTED}) -> Tensor")
+def nested_matrix(*weight: Any) -> Tensor:
+    """A nested weight as a matrix, `[rows, columns]`, in the dtype of `dtype_anchor`; there are no `positions`."""
+    return _nested(*weight)()
+
+
+@nested_matrix.register_fake
+def _(*weight: Any) -> Tensor:
+    return weight[3].new_empty(weight[9], weight[10])
+
+
+@torch.library.custom_op("guidedq::nested_rows", mutates_args=(), schema=f"(Tensor index, {NESTED}) -> Tensor")
+def nested_rows(index: Tensor, *weight: Any) -> Tensor:
+    """Some rows of the matrix, `[..., columns]`, by their numbers, int64 `[...]`."""
+    return _nested(*weight).rows(index)
+
+
+@nested_rows.register_fake
+def _(index: Tensor, *weight: Any) -> Tensor:
+    return weight[3].new_empty(*index.shape, weight[10])
+
+
+@torch.library.custom_op(
+    "guidedq::nested_linear", mutates_args=(), schema=f"(Tensor values, Tensor? bias, {NESTED}) -> Tensor"
+)
+def nested_linear(values: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
+    """`values`, `[..., columns]`, times the transposed matrix, plus the bias: `[..., rows]`."""
+    from .modules import PackedLinear
+
+    return PackedLinear(_nested(*weight), bias)(values)
+
+
+@nested_linear.register_fake
+def _(values: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
+    return values.new_empty(*values.shape[:-1], weight[9])
+
+
 def _weight(
     blob: Tensor, listed: Tensor, places: Tensor, dtype_anchor: Tensor, header: str, rows: int, columns: int
 ) -> PackedWeight:
@@ -74,3 +121,26 @@ def _layout(header: str, length: int, rows: int, columns: int) -> BlobLayout:
     blob = torch.zeros(length, dtype=torch.uint8)
     blob[: len(head)] = head
     return read_layout(blob, "a packed weight", (rows, columns))
+
+
+def _nested(
+    planes: Tensor,
+    scales: Tensor,
+    zero_points: Tensor,
+    dtype_anchor: Tensor,
+    ratios: Tensor,
+    shifts: Tensor,
+    positions: Tensor | None,
+    precision: int,
+    format: str,
+    rows: int,
+    columns: int,
+) -> PlaneWeight:
+    from .planes import PlaneWeight
+
+    read = parse_nested(format)
+    assert read is not None, "the operand is a nested format's text"
+    tensors = {"planes": planes, "scales": scales, "zero_points": zero_points, "ratios": ratios, "shifts": shifts}
+    weight = PlaneWeight.around(tensors, dtype_anchor, read, (rows, columns))
+    weight.read_at(precision if positions is None else positions)
+    return weight

@@ -8,6 +8,7 @@ are filled up with zeros to whole blocks and words. Scales lie `[group, row]` fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -20,11 +21,12 @@ from guidedq.artifacts.packed_weight import pack_weight
 from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.errors import ArtifactError
 from guidedq.quant.grid import Grid
-from guidedq.quant.nested import widths_text
+from guidedq.quant.nested import NestedFormat, widths_text
 from guidedq.schedules.precision import AbstractNestedWeight
 
 from .native.library import Library, library
 from .native.planes import Planes, dequantize_planes, multiply_planes
+from .operators import nested_matrix, nested_rows
 
 BLOCK_ROWS = 16
 WORD_COLUMNS = 32
@@ -55,15 +57,35 @@ class PlaneWeight(nn.Module, AbstractNestedWeight):
         (segment,) = weight.segments
         assert isinstance(segment, NestedSegment), "a nested segment stands alone"
         self.name, self.shape, self.transposed = weight.name, shape, transposed
-        self.matrix_shape, self.format = weight.shape, segment.format
-        self.precision: int | Tensor = segment.format.widest
         rows = weight.shape[0]
-        self.register_buffer("planes", planes_of(segment.codes, segment.format.widest))
-        self.register_buffer("scales", _padded(segment.grid.scales, rows).view(torch.int16))
-        self.register_buffer("zero_points", _padded(segment.grid.zero_points, rows))
-        self.register_buffer("ratios", segment.ratios.view(torch.int16))  # as integers, .to(dtype) leaves them alone
-        self.register_buffer("shifts", segment.shifts)
-        self.register_buffer("dtype_anchor", torch.empty(0), persistent=False)
+        tensors = {
+            "planes": planes_of(segment.codes, segment.format.widest),
+            "scales": _padded(segment.grid.scales, rows).view(torch.int16),
+            "zero_points": _padded(segment.grid.zero_points, rows),
+            "ratios": segment.ratios.view(torch.int16),  # as integers, .to(dtype) leaves them alone
+            "shifts": segment.shifts,
+        }
+        self._hold(tensors, torch.empty(0), segment.format, weight.shape)
+
+    @classmethod
+    def around(
+        cls, tensors: Mapping[str, Tensor], dtype_anchor: Tensor, format: NestedFormat, shape: tuple[int, int]
+    ) -> PlaneWeight:
+        """The same weight as a matrix, around tensors that an operator was given."""
+        weight = cls.__new__(cls)
+        nn.Module.__init__(weight)
+        weight.name, weight.shape, weight.transposed = "a nested weight", shape, False
+        weight._hold(tensors, dtype_anchor, format, shape)
+        return weight
+
+    def _hold(
+        self, tensors: Mapping[str, Tensor], dtype_anchor: Tensor, format: NestedFormat, shape: tuple[int, int]
+    ) -> None:
+        self.matrix_shape, self.format, self.format_text = shape, format, str(format)
+        self.precision: int | Tensor = format.widest
+        for name, values in tensors.items():
+            self.register_buffer(name, values)
+        self.register_buffer("dtype_anchor", dtype_anchor, persistent=False)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -79,6 +101,20 @@ class PlaneWeight(nn.Module, AbstractNestedWeight):
         segment = self.segment(slice(None))
         return pack_weight(QuantizedWeight(name=self.name, shape=self.matrix_shape, segments=(segment,)))
 
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, int, str, int, int]:
+        """What the operators of `operators.py` take for this weight, at its precision.
+
+        Raises:
+            ArtifactError: the model is exported while positions differ in their precision.
+        """
+        given = self.precision
+        if not isinstance(given, int) and torch.compiler.is_exporting():
+            raise ArtifactError(f"{self.name}: an exported program has one precision. Set one for all.")
+        positions, precision = (None, given) if isinstance(given, int) else (given, self.format.widest)
+        tensors = (self.planes, self.scales, self.zero_points, self.dtype_anchor, self.ratios, self.shifts)
+        return *tensors, positions, precision, self.format_text, *self.matrix_shape
+
     def forward(self) -> Tensor:
         """The weight at its precision, in the shape in which the model stores it.
 
@@ -89,7 +125,7 @@ class PlaneWeight(nn.Module, AbstractNestedWeight):
             raise ArtifactError(
                 f"{self.name}: linear layers and embeddings alone take a precision for each position. Set one for all."
             )
-        matrix = self.matrix(self.precision)
+        matrix = nested_matrix(*self.operands) if torch.compiler.is_compiling() else self.matrix(self.precision)
         return matrix.t() if self.transposed else matrix.reshape(self.shape)
 
     def multiply(self, inputs: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
@@ -106,6 +142,8 @@ class PlaneWeight(nn.Module, AbstractNestedWeight):
 
     def rows(self, index: Int64[Tensor, "*batch"]) -> Float[Tensor, "*batch in"]:
         """Some rows of the matrix, each at its precision."""
+        if torch.compiler.is_compiling():
+            return nested_rows(index, *self.operands)
         if isinstance(self.precision, int):
             return self._rows(index, self.precision)
         places = self._places(index.shape)

@@ -171,6 +171,23 @@ class PrecisionFacts:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleFacts:
+    """A schedule tried on a nested artifact: its text, bits of a token as read, and KL with its 90% interval.
+
+    The KL is that of the calibration's probe texts, every token read as a decoded one.
+    """
+
+    name: str
+    text: str
+    average_bits: float
+    kl: float
+    kl_low: float
+    kl_high: float
+    chosen: bool
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """One compile. `report.json` is this, field by field.
 
@@ -180,6 +197,7 @@ class Report:
         digests: SHA-256, hex: of the `model`, of the samples (`data`, and of these `calibration` and `evaluation`), of
             the `recipe`, of the `allocation`, and of the `artifact`, that is of all its files.
         precisions: Of a nested artifact, narrowest first; `forecast` and `measured` are those of the widest.
+        schedules: Those that `guidedq schedule` tried last, of which one is chosen.
         files: Size and SHA-256 of every file of the artifact but the report's own.
     """
 
@@ -208,6 +226,7 @@ class Report:
     runtime: RuntimeFacts | None = None
     latency: LatencyFacts | None = None
     precisions: tuple[PrecisionFacts, ...] = ()
+    schedules: tuple[ScheduleFacts, ...] = ()
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -244,6 +263,7 @@ class Report:
                 else _numeric(LatencyFacts(**latency)),
                 "runtime": None if (runtime := content.pop("runtime", None)) is None else RuntimeFacts.of(runtime),
                 "precisions": tuple(map(_precision, content.pop("precisions", ()))),
+                "schedules": tuple(_numeric(ScheduleFacts(**one)) for one in content.pop("schedules", ())),
             }
             return Report(**parts, **content, curve=points, sites=sites)
         except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:

@@ -81,4 +81,5 @@ def schedule(
         print_json({"candidates": listed, "best": found.best.name, "file": str(found.path)})
         return
     print_table(("schedule", "bits", "KL", "90% interval", "as text"), rows)
-    print_facts([("best", found.best.name), ("file", str(found.path)), ("use", f"guidedq generate {artifact}")])
+    places = [("file", f"{found.path} (report.html has all of them)"), ("use", f"guidedq generate {artifact}")]
+    print_facts([("best", found.best.name), *places])

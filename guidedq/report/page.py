@@ -15,6 +15,7 @@ from guidedq.report.depth import depth_figure, row_shares
 from guidedq.report.drawing import inline_svg
 from guidedq.report.palette import WIDTH_COLOURS
 from guidedq.report.plots import curve_figure, promise_figure
+from guidedq.report.precisions import at_widest, nested_plots, nested_title, precision_table, schedule_table
 from guidedq.report.wording import (
     agreement_name,
     bytes_text,
@@ -60,6 +61,9 @@ def page(report: Report) -> str:
     template = environment.from_string((files("guidedq.report") / "template.html").read_text(encoding="utf-8"))
     text = template.render(
         report=report,
+        title=nested_title(report),
+        precisions=precision_table(report),
+        schedules=schedule_table(report),
         tiles=_tiles(report),
         verdict=verdict(report),
         plots=_plots(report),
@@ -75,6 +79,7 @@ def page(report: Report) -> str:
 
 def _tiles(report: Report) -> list[Tile]:
     size, measured, unit = report.size, report.measured, report.model.unit
+    at = at_widest(report)
     smaller = HALF_PRECISION_BYTES * report.model.parameters / size.file_bytes
     tiles = [
         Tile(
@@ -82,12 +87,18 @@ def _tiles(report: Report) -> list[Tile]:
             value=bytes_text(size.file_bytes),
             note=f"{size.bits_per_weight:.3f} bits per weight, all counted; {smaller:.1f} times smaller than fp16",
         ),
-        Tile(label="KL forecast", value=loss_text(report.forecast.kl), note=f"{_range(report)} {unit}, 90% interval"),
         Tile(
-            label="KL measured", value=loss_text(measured.kl), note=f"{unit}, over {measured.tokens:,} {_units(report)}"
+            label=f"KL forecast{at}",
+            value=loss_text(report.forecast.kl),
+            note=f"{_range(report)} {unit}, 90% interval",
         ),
         Tile(
-            label="loss",
+            label=f"KL measured{at}",
+            value=loss_text(measured.kl),
+            note=f"{unit}, over {measured.tokens:,} {_units(report)}",
+        ),
+        Tile(
+            label=f"loss{at}",
             value=signed_text(measured.loss_increase),
             note=f"{loss_text(measured.loss_before)} to {loss_text(measured.loss_after)} {unit}",
         ),
@@ -95,12 +106,12 @@ def _tiles(report: Report) -> list[Tile]:
     if report.model.objective == "language_model":
         after = perplexity(measured.loss_after)
         before = perplexity(measured.loss_before)
-        tiles.append(Tile(label="perplexity", value=loss_text(after), note=f"was {loss_text(before)}"))
+        tiles.append(Tile(label=f"perplexity{at}", value=loss_text(after), note=f"was {loss_text(before)}"))
     if measured.accuracy_before is not None and measured.accuracy_after is not None:
         note = f"was {share_text(measured.accuracy_before)}"
-        tiles.append(Tile(label="accuracy", value=share_text(measured.accuracy_after), note=note))
+        tiles.append(Tile(label=f"accuracy{at}", value=share_text(measured.accuracy_after), note=note))
     agreement = agreement_name(report.model.objective)
-    tiles.append(Tile(label=agreement, value=share_text(measured.agreement), note="with the original"))
+    tiles.append(Tile(label=f"{agreement}{at}", value=share_text(measured.agreement), note="with the original"))
     if (latency := report.latency) is not None:
         note = (
             f"times the original's; {latency.predicted_ratio:.3f} forecast, {latency.integer_sites} sites in integers"
@@ -123,14 +134,16 @@ def _plots(report: Report) -> Mapping[str, str]:
     allocation = f"Bits per weight of {len(report.sites)} sites in the order of the data; the table below lists them."
     curve = "Predicted KL against bits per weight, with the chosen point."
     promise = "Predicted against measured KL."
-    return {
+    plots = {
         "wide": inline_svg(depth_figure(report, WIDE), "wide", allocation),
         "narrow": inline_svg(depth_figure(report, NARROW), "narrow", allocation),
-        "curve": inline_svg(curve_figure(report), "curve", curve),
-        "small_curve": inline_svg(curve_figure(report, SMALL), "small-curve", curve),
         "promise": inline_svg(promise_figure(report), "promise", promise),
         "small_promise": inline_svg(promise_figure(report, SMALL), "small-promise", promise),
     }
+    if report.precisions:
+        return plots | nested_plots(report, WIDE, SMALL)
+    curves = {"curve": curve_figure(report), "small_curve": curve_figure(report, SMALL)}
+    return plots | {name: inline_svg(figure, name.replace("_", "-"), curve) for name, figure in curves.items()}
 
 
 def _row(site: Any, report: Report) -> Mapping[str, Any]:

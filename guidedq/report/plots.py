@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from guidedq.artifacts.report import PlanPoint, Report
+from guidedq.artifacts.forecast import Forecast
+from guidedq.artifacts.report import PlanPoint, Report, ScheduleFacts
 from guidedq.report.knee import knee
 from guidedq.report.palette import ACCENT, INK, LINES, MEASURED, MUTED, PAPER, VARIANT_COLOURS
 from guidedq.report.wording import loss_text
@@ -26,7 +27,7 @@ SMALLEST_LOSS = 1e-12
 def curve_figure(report: Report, size: Size = PLOT_SIZE) -> Figure:
     """Predicted KL against size, with its interval; the probes; the chosen point, forecast and measured."""
     figure, axes = new_figure(size)
-    _draw_curve(axes, report.curve)
+    _draw_curve(axes, [(point.bits_per_weight, point.forecast) for point in report.curve])
     probed = [(probe.bits_per_weight, probe.measured_kl) for probe in report.probes if _drawable(probe.measured_kl)]
     if probed:
         bits, losses = zip(*probed, strict=True)
@@ -45,24 +46,59 @@ def curve_figure(report: Report, size: Size = PLOT_SIZE) -> Figure:
     return figure
 
 
+def precisions_figure(report: Report, size: Size = PLOT_SIZE) -> Figure:
+    """KL of a nested file at each precision, forecast with its interval and measured, against what it reads."""
+    figure, axes = new_figure(size)
+    _draw_curve(axes, [(facts.read_bits_per_weight, facts.forecast) for facts in report.precisions])
+    drawn = [facts for facts in report.precisions if _drawable(facts.measured.kl)]
+    places = [(facts.read_bits_per_weight, facts.measured.kl) for facts in drawn]
+    if places:
+        axes.plot(*zip(*places, strict=True), "D", color=MEASURED, ms=6, mec=PAPER, zorder=6, label="measured")
+    for facts, place in zip(drawn, places, strict=True):
+        _note(axes, f"{facts.bits} bits", place)
+    _label_losses(axes, report.model.unit)
+    axes.set_xlabel("bits per weight that are read")
+    return figure
+
+
+def schedules_figure(schedules: Sequence[ScheduleFacts], unit: str, size: Size = PLOT_SIZE) -> Figure:
+    """KL of every schedule that was tried, with its interval, in the order given; the chosen one stands out."""
+    figure, axes = new_figure(size)
+    drawn = [facts for facts in schedules if _drawable(facts.kl)]
+    for place, facts in enumerate(drawn):
+        colour = ACCENT if facts.chosen else MUTED
+        axes.plot([facts.kl_low, facts.kl_high], [place, place], color=colour, linewidth=1.8)
+        axes.plot([facts.kl], [place], "o", color=colour, ms=8 if facts.chosen else 6, mec=PAPER)
+    axes.set_yticks(range(len(drawn)), [facts.name for facts in drawn])
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(f"KL to the original, {unit}")
+    return figure
+
+
 def promise_figure(report: Report, size: Size = PLOT_SIZE) -> Figure:
-    """Predicted against measured KL: this file with its interval, the probes before their calibration, and equality."""
+    """Predicted against measured KL: this file at each precision, with intervals; probes, uncalibrated; equality."""
     figure, axes = new_figure(size)
     probed = [(probe.raw_kl, probe.measured_kl) for probe in report.probes]
     probed = [pair for pair in probed if all(map(_drawable, pair))]
-    predicted, measured = report.forecast.kl, report.measured.kl
-    values = [value for pair in probed for value in pair] + [v for v in (predicted, measured) if _drawable(v)]
+    kept = [(facts.forecast, facts.measured.kl) for facts in report.precisions]
+    kept = [
+        pair for pair in kept or [(report.forecast, report.measured.kl)] if all(map(_drawable, (pair[0].kl, pair[1])))
+    ]
+    values = [value for pair in probed for value in pair] + [v for promise, loss in kept for v in (promise.kl, loss)]
     if values:
         low, high = min(values) / 2, max(values) * 2
         axes.plot([low, high], [low, high], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), label="exact")
     if probed:
         axes.plot(*zip(*probed, strict=True), "o", mfc=PAPER, mec=MEASURED, ms=6, label="probes, before calibration")
-    if _drawable(predicted) and _drawable(measured):
-        below = predicted - max(report.forecast.kl_low, SMALLEST_LOSS)
-        above = min(report.forecast.kl_high, 1e3 * predicted) - predicted
-        interval = [[max(below, 0.0)], [max(above, 0.0)]]
+    if kept:
+        forecasts, measured = zip(*kept, strict=True)
+        below = [max(promise.kl - max(promise.kl_low, SMALLEST_LOSS), 0.0) for promise in forecasts]
+        above = [max(min(promise.kl_high, 1e3 * promise.kl) - promise.kl, 0.0) for promise in forecasts]
+        label = "each precision, 90% interval" if report.precisions else "this file, 90% interval"
         style: dict[str, Any] = {"fmt": "D", "color": ACCENT, "ms": 7, "mec": PAPER, "capsize": 3}
-        axes.errorbar([predicted], [measured], xerr=interval, label="this file, 90% interval", **style)
+        axes.errorbar([promise.kl for promise in forecasts], measured, xerr=[below, above], label=label, **style)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(f"predicted KL, {report.model.unit}")
@@ -76,20 +112,13 @@ def promise_figure(report: Report, size: Size = PLOT_SIZE) -> Figure:
 def plan_figure(points: Sequence[PlanPoint], model: str, unit: str, size: Size = (7.0, 4.4)) -> Figure:
     """The forecast at each budget of a plan, every point labelled, and the knee."""
     figure, axes = new_figure(size)
-    _draw_curve(axes, points)
+    _draw_curve(axes, [(point.bits_per_weight, point.forecast) for point in points])
     if (bend := knee(points)) is not None and _drawable(bend.forecast.kl):
         place = [bend.bits_per_weight], [bend.forecast.kl]
         axes.plot(*place, "o", mfc="none", mec=MEASURED, ms=12, label="knee", zorder=5)
     for point in points:
         if _drawable(point.forecast.kl):
-            axes.annotate(
-                loss_text(point.forecast.kl),
-                (point.bits_per_weight, point.forecast.kl),
-                xytext=(7, 5),
-                textcoords="offset points",
-                color=INK,
-                fontsize=9,
-            )
+            _note(axes, loss_text(point.forecast.kl), (point.bits_per_weight, point.forecast.kl))
     axes.set_title(f"{model}: predicted loss against size", loc="left", color=INK, fontsize=11)
     _label_losses(axes, unit)
     return figure
@@ -165,15 +194,21 @@ def plain_ticks(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _draw_curve(axes: Axes, points: Sequence[PlanPoint]) -> None:
-    drawn = sorted((point for point in points if _drawable(point.forecast.kl)), key=lambda point: point.bits_per_weight)
+def _draw_curve(axes: Axes, points: Sequence[tuple[float, Forecast]]) -> None:
+    """Forecasts by bits per weight."""
+    drawn = sorted((point for point in points if _drawable(point[1].kl)), key=lambda point: point[0])
     if not drawn:
         return
-    bits = [point.bits_per_weight for point in drawn]
-    low = [max(point.forecast.kl_low, SMALLEST_LOSS) for point in drawn]
-    high = [point.forecast.kl_high if math.isfinite(point.forecast.kl_high) else point.forecast.kl for point in drawn]
+    bits, forecasts = zip(*drawn, strict=True)
+    low = [max(forecast.kl_low, SMALLEST_LOSS) for forecast in forecasts]
+    high = [forecast.kl_high if math.isfinite(forecast.kl_high) else forecast.kl for forecast in forecasts]
     axes.fill_between(bits, low, high, color=ACCENT, alpha=0.22, linewidth=0, label="90% interval")
-    axes.plot(bits, [point.forecast.kl for point in drawn], "-o", color=ACCENT, linewidth=1.8, ms=4, label="forecast")
+    axes.plot(bits, [forecast.kl for forecast in forecasts], "-o", color=ACCENT, linewidth=1.8, ms=4, label="forecast")
+
+
+def _note(axes: Axes, text: str, place: tuple[float, float]) -> None:
+    """A few words beside a point."""
+    axes.annotate(text, place, xytext=(7, 5), textcoords="offset points", color=INK, fontsize=9)
 
 
 def _label_losses(axes: Axes, unit: str) -> None:

@@ -185,7 +185,12 @@ def mixture_text(rows: Mapping[str, int]) -> str:
 
 
 def verdict(report: Report) -> str:
-    """Whether the measurement kept the promise, in one sentence."""
+    """Whether the measurement kept the promise, in one sentence; at each precision, where there are several."""
+    if report.precisions:
+        kept = [(one.bits, one.forecast.kl_low <= one.measured.kl <= one.forecast.kl_high) for one in report.precisions]
+        missed = ", ".join(str(bits) for bits, inside in kept if not inside)
+        where, side = (f"At {missed} bits", "outside") if missed else ("At each precision", "inside")
+        return f"{where} the measured KL lies {side} the forecast's 90% interval."
     low, measured, high = report.forecast.kl_low, report.measured.kl, report.forecast.kl_high
     if low <= measured <= high:
         return "The measured KL lies inside the forecast's 90% interval."

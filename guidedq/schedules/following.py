@@ -27,8 +27,9 @@ def following(model: Any, schedule: Schedule) -> Generator[Follower]:
     """
     schedule.check(precisions(model))
     follower = Follower(model, schedule)
-    before = model.register_forward_pre_hook(follower.before, with_kwargs=True)
-    after = model.register_forward_hook(follower.after)
+    called = getattr(model, "_orig_mod", model)  # of a torch.compile wrapper, whose `generate` passes it by
+    before = called.register_forward_pre_hook(torch.compiler.disable(follower.before), with_kwargs=True)
+    after = called.register_forward_hook(torch.compiler.disable(follower.after))
     try:
         yield follower
     finally:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor
 
 from guidedq.api import load_quantized
-from guidedq.artifacts.report import Report, read_report
+from guidedq.artifacts.report import Report, ScheduleFacts, read_report
 from guidedq.artifacts.samples import SampleSet
 from guidedq.budget import parse_budget
 from guidedq.checking.artifact_evaluation import original_of
@@ -21,8 +21,16 @@ from guidedq.files import write_text
 from guidedq.ir.model import Model, Objective
 from guidedq.progress import Progress
 from guidedq.registry import parse_stage
+from guidedq.report.write import write_report
 from guidedq.schedules.precision import precisions
-from guidedq.schedules.schedule import SCHEDULE_NAME, Schedule, parse_schedule, read_schedule, schedule_toml
+from guidedq.schedules.schedule import (
+    SCHEDULE_NAME,
+    Schedule,
+    parse_schedule,
+    read_schedule,
+    schedule_text,
+    schedule_toml,
+)
 from guidedq.schedules.search import Candidate, candidates, costs_of, measured
 from guidedq.stages import AbstractBackend, AbstractSampler
 
@@ -54,6 +62,8 @@ def find_schedule(
     progress: Progress,
 ) -> Found:
     """Fit schedules of every kind on the calibration texts, measure them on the probe texts, and write the best.
+
+    All of them go into the artifact's report.
 
     Args:
         folder: A nested artifact.
@@ -97,6 +107,19 @@ def find_schedule(
     best = min(found, key=lambda candidate: candidate.kl)
     facts = {"average_bits": best.average_bits, "kl": best.kl, "kl_low": best.kl_low, "kl_high": best.kl_high}
     write_text(path, schedule_toml(best.schedule, report.digests["artifact"], facts))
+    tried = tuple(
+        ScheduleFacts(
+            name=one.name,
+            text=schedule_text(one.schedule),
+            average_bits=one.average_bits,
+            kl=one.kl,
+            kl_low=one.kl_low,
+            kl_high=one.kl_high,
+            chosen=one is best,
+        )
+        for one in found
+    )
+    write_report(replace(report, schedules=tried), folder)
     return Found(candidates=found, best=best, path=path)
 
 

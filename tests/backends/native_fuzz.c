@@ -33,9 +33,9 @@ static void write_half(uint8_t *to) { /* of any size below 2 */
     to[1] = (uint8_t)draw(0x40);
 }
 
-/* The value of a weight; `*size` is what the kernels' sums have for it. */
+/* The value of a weight; `*size` is what the kernels' sums have for it: some take the middle from codes first. */
 static double twin(const Layout *layout, const uint8_t *blob, const float *scales, const Segment *s, size_t row,
-                   size_t column, double *size) {
+                   size_t column, int integers, double *size) {
     const size_t columns = (size_t)layout->columns;
     const uint8_t *codes = blob + s->codes + row * row_bytes(s, columns);
     double value;
@@ -57,6 +57,7 @@ static double twin(const Layout *layout, const uint8_t *blob, const float *scale
                             : code_at(blob + s->zero_points + row * packed_bytes(groups, bits), group, bits);
         value = scale * (code - zero);
         *size = fabs(scale) * (bits > 4 ? fabs(code - middle) + fabs(zero - middle) : code + zero);
+        if (bits > 4 && integers) *size += fabs(scale) * (code + zero);
         for (size_t i = 0; i < (size_t)s->outliers; i++) {
             const size_t place = row * (size_t)s->outliers + i;
             const uint8_t *at = blob + s->outlier_columns + 2 * place;
@@ -128,13 +129,26 @@ static int wrong(const char *what, int set, double found, double expected) {
     return 1;
 }
 
+/* The nearest of 255 steps for each number of a block, in place. */
+static void round_blocks(float *inputs, size_t columns) {
+    for (size_t first = 0; first < columns; first += INTEGER_BLOCK) {
+        const size_t end = columns - first < INTEGER_BLOCK ? columns : first + INTEGER_BLOCK;
+        float largest = 0;
+        for (size_t i = first; i < end; i++) largest = fmaxf(largest, fabsf(inputs[i]));
+        for (size_t i = first; i < end; i++)
+            if (largest > 0) inputs[i] = rintf(inputs[i] * (127.0f / largest)) * (largest / 127.0f);
+    }
+}
+
 static int compare(const Layout *layout, const uint8_t *blob, const float *scales, const int32_t *order, int set) {
     const size_t rows = (size_t)layout->rows, columns = (size_t)layout->columns, count = draw(MOST_INPUTS + 1);
     float *inputs = malloc(count * columns * sizeof(float)), *outputs = malloc(count * rows * sizeof(float));
     float *values = malloc(rows * columns * sizeof(float));
     for (size_t i = 0; i < count * columns; i++) inputs[i] = (float)draw(20001) / 10000 - 1;
     const int threads = 1 + (int)draw(3);
-    int bad = guidedq_multiply(layout, blob, scales, order, inputs, (int64_t)count, outputs, threads, set) != DONE;
+    const int integers = (int)draw(2);
+    int bad = guidedq_multiply(layout, blob, scales, order, inputs, (int64_t)count, outputs, threads, set, integers);
+    for (size_t m = 0; integers && m < count; m++) round_blocks(inputs + m * columns, columns);
     bad |= guidedq_dequantize(layout, blob, scales, order, NULL, 0, layout->rows, values, threads, set) != DONE;
     const double unit = ldexp(1, -24) * ((double)columns / 8 + 32); /* of a float32 sum in eight lanes */
     for (size_t place = 0, first = 0, segment = 0; !bad && place < rows; place++) {
@@ -143,7 +157,7 @@ static int compare(const Layout *layout, const uint8_t *blob, const float *scale
         for (size_t m = 0; m <= count && !bad; m++) { /* the last one compares values */
             double sum = 0, size = 0, bound = 0;
             for (size_t i = 0; i < columns && !bad; i++) {
-                const double value = twin(layout, blob, scales, s, place - first, i, &size);
+                const double value = twin(layout, blob, scales, s, place - first, i, integers, &size);
                 if (m == count) {
                     if (fabs(values[place * columns + i] - value) > fabs(value) * 2e-7)
                         bad = wrong("value", set, values[place * columns + i], value);
@@ -166,7 +180,7 @@ static void damage(Layout *layout, uint8_t *blob, const float *scales, const int
     if (draw(2)) blob[draw((uint32_t)layout->bytes)] ^= (uint8_t)(1 + draw(255));
     else numbers[some] = draw(2) ? numbers[some] + PICK(-1, 1, 7, -64, 4096) : PICK(-1, 0, 2147483647);
     float *inputs = calloc(columns, sizeof(float)), *outputs = malloc(rows * columns * sizeof(float));
-    guidedq_multiply(layout, blob, scales, order, inputs, 1, outputs, 1, set);
+    guidedq_multiply(layout, blob, scales, order, inputs, 1, outputs, 1, set, (int)draw(2));
     guidedq_dequantize(layout, blob, scales, order, NULL, 0, (int64_t)rows, outputs, 1, set);
     free(inputs), free(outputs);
 }

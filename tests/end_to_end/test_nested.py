@@ -48,6 +48,10 @@ def test_a_schedule_by_loss_is_found_written_once_and_followed(place):
     assert {"constant", "step", "linear", "entropy", "margin", "impurity", "token"} <= set(by_name)
     assert by_name["constant"]["average_bits"] == pytest.approx(4.0)
     assert by_name[found["best"]]["kl"] == min(one["kl"] for one in found["candidates"])
+    listed = read_report(place / "nested").schedules
+    assert [(one.name, one.kl) for one in listed] == [(one["name"], one["kl"]) for one in found["candidates"]]
+    assert [one.name for one in listed if one.chosen] == [found["best"]]
+    assert f"<strong>{found['best']}</strong>" in (place / "nested" / "report.html").read_text(encoding="utf-8")
     again = run(*words)
     assert again.exit_code == 1
     assert "--overwrite" in again.stderr

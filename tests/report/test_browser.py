@@ -10,12 +10,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from sample_reports import sample_report
+from sample_reports import precisions, sample_report, schedules
 
+from guidedq.artifacts.report import Report
 from guidedq.report.page import page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE, DESKTOP = 360, 1280
+NESTED = sample_report(precisions=precisions(), schedules=schedules(), curve=())
 MEASURE = """
 <body style="margin:0"><iframe id="frame" style="border:0;width:{width}px;height:800px" srcdoc="{page}"></iframe>
 <pre id="found"></pre><script>
@@ -35,10 +37,10 @@ onload = () => {{
 """
 
 
-def opened(tmp_path: Path, width: int) -> tuple[dict[str, object], str]:
+def opened(tmp_path: Path, report: Report, width: int) -> tuple[dict[str, object], str]:
     """What the browser found in the page at a width, and what it complained of."""
     wrapper = tmp_path / "wrapper.html"
-    wrapper.write_text(MEASURE.format(width=width, page=html.escape(page(sample_report()), quote=True)))
+    wrapper.write_text(MEASURE.format(width=width, page=html.escape(page(report), quote=True)))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=3000"]
     command = [str(BROWSER), *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", wrapper.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -50,13 +52,14 @@ def opened(tmp_path: Path, width: int) -> tuple[dict[str, object], str]:
 
 @pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
-def test_the_page_opens_without_complaint_and_fits_the_width(tmp_path: Path, width: int) -> None:
-    found, complaints = opened(tmp_path, width)
+@pytest.mark.parametrize("report", [sample_report(), NESTED], ids=["plain", "nested"])
+def test_the_page_opens_without_complaint_and_fits_the_width(tmp_path: Path, report: Report, width: int) -> None:
+    found, complaints = opened(tmp_path, report, width)
     assert complaints == ""
     assert found["wide"] == []
     assert isinstance(found["width"], int)
     assert found["width"] <= width
-    assert found["shown"] == 3, "the allocation for this width, the curve and the promise"
+    assert found["shown"] == 3 + bool(report.schedules), "the allocation for this width, curve, promise, schedules"
     assert found["loaded"] == 0
     assert isinstance(found["smallest"], float | int)
     assert found["smallest"] >= 9.5, "pixels that the smallest text of a figure takes"

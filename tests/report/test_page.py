@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from sample_reports import latency_facts, sample_report
+from sample_reports import latency_facts, precisions, sample_report, schedules
 
 from guidedq.artifacts.diagnostic import at_most
 from guidedq.artifacts.report import MeasuredFacts, Report
@@ -103,6 +103,29 @@ def test_the_page_says_every_diagnostic_and_what_to_do_about_warnings() -> None:
     assert "Expect more loss." in words and "Give other data." not in words
 
 
+def test_a_nested_report_has_every_precision_and_every_schedule() -> None:
+    text = page(sample_report(precisions=precisions(), schedules=schedules(), curve=()))
+    reader = Reader(text)
+    assert reader.open == []
+    words = " ".join(reader.text)
+    for part in ("tiny at 3, 4, 5 bits", "KL measured at 5 bits", "At 4 bits the measured KL lies outside"):
+        assert part in words, part
+    rows = [[re.sub("<.*?>", "", cell) for cell in row.split("</td>")[:-1]] for row in text.split("<tr>")]
+    three = ["3", "637 B", "3.250", "0.0156 (0.0125 to 0.0203)", "0.0161", "+0.0141 (+0.00781 to +0.0219)", "+0.0161"]
+    assert [*three, "93.2%"] in rows
+    assert ["entropy", "3.487", "0.0147", "0.0132 to 0.0176", "prefill=5,entropy=3&lt;1.5&lt;4"] in rows
+    assert "<strong>entropy</strong>" in text and "<strong>constant</strong>" not in text
+    assert "Loss against size" not in words
+    ids = [value for _, name, value in reader.attributes if name == "id"]
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_report_of_one_precision_has_neither_precisions_nor_schedules(text: str) -> None:
+    words = " ".join(Reader(text).text)
+    assert "tiny at 4bits" in words
+    assert not any(part in words for part in ("Precisions", "Schedules", "KL measured at"))
+
+
 def test_names_are_escaped() -> None:
     report = sample_report(notices=("<b>bold</b> & more",))
     report = replace(report, model=replace(report.model, name='a"<i>'))
@@ -133,8 +156,9 @@ def test_the_same_report_gives_the_same_page(text: str) -> None:
 
 
 def test_a_report_reads_back_from_its_folder(tmp_path: Path) -> None:
-    write_report(sample_report(), tmp_path)
-    assert Report.read(tmp_path / "report.json") == sample_report()
+    for report in (sample_report(), sample_report(precisions=precisions(), schedules=schedules())):
+        write_report(report, tmp_path)
+        assert Report.read(tmp_path / "report.json") == report
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
 
 

@@ -5,12 +5,19 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from sample_reports import UNIT, plan_points, sample_report, sites
+from sample_reports import UNIT, plan_points, precisions, sample_report, schedules, sites
 
 from guidedq.errors import OutputError
 from guidedq.report.depth import depth_figure, row_shares
 from guidedq.report.drawing import check_picture, inline_svg, save_figure
-from guidedq.report.plots import comparison_figure, curve_figure, plan_figure, promise_figure
+from guidedq.report.plots import (
+    comparison_figure,
+    curve_figure,
+    plan_figure,
+    precisions_figure,
+    promise_figure,
+    schedules_figure,
+)
 
 SIGNATURES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 
@@ -46,6 +53,22 @@ def test_prediction_and_measurement_are_drawn_with_the_interval() -> None:
     (caps,) = bars.lines[2]
     low, high = caps.get_segments()[0][:, 0]
     assert (low, high) == (pytest.approx(report.forecast.kl_low), pytest.approx(report.forecast.kl_high))
+
+
+def test_precisions_lie_over_what_they_read_and_schedules_in_the_order_given() -> None:
+    report = sample_report(precisions=precisions(), curve=())
+    axes = precisions_figure(report).axes[0]
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert list(lines["forecast"].get_xdata()) == [3.25, 4.25, 5.25]
+    assert list(lines["measured"].get_ydata()) == [facts.measured.kl for facts in report.precisions]
+    assert [text.get_text() for text in axes.texts] == ["3 bits", "4 bits", "5 bits"]
+    (bars,) = promise_figure(report).axes[0].containers
+    assert list(bars.lines[0].get_ydata()) == [facts.measured.kl for facts in report.precisions]
+    drawn = schedules_figure(schedules(), UNIT).axes[0]
+    assert [label.get_text() for label in drawn.get_yticklabels()] == ["constant", "entropy"]
+    points = [line for line in drawn.get_lines() if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in points] == [facts.kl for facts in schedules()]
+    assert points[0].get_color() != points[1].get_color()
 
 
 def test_areas_of_the_depth_plot_are_bytes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import jaxtyping
 import pytest
 import torch
 from nested_weights import random_nested
@@ -87,6 +88,28 @@ def test_texts_of_a_batch_have_precisions_of_their_own(model):
     assert len(follower.bits) == 3
     with pytest.raises(ScheduleError, match="asks for 9"), following(model, Schedule(prefill=9, rule=rule)):
         pass
+
+
+def test_a_compiled_model_follows_a_schedule_in_generate_and_in_a_loop(model, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the checks of types cannot be traced
+    classes = tuple(token % 2 for token in range(model.config.vocab_size))
+    schedule = Schedule(prefill=5, rule=LossRule(signal="", edges=(), table=((3,), (5,)), classes=classes))
+    prompts = torch.tensor([[4, 7, 9], [6, 8, 5]])
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    with following(model, schedule) as follower:
+        expected, bits = model.generate(prompts, **settings), follower.bits
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with following(compiled, schedule) as follower:
+        assert torch.equal(compiled.generate(prompts, **settings), expected)
+        assert follower.bits == bits
+        cache, tokens, written = None, prompts, prompts
+        for _ in range(6):
+            output = compiled(input_ids=tokens, past_key_values=cache, use_cache=True)
+            cache, tokens = output.past_key_values, output.logits[:, -1].argmax(-1, keepdim=True)
+            written = torch.cat((written, tokens), 1)
+        assert torch.equal(written, expected)
+        assert follower.bits == bits
+    assert len(set(bits)) > 1
 
 
 @pytest.mark.parametrize("average", [3.0, 3.3, 3.9, 4.4, 5.0])

@@ -11,6 +11,7 @@ typedef struct {
     size_t stride;
     size_t group_stride;
     int shared; /* `values` belong to an earlier segment */
+    int8_t *codes; /* [inputs, blocks], inputs rounded to int8 in the order of the segment's codes; NULL: in float */
 } Prepared;
 
 typedef struct {
@@ -21,7 +22,10 @@ typedef struct {
     const int32_t *rows;       /* product: row listed at each place; rows: place of each row */
     const int64_t *wanted;     /* rows: which; NULL: all from `first_row` on */
     int64_t first_row;
-    const float *inputs;       /* product: [count, columns] */
+    const float *inputs;       /* product: [count, columns], rounded if `input_codes` are given */
+    const int8_t *input_codes; /* product: [count, whole blocks], what `inputs` were rounded to; NULL: they were not */
+    const float *input_scales; /* product: [count, scale_stride], of `input_codes`; zeros behind */
+    size_t scale_stride;
     size_t count;              /* product: inputs; rows: rows wanted */
     float *outputs;            /* product: [count, rows]; rows: [count, columns] */
     Prepared prepared[MOST_SEGMENTS];

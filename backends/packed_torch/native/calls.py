@@ -18,6 +18,8 @@ from .library import Library
 
 MOST_INPUTS = 16
 """Rows of inputs that one call multiplies; `weight.h` has the same."""
+INTEGER_BLOCK = 64
+"""Inputs that share a scale when they are rounded to int8; `weight.h` has the same."""
 _DONE, _NO_MEMORY, _NO_SUCH_ROW = 0, 2, 3
 KINDS = {"affine": 0, "entropy": 1, "fp16": 2, "bf16": 3, "fp32": 4}
 SCALES = scales_of(torch.arange(LARGEST_EXPONENT + 1, dtype=torch.uint8, device="cpu"))
@@ -38,6 +40,7 @@ def multiply_rows(
     listed: Int32[Tensor, "out"],
     inputs: Float32[Tensor, "count in"],
     *,
+    integers: bool = False,
     instruction_set: int = 0,
 ) -> Float32[Tensor, "count out"]:
     """Multiply at most `MOST_INPUTS` rows of finite inputs by a weight, on as many threads as torch would use.
@@ -52,6 +55,8 @@ def multiply_rows(
         blob: The weight; contiguous, as all tensors here.
         listed: Its rows, segment after segment.
         inputs: What to multiply.
+        integers: Multiply what `round_activations` makes of them in blocks of `INTEGER_BLOCK`, in integers where the
+            processor and the format allow it.
         instruction_set: Which of the library's; the best by default.
 
     Raises:
@@ -60,7 +65,8 @@ def multiply_rows(
     """
     rows = len(listed)
     outputs = inputs.new_empty(len(inputs), rows)
-    arguments = (inputs.data_ptr(), len(inputs), outputs.data_ptr(), torch.get_num_threads(), instruction_set)
+    given = (inputs.data_ptr(), len(inputs), outputs.data_ptr())
+    arguments = (*given, torch.get_num_threads(), instruction_set, int(integers))
     check_outcome(library.multiply(description, blob.data_ptr(), SCALES.data_ptr(), listed.data_ptr(), *arguments))
     return outputs
 

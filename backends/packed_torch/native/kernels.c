@@ -1,6 +1,7 @@
 /* Checks what comes in, chooses the instruction set, and shares rows out to threads. */
 #include "kernels.h"
 
+#include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,8 @@ enum {
     BYTES_A_THREAD = 1 << 18,
     /* Bytes handed out at once: few enough that threads end together. */
     BYTES_A_PART = 1 << 15,
+    /* Numbers side by side in the widest instruction set. */
+    MOST_LANES = 16,
 };
 
 const Kernels *guidedq_kernels(int set) {
@@ -47,6 +50,7 @@ static int is_sound(const Segment *segment, const Layout *layout) {
     const int64_t widths[] = {segment->bits, 8, 16, 16, 32};
     if (segment->bits != widths[segment->kind] || segment->bits < 1 || segment->bits > widest) return 0;
     if (!lies_within(segment->codes, rows, (int64_t)row_bytes(segment, (size_t)columns), limit)) return 0;
+    if (segment->kind != AFFINE && segment->groups != 0) return 0;
     if (segment->kind == ENTROPY) return lies_within(segment->scales, rows, 1, limit);
     if (segment->kind != AFFINE) return 1;
     if (segment->group < 1 || segment->group > columns) return 0;
@@ -87,6 +91,41 @@ static int read_column_scales(const Layout *layout, const uint8_t *blob, const f
     return DONE;
 }
 
+/* Rounds a call's inputs to int8 by blocks. `*rounded`, to be freed, holds all that the call then has of them. */
+static int round_inputs(Call *call, float **rounded) {
+    const size_t columns = (size_t)call->layout->columns, blocks = (columns + INTEGER_BLOCK - 1) / INTEGER_BLOCK;
+    const float nearest = 12582912.0f; /* 1.5 * 2^23: what is added to it loses its fraction, ties to even */
+    const size_t stride = (blocks + MOST_LANES - 1) / MOST_LANES * MOST_LANES;
+    float *values = calloc(call->count * (columns + stride + blocks * INTEGER_BLOCK / 4) + 1, sizeof(float));
+    if (!values) return NO_MEMORY;
+    float *scales = values + call->count * columns;
+    int8_t *codes = (int8_t *)(scales + call->count * stride);
+    for (size_t m = 0; m < call->count; m++)
+        for (size_t block = 0; block < blocks; block++) {
+            const size_t first = block * INTEGER_BLOCK, rest = columns - first;
+            const size_t width = rest < INTEGER_BLOCK ? rest : INTEGER_BLOCK;
+            const float *from = call->inputs + m * columns + first;
+            float largest = 0.0f, nothing = 0.0f; /* NaN, as then all of the block is, if a number is not finite */
+            for (size_t i = 0; i < width; i++) {
+                largest = fabsf(from[i]) > largest ? fabsf(from[i]) : largest;
+                nothing += from[i] - from[i];
+            }
+            const float steps = 127.0f / (largest > 0.0f ? largest : 1.0f), scale = largest / 127.0f + nothing;
+            scales[m * stride + block] = scale;
+            for (size_t i = 0; i < width; i++) {
+                const float scaled = from[i] * steps, within = scaled < 127.0f ? scaled : 127.0f;
+                const float code = ((within > -127.0f ? within : -127.0f) + nearest) - nearest;
+                codes[(m * blocks + block) * INTEGER_BLOCK + i] = (int8_t)code;
+                values[m * columns + first + i] = code * scale;
+            }
+        }
+    call->inputs = *rounded = values;
+    call->input_codes = codes;
+    call->input_scales = scales;
+    call->scale_stride = stride;
+    return DONE;
+}
+
 typedef struct {
     const Call *call;
     int (*work)(const Call *call, size_t first, size_t last);
@@ -113,20 +152,22 @@ static int share_out(const Call *call, int (*work)(const Call *, size_t, size_t)
 }
 
 int guidedq_multiply(const Layout *layout, const uint8_t *blob, const float *scales, const int32_t *listed,
-                     const float *inputs, int64_t count, float *outputs, int threads, int set) {
+                     const float *inputs, int64_t count, float *outputs, int threads, int set, int integers) {
     const Kernels *kernels = guidedq_kernels(set);
     if (!kernels) return NO_SUCH_INSTRUCTIONS;
     if (!is_whole(layout) || threads < 1 || count < 0 || count > MOST_INPUTS) return BAD_LAYOUT;
-    float *columns = NULL;
+    float *columns = NULL, *rounded = NULL;
     Call call = {.layout = layout, .blob = blob, .scales = scales, .rows = listed, .inputs = inputs, .outputs = outputs};
     call.count = (size_t)count;
     int outcome = read_column_scales(layout, blob, scales, &columns);
     call.columns = columns;
+    if (outcome == DONE && integers) outcome = round_inputs(&call, &rounded);
     if (outcome == DONE) outcome = kernels->prepare(&call);
     const size_t rows = (size_t)layout->rows;
     if (outcome == DONE) outcome = share_out(&call, kernels->multiply, rows, (size_t)layout->bytes / rows + 1, threads);
     for (int s = 0; s < MOST_SEGMENTS; s++)
         if (!call.prepared[s].shared) free(call.prepared[s].values);
+    free(rounded);
     free(columns);
     return outcome;
 }

@@ -13,9 +13,11 @@ EXPORT const char *guidedq_instruction_set(int set);
  *
  * layout, blob: the weight; its layout is checked against the blob's length and against itself.
  * scales:       what each byte stands for as a scale, 256 of them.
- * listed:       rows, segment after segment. */
+ * listed:       rows, segment after segment.
+ * integers:     whether inputs are rounded to symmetric int8 first, each INTEGER_BLOCK columns with a scale of their own
+ *               (`guidedq/ir/activation_rounding.py`). */
 EXPORT int guidedq_multiply(const Layout *layout, const uint8_t *blob, const float *scales, const int32_t *listed,
-                            const float *inputs, int64_t count, float *outputs, int threads, int set);
+                            const float *inputs, int64_t count, float *outputs, int threads, int set, int integers);
 
 /* outputs[count, columns] = rows of the weight: those in `wanted`, or, if that is NULL, those from `first_row` on.
  *

@@ -12,12 +12,14 @@
 
 #include "instructions.h"
 
+#define INTEGERS 1
 #define PICK(bits) _mm_setr_epi8(PICK_ALL(bits))
 
 #include "numbers.h"
 #include "lanes_avx512.h"
 #include "codes.h"
 #include "product.h"
+#include "integers.h"
 #include "rows.h"
 #include "planes.h"
 

@@ -4,6 +4,8 @@
 
 #include "instructions.h"
 
+#define INTEGERS 0
+
 static inline uint8x16_t pick_of(const uint8_t bytes[16]) { return vld1q_u8(bytes); }
 #define PICK(bits) pick_of((const uint8_t[16]){PICK_ALL(bits)})
 
@@ -11,6 +13,7 @@ static inline uint8x16_t pick_of(const uint8_t bytes[16]) { return vld1q_u8(byte
 #include "lanes_neon.h"
 #include "codes.h"
 #include "product.h"
+#include "integers.h"
 #include "rows.h"
 #include "planes.h"
 

@@ -1,10 +1,13 @@
 /* The kernels in plain C. */
 #include "instructions.h"
 
+#define INTEGERS 0
+
 #include "numbers.h"
 #include "lanes_portable.h"
 #include "codes.h"
 #include "product.h"
+#include "integers.h"
 #include "rows.h"
 #include "planes.h"
 

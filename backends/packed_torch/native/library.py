@@ -61,7 +61,7 @@ def load_library(path: Path) -> Library:
         names.append(name.decode())
     weight = (_BYTES, _ADDRESS, _ADDRESS, _ADDRESS)  # layout, blob, scales, rows or places
     settings = (_ADDRESS, _INT, _INT)  # outputs, threads, instruction set
-    loaded.guidedq_multiply.argtypes = (*weight, _ADDRESS, _NUMBER, *settings)
+    loaded.guidedq_multiply.argtypes = (*weight, _ADDRESS, _NUMBER, *settings, _INT)
     loaded.guidedq_dequantize.argtypes = (*weight, _ADDRESS, _NUMBER, _NUMBER, *settings)
     nested = (_BYTES, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _FLOAT)  # layout, planes, scales, zeros, shifts, ratio
     loaded.guidedq_multiply_planes.argtypes = (*nested, _ADDRESS, _NUMBER, *settings)

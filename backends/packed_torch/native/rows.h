@@ -66,8 +66,32 @@ static void sum_groups(const Segment *segment, const float *inputs, size_t colum
     }
 }
 
+#if INTEGERS
+/* The same for a segment that is multiplied in integers. */
+static int prepare_integers(const Call *call, const Segment *segment, Prepared *prepared) {
+    const size_t columns = (size_t)call->layout->columns, length = whole(columns, INTEGER_BLOCK);
+    prepared->stride = length;
+    prepared->group_stride = whole((size_t)segment->groups, LANES);
+    prepared->values = calloc(call->count * (prepared->group_stride + length / 4) + 1, sizeof(float));
+    if (!prepared->values) return NO_MEMORY;
+    prepared->group_sums = prepared->values;
+    prepared->codes = (int8_t *)(prepared->values + call->count * prepared->group_stride);
+    for (size_t m = 0; m < call->count; m++) {
+        sum_groups(segment, call->inputs + m * columns, columns, prepared->group_sums + m * prepared->group_stride);
+        for (size_t i = 0; i < length; i++) {
+            const size_t column = i / INTEGER_BLOCK * INTEGER_BLOCK + column_at((int)segment->bits, i % INTEGER_BLOCK);
+            prepared->codes[m * length + i] = call->input_codes[m * length + column];
+        }
+    }
+    return DONE;
+}
+#endif
+
 static int prepare_segment(Call *call, const Segment *segment, Prepared *prepared) {
     const size_t columns = (size_t)call->layout->columns;
+#if INTEGERS
+    if (by_integers(call, segment)) return prepare_integers(call, segment, prepared);
+#endif
     prepared->stride = whole(columns, block_codes(segment));
     prepared->group_stride = whole((size_t)segment->groups, LANES);
     prepared->values = calloc(call->count * (prepared->stride + prepared->group_stride) + 1, sizeof(float));
@@ -149,16 +173,65 @@ static int replace_outliers(const Call *call, const Segment *segment, size_t row
     return DONE;
 }
 
+/* A row's codes, with READ_AHEAD bytes behind them. */
+static const uint8_t *codes_of(const Call *call, const Segment *segment, size_t row, Scratch *scratch) {
+    const size_t bytes = row_bytes(segment, (size_t)call->layout->columns);
+    const uint8_t *codes = call->blob + segment->codes + row * bytes;
+    if (call->blob + call->layout->bytes - codes >= (ptrdiff_t)(bytes + READ_AHEAD)) return codes;
+    memcpy(scratch->codes, codes, bytes);
+    memset(scratch->codes + bytes, 0, READ_AHEAD);
+    return scratch->codes;
+}
+
+#if INTEGERS
+/* Scale times zero point of each group: nothing was taken from the codes. */
+static void whole_zero_products(const Call *call, const Segment *segment, size_t row, Scratch *scratch) {
+    const size_t groups = (size_t)segment->groups, padded = whole(groups, LANES);
+    const uint8_t *packed = call->blob + segment->zero_points + row * zero_bytes(segment);
+    if (segment->symmetric) memset(scratch->zero_points, 1 << (segment->bits - 1), padded);
+    else unpack_codes(packed, call->blob + call->layout->bytes, (int)segment->bits, groups, scratch->zero_points);
+    for (size_t g = 0; g < padded; g += LANES) /* behind the last group, any number times the scale zero */
+        store_vector(scratch->products + g, multiply_add(vector_of_bytes(scratch->zero_points + g),
+                                                         load_vector(scratch->scales + g), vector_of(0.0f)));
+}
+
+static int multiply_row_in_integers(const Call *call, const Segment *segment, size_t row, Scratch *scratch,
+                                    float *sums) {
+    const Prepared *prepared = &call->prepared[segment - call->layout->segment];
+    const size_t blocks = prepared->stride / INTEGER_BLOCK, groups = (size_t)segment->groups;
+    const size_t each = groups == 1 ? blocks : (size_t)segment->group / INTEGER_BLOCK;
+    const uint8_t *codes = codes_of(call, segment, row, scratch);
+    const float *scales = scratch->scales;
+    float *products = scratch->word_scales + whole(blocks, LANES);
+    read_scales(call->blob + segment->scales + row * groups * 2, groups, scratch->scales);
+    whole_zero_products(call, segment, row, scratch);
+    if (each > 1) {
+        for (size_t block = 0; block < blocks; block++) scratch->word_scales[block] = scales[0];
+        for (size_t group = 1; group < groups; group++)
+            for (size_t block = group * each; block < blocks && block < (group + 1) * each; block++)
+                scratch->word_scales[block] = scales[group];
+        scales = scratch->word_scales;
+    }
+    for (size_t m = 0; m < call->count; m++) {
+        const float *own = call->input_scales + m * call->scale_stride;
+        for (size_t block = 0; block < blocks; block += LANES)
+            store_vector(products + block,
+                         multiply_add(load_vector(scales + block), load_vector(own + block), vector_of(0.0f)));
+        sums[m] = multiply_integers((int)segment->bits, codes, prepared->codes + m * prepared->stride, products, blocks);
+        sums[m] -= multiply_padded(scratch->products, prepared->group_sums + m * prepared->group_stride,
+                                   prepared->group_stride);
+    }
+    return replace_outliers(call, segment, row, scratch, sums);
+}
+#endif
+
 static int multiply_words(const Call *call, const Segment *segment, size_t row, Scratch *scratch, float *sums) {
     const Prepared *prepared = &call->prepared[segment - call->layout->segment];
     const size_t blocks = prepared->stride / block_codes(segment);
-    const size_t bytes = row_bytes(segment, (size_t)call->layout->columns);
-    const uint8_t *codes = call->blob + segment->codes + row * bytes;
-    if (call->blob + call->layout->bytes - codes < (ptrdiff_t)(bytes + READ_AHEAD)) {
-        memcpy(scratch->codes, codes, bytes);
-        memset(scratch->codes + bytes, 0, READ_AHEAD);
-        codes = scratch->codes;
-    }
+    const uint8_t *codes = codes_of(call, segment, row, scratch);
+#if INTEGERS
+    if (prepared->codes) return multiply_row_in_integers(call, segment, row, scratch, sums);
+#endif
     const int entropy = segment->kind == ENTROPY, grouped = !entropy && segment->groups > 1;
     if (entropy) scratch->scales[0] = call->scales[call->blob[(size_t)segment->scales + row]];
     else {

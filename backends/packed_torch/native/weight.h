@@ -52,7 +52,7 @@ typedef struct {
     int64_t shifts; /* of rows, 0: all are 0 */
 } PlaneLayout;
 
-enum { MOST_SEGMENTS = 8, MOST_INPUTS = 16, ENTROPY_ZERO = 128 };
+enum { MOST_SEGMENTS = 8, MOST_INPUTS = 16, ENTROPY_ZERO = 128, INTEGER_BLOCK = 64 };
 
 /* Bytes of `count` codes of `bits` bits. */
 static inline size_t packed_bytes(size_t count, size_t bits) { return (count * bits + 7) / 8; }

@@ -1,0 +1,92 @@
+"""How much faster packed weights are multiplied by inputs rounded to int8 than by the same in fp32.
+
+    python benchmarks/integer_kernels.py
+
+Square layers of fixed widths with a few inputs, one thread, both turn by turn in one process, the least time of each.
+The error is that of the products, relative to those of the inputs as they were: normal random numbers. Writes
+`results/integer_kernels.json` and `docs/integers.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from kernels import least, random_packed, table
+from records import Record, Row, write_page
+
+import guidedq
+from guidedq.backends.packed_torch.native.calls import multiply_rows
+from guidedq.backends.packed_torch.native.library import library
+from guidedq.quant.formats import AffineFormat
+
+SIZES, BITS, INPUTS = (2048, 4096), (2, 3, 4, 5, 6), (1, 4)
+HEAD = "| columns and rows | inputs | bits | fp32, microseconds | int8 | times as fast | of the bandwidth | error |"
+PAGE = """\
+# Inputs rounded to int8
+
+    guidedq compile MODEL --budget 4bits --activations int8
+    model = guidedq.load_quantized("small", activations="int8")
+
+Linear layers of a packed PyTorch model then round what they multiply: each call anew, 64 columns share a scale, and the
+largest of them becomes 127. Codes of 2 to 6 bits in groups of 64, or a multiple, are multiplied in integers where the
+processor has AVX2; all else multiplies the rounded numbers in float, so the result is the same everywhere but for the
+order of float32 sums. Codes have fixed widths then. The forecast and the measurement of `compile --activations int8`
+count the rounding, and the folder that it writes is like any other: how it is read is said when it is loaded.
+Embeddings, convolutions and nested weights stay in float, and there are no such kernels for NEON and GPUs.
+
+`benchmarks/integer_kernels.py` wrote this page ({machine}, one thread, load {load:.1f} at the start)."""
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/integer_kernels.json"))
+    parser.add_argument("--page", type=Path, default=Path("docs/integers.md"))
+    arguments = parser.parse_args()
+    if library() is None:
+        raise SystemExit("The kernels were not built: there is nothing to measure. Install a C compiler, then guidedq.")
+    versions = {"torch": torch.__version__, "guidedq": guidedq.__version__}
+    arguments.out.unlink(missing_ok=True)
+    record = Record(arguments.out, versions=versions, seed=0, load=os.getloadavg())
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    rows = [layer(size, count, bits, arguments.repeats) for size in SIZES for count in INPUTS for bits in BITS]
+    for row in rows:
+        record.add(row)
+    machine = f"{record.content['machine']['system']}, {library().instruction_sets[0]}"
+    text = PAGE.format(machine=machine, load=record.content["load"][0])
+    write_page(arguments.page, f"{text}\n\n{table(HEAD, [cells(row) for row in rows])}\n")
+
+
+def layer(size: int, count: int, bits: int, repeats: int) -> Row:
+    """One square layer."""
+    packed, inputs = random_packed(AffineFormat(bits=bits, group_size=64), size), torch.randn(count, size)
+    given = (library(), packed.description, packed.blob, packed.listed, inputs)
+    buffer = torch.ones(packed.blob.numel() // 4)
+    works = {
+        "sum": buffer.sum,
+        "fp32": lambda: multiply_rows(*given),
+        "int8": lambda: multiply_rows(*given, integers=True),
+    }
+    exact = works["fp32"]()
+    error = float((works["int8"]() - exact).norm() / exact.norm())
+    row: Row = {"size": size, "inputs": count, "bits": bits, "seconds": least(works, repeats), "error": error}
+    print(row, flush=True)
+    return row
+
+
+def cells(row: Row) -> list[str]:
+    """A row of the table."""
+    seconds = row["seconds"]
+    ratio, share = seconds["fp32"] / seconds["int8"], seconds["sum"] / seconds["int8"]
+    times = [f"{seconds[name] * 1e6:.0f}" for name in ("fp32", "int8")]
+    named = [str(row[name]) for name in ("size", "inputs", "bits")]
+    return [*named, *times, f"{ratio:.2f}", f"{share:.2f}", f"{row['error']:.4f}"]
+
+
+if __name__ == "__main__":
+    main()
