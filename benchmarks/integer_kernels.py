@@ -19,7 +19,7 @@ from records import Record, Row, write_page
 
 import guidedq
 from guidedq.backends.packed_torch.native.calls import multiply_rows
-from guidedq.backends.packed_torch.native.library import library
+from guidedq.backends.packed_torch.native.library import Library, library
 from guidedq.quant.formats import AffineFormat
 
 SIZES, BITS, INPUTS = (2048, 4096), (2, 3, 4, 5, 6), (1, 4)
@@ -27,14 +27,14 @@ HEAD = "| columns and rows | inputs | bits | fp32, microseconds | int8 | times a
 PAGE = """\
 # Inputs rounded to int8
 
-    guidedq compile MODEL --budget 4bits --activations int8
-    model = guidedq.load_quantized("small", activations="int8")
+    guidedq compile MODEL --budget 4bits --activations int8 --out small
 
 Linear layers of a packed PyTorch model then round what they multiply: each call anew, 64 columns share a scale, and the
 largest of them becomes 127. Codes of 2 to 6 bits in groups of 64, or a multiple, are multiplied in integers where the
 processor has AVX2; all else multiplies the rounded numbers in float, so the result is the same everywhere but for the
 order of float32 sums. Codes have fixed widths then. The forecast and the measurement of `compile --activations int8`
-count the rounding, and the folder that it writes is like any other: how it is read is said when it is loaded.
+count the rounding, and the folder that it writes says so: it is read as it was measured. A folder of fixed widths that
+does not say so can be read that way too: `guidedq.load_quantized("small", activations="int8")`.
 Embeddings, convolutions and nested weights stay in float, and there are no such kernels for NEON and GPUs.
 
 `benchmarks/integer_kernels.py` wrote this page ({machine}, one thread, load {load:.1f} at the start)."""
@@ -47,25 +47,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/integer_kernels.json"))
     parser.add_argument("--page", type=Path, default=Path("docs/integers.md"))
     arguments = parser.parse_args()
-    if library() is None:
+    kernels = library()
+    if kernels is None:
         raise SystemExit("The kernels were not built: there is nothing to measure. Install a C compiler, then guidedq.")
     versions = {"torch": torch.__version__, "guidedq": guidedq.__version__}
     arguments.out.unlink(missing_ok=True)
     record = Record(arguments.out, versions=versions, seed=0, load=os.getloadavg())
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    rows = [layer(size, count, bits, arguments.repeats) for size in SIZES for count in INPUTS for bits in BITS]
+    rows = [layer(kernels, size, count, bits, arguments.repeats) for size in SIZES for count in INPUTS for bits in BITS]
     for row in rows:
         record.add(row)
-    machine = f"{record.content['machine']['system']}, {library().instruction_sets[0]}"
+    machine = f"{record.content['machine']['system']}, {kernels.instruction_sets[0]}"
     text = PAGE.format(machine=machine, load=record.content["load"][0])
     write_page(arguments.page, f"{text}\n\n{table(HEAD, [cells(row) for row in rows])}\n")
 
 
-def layer(size: int, count: int, bits: int, repeats: int) -> Row:
+def layer(kernels: Library, size: int, count: int, bits: int, repeats: int) -> Row:
     """One square layer."""
     packed, inputs = random_packed(AffineFormat(bits=bits, group_size=64), size), torch.randn(count, size)
-    given = (library(), packed.description, packed.blob, packed.listed, inputs)
+    given = (kernels, packed.description, packed.blob, packed.listed, inputs)
     buffer = torch.ones(packed.blob.numel() // 4)
     works = {
         "sum": buffer.sum,

@@ -193,7 +193,8 @@ def load_quantized(folder: PathLike, *, activations: str | None = None) -> Any:
 
     Args:
         folder: What `compile` wrote.
-        activations: `"int8"`: a torch module's linear layers round what they multiply, which is faster.
+        activations: `"int8"`: a torch module's linear layers round what they multiply, which is faster; by default as
+            the folder says, which `compile --activations int8` wrote.
 
     Raises:
         ArtifactError: it is no artifact, damaged, or from a newer version; or cannot be read so.

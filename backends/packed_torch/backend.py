@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -26,8 +26,8 @@ from guidedq.stages import AbstractBackend
 
 from .candidates import nested_site_footprint, site_footprint
 from .contents import contents_of
-from .folder import write_folder
-from .integers import round_inputs, rounding_of
+from .folder import Activations, write_folder
+from .integers import check_gain, round_inputs, rounding_of
 from .loading import load_folder
 from .weights_file import base_bytes
 
@@ -42,11 +42,11 @@ class PackedTorchBackend(AbstractBackend):
     Attributes:
         fused: Give sites that read one input one format, as a runtime that fuses them would need. Plain torch does not.
         activations: `int8`: linear layers round what they multiply, and are faster for it (`integers.py`). Codes then
-            have fixed widths. It is loaded so where that is asked for: `load_quantized(folder, activations="int8")`.
+            have fixed widths, and the folder says how it is to be read.
     """
 
     fused: bool = False
-    activations: Literal["none", "int8"] = "none"
+    activations: Activations = "none"
 
     def entropy_code(self, model: Model, *, asked: bool) -> EntropyCode | None:
         """Streams are unpacked when the folder is loaded, at some hundred million codes a second; not for int8 inputs.
@@ -113,7 +113,7 @@ class PackedTorchBackend(AbstractBackend):
             BackendError: the model did not come from a Hugging Face folder, or the weights are not its sites.
         """
         _check_source(model)
-        path, sizes = write_folder(model, weights, folder)
+        path, sizes = write_folder(model, weights, folder, self.activations)
         return Emission(weights_file=path, site_bytes=sizes)
 
     def open(self, model: Model, folder: Path, *, precision: int | None = None) -> Callable[[Batch], Tensor]:
@@ -136,11 +136,12 @@ class PackedTorchBackend(AbstractBackend):
         """The transformers model with packed modules, in float32 and evaluation mode.
 
         Raises:
-            ArtifactError: a file is missing, truncated, altered or from a newer version; or nothing in it is multiplied
-                in integers.
+            ArtifactError: a file is missing, truncated, altered or from a newer version; or int8 inputs are asked for
+                where nothing is multiplied in integers.
         """
         loaded = load_folder(folder)
-        if self.activations == "int8":
+        if self.activations == "int8" and loaded.config.quantization_config.activations != "int8":
+            check_gain(loaded)
             round_inputs(loaded)
         return loaded
 

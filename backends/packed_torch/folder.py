@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from guidedq.artifacts.manifest import (
     MANIFEST_VERSION,
@@ -20,13 +20,17 @@ from guidedq.artifacts.manifest import (
     write_manifest,
 )
 from guidedq.artifacts.quantized_weight import QuantizedWeight
-from guidedq.errors import BackendError
+from guidedq.errors import ArtifactError, BackendError
 from guidedq.ir.model import Model
 
 from .contents import Contents, contents_of, model_state
 from .weights_file import write_weights_file
 
 CONTAINER = "packed_torch"
+Activations = Literal["none", "int8"]
+"""What linear layers do to what they multiply (`integers.py`)."""
+ACTIVATIONS_KEY = "activations"
+"""Where the configuration tells it, if they do anything."""
 METHOD = "guidedq"
 """What transformers is to call the way in which the weights are packed."""
 WEIGHTS_NAME = "model.safetensors"
@@ -54,7 +58,9 @@ COPIED_NAMES = (
 """Files by which transformers builds a model and prepares its inputs. Code is never copied."""
 
 
-def write_folder(model: Model, weights: Iterable[QuantizedWeight], folder: Path) -> tuple[Path, Mapping[str, int]]:
+def write_folder(
+    model: Model, weights: Iterable[QuantizedWeight], folder: Path, activations: Activations
+) -> tuple[Path, Mapping[str, int]]:
     """Write everything into `folder`, and return the weights file and the bytes of each site in it.
 
     Raises:
@@ -70,7 +76,7 @@ def write_folder(model: Model, weights: Iterable[QuantizedWeight], folder: Path)
         shutil.copyfile(model.path / name, folder / name)
     sites = _sites(model, contents)
     config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    config["quantization_config"] = quantization_config(sites, contents.tied)
+    config["quantization_config"] = quantization_config(sites, contents.tied, activations)
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     manifest = Manifest(
         container=CONTAINER,
@@ -85,9 +91,24 @@ def write_folder(model: Model, weights: Iterable[QuantizedWeight], folder: Path)
     return path, sizes
 
 
-def quantization_config(sites: Iterable[SiteEntry], tied: Mapping[str, str]) -> dict[str, Any]:
+def quantization_config(
+    sites: Iterable[SiteEntry], tied: Mapping[str, str], activations: Activations
+) -> dict[str, Any]:
     """What the configuration tells transformers, so that it can build the model."""
-    return {"quant_method": METHOD, "version": MANIFEST_VERSION, **packed_content(sites, tied)}
+    rounded = {} if activations == "none" else {ACTIVATIONS_KEY: activations}
+    return {"quant_method": METHOD, "version": MANIFEST_VERSION, **rounded, **packed_content(sites, tied)}
+
+
+def read_activations(content: Mapping[str, Any]) -> Activations:
+    """What such a configuration says of activations.
+
+    Raises:
+        ArtifactError: nothing that this version knows.
+    """
+    found = content.get(ACTIVATIONS_KEY, "none")
+    if found not in get_args(Activations):
+        raise ArtifactError(f"{ACTIVATIONS_KEY} {found!r} in quantization_config: expected none or int8.")
+    return found
 
 
 def _sites(model: Model, contents: Contents) -> tuple[SiteEntry, ...]:

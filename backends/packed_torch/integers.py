@@ -23,26 +23,33 @@ FEWEST_BITS, MOST_BITS = 2, 6
 
 
 def round_inputs(model: Any) -> None:
-    """Let every packed linear layer of a loaded model round what it multiplies.
+    """Let every packed linear layer of a loaded model round what it multiplies."""
+    for weight in _multiplied(model):
+        weight.rounds = True
+
+
+def check_gain(model: Any) -> None:
+    """Refuse a loaded model that would only be rounded, and no faster.
 
     Raises:
-        ArtifactError: the model has no layer that would gain by it.
+        ArtifactError: no layer of it is multiplied in integers.
     """
-    layers = [module.packed for module in model.modules() if isinstance(module, PackedLinear)]
-    packed = [weight for weight in layers if isinstance(weight, PackedWeight)]
-    if not any(_by_integers(part.format) for weight in packed for part in weight.layout.segments):
+    if not any(_by_integers(part.format) for weight in _multiplied(model) for part in weight.layout.segments):
         raise ArtifactError(
             f"activations=int8: no linear layer here has fixed widths of {FEWEST_BITS} to {MOST_BITS} bits, in groups "
             f"of {INTEGER_BLOCK} or a multiple of that. Compile with --set coding=fixed, or leave it out."
         )
-    for weight in packed:
-        weight.rounds = True
 
 
 def rounding_of(model: Model) -> ActivationRounding:
     """The same of a model that is compiled."""
     uses = [use for site in model.graph.quantizable for use in site.uses]
     return ActivationRounding(operators={use.operator: INTEGER_BLOCK for use in uses if use.kind is UseKind.LINEAR})
+
+
+def _multiplied(model: Any) -> list[PackedWeight]:
+    layers = [module.packed for module in model.modules() if isinstance(module, PackedLinear)]
+    return [weight for weight in layers if isinstance(weight, PackedWeight)]
 
 
 def _by_integers(format: Format) -> bool:

@@ -12,7 +12,7 @@ import torch
 from guidedq.artifacts.manifest import Manifest, check_files, read_manifest
 from guidedq.errors import ArtifactError
 
-from .folder import CONFIG_NAME, CONTAINER, GENERATION_CONFIG_NAME, WEIGHTS_NAME, quantization_config
+from .folder import CONFIG_NAME, CONTAINER, GENERATION_CONFIG_NAME, WEIGHTS_NAME, quantization_config, read_activations
 
 
 def load_folder(folder: Path) -> Any:
@@ -42,7 +42,8 @@ def _loaded(folder: Path, manifest: Manifest) -> Any:
             raise ArtifactError(f"{names[0]} is no model class of transformers.")
         kind: Any = leaf.config_class
         config: Any = kind.from_pretrained(folder, local_files_only=True)
-        config.quantization_config = quantization_config(manifest.sites, manifest.tied)
+        told: Any = getattr(config, "quantization_config", None) or {}
+        config.quantization_config = quantization_config(manifest.sites, manifest.tied, read_activations(told))
         if GENERATION_CONFIG_NAME in manifest.files:  # loading the model would pass over one that cannot be read
             transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # configurations can be wrong in as many ways as there are models

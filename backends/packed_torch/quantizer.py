@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from guidedq.artifacts.manifest import SiteEntry, read_packed_content
 from guidedq.errors import ArtifactError
 
-from .folder import METHOD, quantization_config
+from .folder import ACTIVATIONS_KEY, METHOD, Activations, quantization_config, read_activations
 
 OFFLOADED = frozenset({"disk", "meta"})
 """Places of a device map where bytes could not be read."""
@@ -37,12 +37,14 @@ class PackedConfig(QuantizationConfigMixin):
     Attributes:
         sites: The packed weights.
         tied: Other parameters that are stored under another's name: from name to stored name.
+        activations: What linear layers do to what they multiply.
     """
 
-    def __init__(self, sites: Iterable[SiteEntry], tied: Mapping[str, str]) -> None:
+    def __init__(self, sites: Iterable[SiteEntry], tied: Mapping[str, str], activations: Activations) -> None:
         self.quant_method = cast("Any", METHOD)
         self.sites = tuple(sites)
         self.tied = dict(tied)
+        self.activations: Activations = activations
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -51,13 +53,14 @@ class PackedConfig(QuantizationConfigMixin):
         Raises:
             ArtifactError: they are damaged, or of a newer version.
         """
-        content = {name: value for name, value in config_dict.items() if name != "quant_method"}
-        made = cls(*read_packed_content(content, "quantization_config in config.json"))
+        content = {name: value for name, value in config_dict.items() if name not in ("quant_method", ACTIVATIONS_KEY)}
+        packed = read_packed_content(content, "quantization_config in config.json")
+        made = cls(*packed, read_activations(config_dict))
         return (made, kwargs) if return_unused_kwargs else made
 
     def to_dict(self) -> dict[str, Any]:
         """The values in `config.json`."""
-        return quantization_config(self.sites, self.tied)
+        return quantization_config(self.sites, self.tied, self.activations)
 
 
 @final
@@ -96,14 +99,17 @@ class PackedQuantizer(HfQuantizer):
         if type(model).__name__ in (model.config.architectures or ()):
             check_names(model, config.sites, config.tied, stored)
         placed = expect_bytes(model, config.sites, config.tied, stored)
-        self.quantization_config = cast("Any", PackedConfig(*placed))
+        self.quantization_config = cast("Any", PackedConfig(*placed, config.activations))
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        from .integers import round_inputs
         from .placing import place_packed
 
         config: Any = self.quantization_config
         place_packed(model, config.sites, config.tied, model.config.dtype)
+        if config.activations == "int8":
+            round_inputs(model)
         model._weight_conversions = []  # saved under the names that the model has
         return model
 

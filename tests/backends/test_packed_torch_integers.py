@@ -10,11 +10,12 @@ from nested_weights import random_nested
 from packed_folders import emit_random, load_kind
 from random_weights import random_weight
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 import guidedq
 from guidedq.artifacts.packed_weight import pack_weight
 from guidedq.backends.packed_torch.backend import PackedTorchBackend
-from guidedq.backends.packed_torch.integers import round_inputs
+from guidedq.backends.packed_torch.integers import check_gain, round_inputs
 from guidedq.backends.packed_torch.modules import PackedLinear, PackedWeight
 from guidedq.backends.packed_torch.native.calls import MOST_INPUTS, multiply_rows
 from guidedq.errors import ArtifactError, BackendError, RecipeError
@@ -111,13 +112,30 @@ def test_a_folder_loaded_so_says_what_probes_and_the_forecast_were_told(emitted)
     torch.testing.assert_close(guidedq.load_quantized(folder)(inputs).logits, in_float, rtol=1e-3, atol=1e-3)
 
 
+def test_a_folder_written_for_int8_is_read_so_everywhere_and_saved_so(emitted, tmp_path):
+    model, weights, folder = emitted
+    (tmp_path / "int8").mkdir()
+    BACKEND.emit(model, weights.values(), tmp_path / "int8")
+    inputs = torch.arange(3, 15)[None]
+    expected = guidedq.load_quantized(folder, activations="int8")(inputs).logits
+    loaded = guidedq.load_quantized(tmp_path / "int8")
+    torch.testing.assert_close(loaded(inputs).logits, expected)
+    loaded.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    torch.testing.assert_close(again(inputs).logits, expected)
+    config = tmp_path / "again" / "config.json"
+    config.write_text(config.read_text().replace('"int8"', '"int2"'))
+    with pytest.raises(ArtifactError, match="int2"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+
+
 def test_what_cannot_be_multiplied_in_integers_is_refused(emitted, tmp_path):
     model, _, folder = emitted
     with pytest.raises(RecipeError, match="int8"):
         guidedq.load_quantized(folder, activations="int4")
     for format in (EntropyFormat(bits=3.0), AffineFormat(bits=8, group_size=64), AffineFormat(bits=4, group_size=32)):
         with pytest.raises(ArtifactError, match="coding=fixed"):
-            round_inputs(nn.Sequential(PackedLinear(packed(format, 64), None)))
+            check_gain(nn.Sequential(PackedLinear(packed(format, 64), None)))
     nested = [random_nested((site.rows, site.columns), name=site.name) for site in model.graph.quantizable]
     PackedTorchBackend().emit(model, nested, tmp_path)
     with pytest.raises(ArtifactError, match="coding=fixed"):

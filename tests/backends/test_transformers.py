@@ -306,5 +306,5 @@ def test_transformers_is_told_that_it_cannot_quantize_by_itself(tmp_path):
 
     with pytest.raises(ValueError, match="require the model to be pre-quantized"):
         transformers.AutoModelForCausalLM.from_pretrained(
-            save_tiny_transformer("llama", tmp_path), quantization_config=PackedConfig((), {})
+            save_tiny_transformer("llama", tmp_path), quantization_config=PackedConfig((), {}, "none")
         )
