@@ -27,8 +27,8 @@ from .store import read_site, site_file, write_site
 TINY = torch.finfo(torch.float32).tiny
 """The least that a weight can matter: a quadratic form of zeros has no factors."""
 UNSEEN_SHARE = 0.1
-"""Of the average weight's importance: what no calibration sample needed is needed seldom. Taken for average, the idle half
-of a voice detector (its 8 kHz branch) got 8 to 16 bits of 8, and the half in use 3 to 5."""
+"""Of the average weight's importance: what no calibration sample needed is needed seldom. Taken for average, the idle
+half of a voice detector (its 8 kHz branch) got 8 to 16 bits of 8, and the half in use 3 to 5."""
 FORWARD_ONLY = "guidance is forward-only there: what they read counts, not how the end loss answers."
 UNSEEN = (
     "nothing tells what matters there, and all of it is taken to matter alike, and little. Give data that reach them, "

@@ -59,7 +59,7 @@ def _written(model: Path) -> np.ndarray:
     program = guidedq.load(model).program
     assert isinstance(program, TorchProgram)
     generator = torch.Generator().manual_seed(0)
-    start = torch.randint(3, 40, (96, 1), generator=generator)
+    start = torch.randint(3, 40, (288, 1), generator=generator)
     return program.module.write(start, 16, generator).numpy()  # type: ignore[union-attr, operator]
 
 
