@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from guidedq.artifacts.forecast import Measurement, Probe
@@ -10,7 +11,8 @@ from guidedq.driver.decision import Decision
 from guidedq.driver.evidence import Evidence
 from guidedq.driver.job import Job
 from guidedq.driver.loss_budget import is_within, miss_text, smallest_within
-from guidedq.driver.tuning import Tuning, after_tuning, scaled, tuned
+from guidedq.driver.probing import probed_itself, scaled
+from guidedq.driver.tuning import Tuning, after_tuning, tuned
 from guidedq.errors import BudgetError, GateError
 from guidedq.report.wording import forecast_text, tuned_text
 
@@ -43,12 +45,12 @@ def settled(
         known: That model, measured.
     """
     unit = job.model.objective.unit
-    job.progress.notice(forecast_text(first.forecast, first.bytes, job.model.parameters, unit))
     if not job.recipe.tune.tunes(job.model):
-        return first, None
+        return _untuned(job, evidence, budget, limit, first, correction, known), None
+    job.progress.notice(forecast_text(first.forecast, first.bytes, job.model.parameters, unit))
     tuning = tuned(job, evidence, first, limit)
     if tuning is None:
-        return first, None
+        return _untuned(job, evidence, budget, limit, first, correction, known), None
     decision = after_tuning(job, evidence, tuning, correction=correction, known=known)
     job.progress.notice(tuned_text(decision.forecast, unit))
     if limit is not None:
@@ -64,6 +66,30 @@ def settled(
     other = after_tuning(job, evidence, again, correction=correction, known=known)
     job.progress.notice(tuned_text(other.forecast, unit))
     return (other, again) if is_within(other.forecast, budget) else (decision, tuning)
+
+
+def _untuned(
+    job: Job,
+    evidence: Evidence,
+    budget: Budget,
+    limit: int | None,
+    first: Decision,
+    correction: float,
+    known: tuple[Probe, ...],
+) -> Decision:
+    """The first decision, probed itself; under a budget for loss once more by what that probe says."""
+    decision = probed_itself(job, evidence, first, correction=correction, known=known)
+    if limit is None:
+        with suppress(BudgetError):  # nothing could keep it, by one probe's word: what was found is measured and judged
+            missed = max((probe.counted_bytes for probe in known), default=0)
+            again = smallest_within(job, evidence, decision.probes, budget, at_least=missed)
+            if again.allocation.digest != decision.allocation.digest:
+                other = probed_itself(job, evidence, again, correction=correction)
+                decision = other if is_within(other.forecast, budget) else decision
+    job.progress.notice(
+        forecast_text(decision.forecast, decision.bytes, job.model.parameters, job.model.objective.unit)
+    )
+    return decision
 
 
 def solved_again(

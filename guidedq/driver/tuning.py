@@ -24,7 +24,7 @@ from guidedq.driver.decision import Decision, decide, forecast_of
 from guidedq.driver.evidence import Evidence
 from guidedq.driver.fitting import fitted
 from guidedq.driver.job import Job
-from guidedq.driver.probing import measured_on_probes, probe_of, stored_bytes
+from guidedq.driver.probing import measured_on_probes, probe_of, scaled, stored_bytes
 from guidedq.driver.rounding import rounded
 from guidedq.driver.uncertainty import as_evaluated, evaluation_uncertainty
 from guidedq.errors import FormatError
@@ -154,21 +154,6 @@ def after_tuning(
     probes = (*(scaled(probe, tuning.gain) for probe in decision.probes), scaled(itself, correction), *known)
     probes = tuple(sorted(probes, key=lambda probe: probe.bytes))
     return replace(decision, forecast=forecast_of(job, evidence, decision.raw, probes), probes=probes)
-
-
-def scaled(probe: Probe, gain: float) -> Probe:
-    """The probe as it would be, had it lost so many times as much."""
-    measured = probe.measured
-    return replace(
-        probe,
-        measured=replace(
-            measured,
-            kl=gain * measured.kl,
-            loss_after=measured.loss_before + gain * measured.loss_increase,
-            kl_by_sample=tuple(gain * value for value in measured.kl_by_sample),
-            loss_increase_by_sample=tuple(gain * value for value in measured.loss_increase_by_sample),
-        ),
-    )
 
 
 def _with_rows(segment: RoundedSegment, places: Int64[Tensor, "m"], other: RoundedSegment) -> RoundedSegment:
