@@ -98,16 +98,18 @@ def judged(
     if allocator == RANDOM:
         allocations = list(random_allocations(job, evidence, arguments.ranked))
         raws = job.recipe.forecast.raw(allocations, evidence.curves.stream(), evidence.guidance.units_per_sequence)
-        cases = [(a, forecast_of(job, evidence, raw, probes)) for a, raw in zip(allocations, raws, strict=True)]
+        told = [forecast_of(job, evidence, raw, probes) for raw in raws]
+        cases = list(zip(allocations, told, told, strict=True))
     else:
         cases = list(budgeted(job, evidence, probes, arguments.budgets.split(",")))
-    for allocation, forecast in {case[0].digest: case for case in cases}.values():
+    for allocation, planned, forecast in {case[0].digest: case for case in cases}.values():
         key = hashlib.sha256(f"{evidence.key} {allocation.digest} {evidence.calibration.digest}".encode()).hexdigest()
         if key not in measurements:
             found = measured(job, evidence, allocation)
             measurements[key] = {"kl": found.kl, "loss_increase": found.loss_increase, "units": found.units}
         yield {
             "bits": 8 * allocation.bytes / job.model.parameters,
+            "planned": asdict(planned),
             "forecast": asdict(forecast),
             "measured": measurements[key],
         }
@@ -115,16 +117,15 @@ def judged(
 
 def budgeted(
     job: Job, evidence: Evidence, probes: tuple[Probe, ...], budgets: Sequence[str]
-) -> Iterator[tuple[Allocation, Forecast]]:
-    """The allocations for these budgets, as far as they are feasible."""
+) -> Iterator[tuple[Allocation, Forecast, Forecast]]:
+    """The allocations for these budgets, as far as feasible; their forecasts by the usual probes, and by their own too."""
     for budget in budgets:
         try:
             limit = limit_of(parse_budget(budget), job, evidence.footprint)
             (decision,) = decide(job, evidence, probes, [counted_size(probes, limit)])
         except BudgetError:
             continue
-        probed_too = probed_itself(job, evidence, decision)
-        yield decision.allocation, probed_too.forecast
+        yield decision.allocation, decision.forecast, probed_itself(job, evidence, decision).forecast
 
 
 def random_allocations(job: Job, evidence: Evidence, count: int) -> Iterator[Allocation]:
@@ -235,6 +236,11 @@ def page(record: dict[str, Any], picture: str) -> str:
     groups["below 2.5 bits"] = [row for row in chosen if row["bits"] < JUDGED_BITS[0]]
     groups["above 6 bits"] = [row for row in chosen if row["bits"] > JUDGED_BITS[1]]
     tables = "\n".join(summary(label, found) for label, found in groups.items() if found)
+    plans = "\n".join(
+        summary(label, [row | {"forecast": row["planned"]} for row in found])
+        for label, found in groups.items()
+        if found and label.startswith(("**all**", "model", "below", "above"))
+    )
     ranked = {name: [r for r in rows if r["allocator"] == RANDOM and r["model"] == name] for name in names(rows)}
     rankings = "\n".join(
         f"| {name} | {len(found)} | {tau(found):.3f} | {100 * median(abs(error(row)) for row in found):.0f}% |"
@@ -246,7 +252,8 @@ def page(record: dict[str, Any], picture: str) -> str:
     return f"""# How right is the forecast?
 
 Predicted against measured KL from the original, at quick effort, sizes of {smallest:g} to {largest:g} bits a weight
-(all bytes counted). Measured on held-out data that neither guidance nor probes have seen; every case that was run is
+(all bytes counted), as `guidedq compile` states it before it writes: the decided model is one of the probes, measured on
+samples apart from those of the guidance. Judged on held-out data that neither of them has seen; every case that was run is
 listed at the end. By `benchmarks/forecast.py` ({facts["cores"]} cores, {facts["system"]}).
 
 What is believed beforehand of all models (the spreads in `passes/forecast/calibration.py`) was chosen with some
@@ -261,6 +268,15 @@ interval for KL at {INTERVAL_BITS[0]:g} to {INTERVAL_BITS[1]:g} bits, relative t
 | cases | number | median error | worst | bias | coverage, KL | coverage, loss | half-width |
 |---|---|---|---|---|---|---|---|
 {tables}
+
+## Of plans
+
+`guidedq plan` and the curve of a report read the forecast from probes of other sizes (3 bits, uniform 3 and 5 bits); so
+does a budget for loss until it has found its size. The same cases by that forecast:
+
+| cases | number | median error | worst | bias | coverage, KL | coverage, loss | half-width |
+|---|---|---|---|---|---|---|---|
+{plans}
 
 ## Ranking
 
