@@ -118,7 +118,7 @@ def judged(
 def budgeted(
     job: Job, evidence: Evidence, probes: tuple[Probe, ...], budgets: Sequence[str]
 ) -> Iterator[tuple[Allocation, Forecast, Forecast]]:
-    """The allocations for these budgets, as far as feasible; their forecasts by the usual probes, and by their own too."""
+    """The allocations for these budgets, as far as feasible, forecast by the usual probes, and by their own too."""
     for budget in budgets:
         try:
             limit = limit_of(parse_budget(budget), job, evidence.footprint)
@@ -252,8 +252,8 @@ def page(record: dict[str, Any], picture: str) -> str:
     return f"""# How right is the forecast?
 
 Predicted against measured KL from the original, at quick effort, sizes of {smallest:g} to {largest:g} bits a weight
-(all bytes counted), as `guidedq compile` states it before it writes: the decided model is one of the probes, measured on
-samples apart from those of the guidance. Judged on held-out data that neither of them has seen; every case that was run is
+(all bytes counted), as `guidedq compile` states it before it writes: the decided model is one of the probes, measured
+on samples apart from those of the guidance. Judged on held-out data that neither of them has seen; every case run is
 listed at the end. By `benchmarks/forecast.py` ({facts["cores"]} cores, {facts["system"]}).
 
 What is believed beforehand of all models (the spreads in `passes/forecast/calibration.py`) was chosen with some
