@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -32,6 +33,8 @@ SAME = 1e-9
 """Log distance of raw predictions below which they are of one allocation."""
 TREMBLE = 0.01
 """Of two measurements of one allocation, so that the two do not contradict each other."""
+DRAW_SPREAD = 0.025
+"""What two draws of samples differ by beyond what resampling them tells: sequences of one document are alike."""
 Values = NDArray[np.float64]
 
 
@@ -67,7 +70,7 @@ def calibrated(raw: Sequence[float], probes: Sequence[Probe], evaluation_units: 
         ],
         _resampled(generator, probes),
     )
-    noise = np.hypot(rule.error, _evaluation_noise(probes, evaluation_units))
+    noise = math.hypot(rule.error, _evaluation_noise(probes, evaluation_units), DRAW_SPREAD)
     spread = np.log(np.maximum(replicates, SMALLEST)) + generator.normal(0.0, noise, REPLICATES)
     low, high = (float(bound) for bound in np.exp(np.percentile(spread, INTERVAL)))
     low, high = min(low, kl), max(high, kl)
