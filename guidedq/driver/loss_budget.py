@@ -56,7 +56,7 @@ def check_labels(budget: Budget, model: Model, calibration: CalibrationSet) -> N
 
 
 def smallest_within(
-    job: Job, evidence: Evidence, probes: Sequence[Probe], budget: Budget, *, at_least: int = 0
+    job: Job, evidence: Evidence, probes: Sequence[Probe], budget: Budget, *, above: int = 0
 ) -> Decision:
     """The decision of fewest bytes such that it and all larger ones are forecast to stay within the budget.
 
@@ -65,7 +65,7 @@ def smallest_within(
         evidence: What decisions are based on.
         probes: Measured models.
         budget: For loss.
-        at_least: Counted bytes below which nothing is tried: what was measured there missed the budget.
+        above: Counted bytes of a file that missed the budget when it was measured: only larger ones are tried.
 
     Raises:
         BudgetError: even the largest file does not; the message names the least loss that can be promised.
@@ -78,7 +78,9 @@ def smallest_within(
         return [upper_bound(found[size].forecast, budget) for size in sizes]
 
     low, high = size_range(job.model.graph, evidence.footprint)
-    best = smallest_size(bounds, min(max(low, at_least), high), high, budget.largest_change)
+    best = smallest_size(
+        bounds, min(max(low, math.ceil((1 + SIZE_RESOLUTION) * above)), high), high, budget.largest_change
+    )
     if best is None:
         raise BudgetError(_least(job, list(found.values()), budget))
     return found[best]

@@ -56,7 +56,7 @@ def settled(
     if limit is not None:
         return decision, tuning
     missed = max((probe.counted_bytes for probe in known), default=0)
-    smaller = smallest_within(job, evidence, decision.probes, budget, at_least=missed)
+    smaller = smallest_within(job, evidence, decision.probes, budget, above=missed)
     if smaller.bytes > (1 - WORTH) * decision.bytes:
         return decision, tuning
     job.progress.notice(forecast_text(smaller.forecast, smaller.bytes, job.model.parameters, unit))
@@ -82,7 +82,7 @@ def _untuned(
     if limit is None:
         with suppress(BudgetError):  # nothing could keep it, by one probe's word: what was found is measured and judged
             missed = max((probe.counted_bytes for probe in known), default=0)
-            again = smallest_within(job, evidence, decision.probes, budget, at_least=missed)
+            again = smallest_within(job, evidence, decision.probes, budget, above=missed)
             if again.allocation.digest != decision.allocation.digest:
                 other = probed_itself(job, evidence, again, correction=correction)
                 decision = other if is_within(other.forecast, budget) else decision
@@ -113,7 +113,7 @@ def solved_again(
     correction = known.measured.kl / written.forecast.kl
     try:
         probes_now = (*_corrected(written.probes, correction), known)
-        larger = smallest_within(job, evidence, probes_now, budget, at_least=known.counted_bytes)
+        larger = smallest_within(job, evidence, probes_now, budget, above=known.counted_bytes)
     except BudgetError as error:
         raise GateError(f"{missed}, and {error} Nothing was written.") from error
     untuned = replace(larger, probes=_corrected(probes, correction))
