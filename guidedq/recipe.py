@@ -122,6 +122,17 @@ class Recipe:
         entropy = [EntropyFormat(bits=width, code=code) for width in bits if width <= MOST_ENTROPY_BITS]
         return (*entropy, *self._fixed(max(self.min_bits, int(MOST_ENTROPY_BITS) + 1)))
 
+    def idle_options(self, code: EntropyCode | None) -> tuple[str, ...]:
+        """Options that were set and change little: those of fixed widths, where narrow codes have none."""
+        if not any(isinstance(format, EntropyFormat) for format in self.formats(code)):
+            return ()
+        defaults = {field.name: field.default for field in fields(self)}
+        return tuple(
+            name.replace("_", "-")
+            for name in ("group_sizes", "symmetric", "outliers")
+            if getattr(self, name) != defaults[name]
+        )
+
     def _fixed(self, narrowest: int) -> tuple[AffineFormat, ...]:
         return tuple(
             AffineFormat(bits=bits, group_size=group_size, symmetric=symmetric, outliers=outliers)

@@ -63,6 +63,11 @@ def make_job(
     if goal is not None:
         writer.timer(loaded)  # refuses here, before any work, what cannot be timed
     chosen = recipe.with_settings([*(effort_settings(effort) if effort is not None else ()), *changes])
+    if idle := chosen.idle_options(writer.entropy_code(loaded, asked=chosen.coding == "entropy")):
+        told.notice(
+            f"{', '.join(idle)}: of fixed widths alone, and up to 6 bits codes are stored by their entropy here; "
+            "--set coding=fixed makes them all fixed."
+        )
     return Job(
         model=_rewritten(loaded, chosen, writer),
         backend=writer,

@@ -105,6 +105,14 @@ def test_entropy_formats_take_the_place_of_fixed_widths_as_far_as_they_reach() -
     ]
 
 
+def test_options_of_fixed_widths_are_idle_where_codes_are_stored_by_their_entropy() -> None:
+    recipe = load_recipe().with_settings(["group-sizes=64", "symmetric=true"])
+    assert recipe.idle_options("huffman") == ("group-sizes", "symmetric")
+    assert recipe.idle_options(None) == ()
+    assert recipe.with_settings(["coding=fixed"]).idle_options("huffman") == ()
+    assert load_recipe().idle_options("huffman") == ()
+
+
 @given(recipes(), st.sampled_from([None, "huffman", "rice"]))
 def test_every_recipe_offers_distinct_formats_and_fixed_widths_begin_at_two_bits(
     recipe: Recipe, code: EntropyCode | None

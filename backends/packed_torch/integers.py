@@ -37,7 +37,7 @@ def check_gain(model: Any) -> None:
     if not any(_by_integers(part.format) for weight in _multiplied(model) for part in weight.layout.segments):
         raise ArtifactError(
             f"activations=int8: no linear layer here has fixed widths of {FEWEST_BITS} to {MOST_BITS} bits, in groups "
-            f"of {INTEGER_BLOCK} or a multiple of that. Compile with --set coding=fixed, or leave it out."
+            f"of {INTEGER_BLOCK} or a multiple of that. Compile anew with --activations int8, or leave it out."
         )
 
 

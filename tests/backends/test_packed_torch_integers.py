@@ -134,11 +134,11 @@ def test_what_cannot_be_multiplied_in_integers_is_refused(emitted, tmp_path):
     with pytest.raises(RecipeError, match="int8"):
         guidedq.load_quantized(folder, activations="int4")
     for format in (EntropyFormat(bits=3.0), AffineFormat(bits=8, group_size=64), AffineFormat(bits=4, group_size=32)):
-        with pytest.raises(ArtifactError, match="coding=fixed"):
+        with pytest.raises(ArtifactError, match="Compile anew with --activations int8"):
             check_gain(nn.Sequential(PackedLinear(packed(format, 64), None)))
     nested = [random_nested((site.rows, site.columns), name=site.name) for site in model.graph.quantizable]
     PackedTorchBackend().emit(model, nested, tmp_path)
-    with pytest.raises(ArtifactError, match="coding=fixed"):
+    with pytest.raises(ArtifactError, match="Compile anew with --activations int8"):
         guidedq.load_quantized(tmp_path, activations="int8")
     with pytest.raises(BackendError, match="nested weights are multiplied in float"):
         BACKEND.nested_footprint(model, NestedFormat(widths=(3, 4), precision=4))

@@ -59,7 +59,9 @@ def test_a_file_of_fixed_widths_has_the_size_that_was_planned(bits: float, works
     size, limit = size_on_disk(artifact), artifact.report.budget.bytes
     assert 0.99 * limit < size <= limit
     point = planned(workspace, bits, *settings)
-    assert (point.bytes, point.forecast) == (size, artifact.report.forecast)
+    assert point.bytes == size
+    assert point.forecast.raw_kl == artifact.report.forecast.raw_kl
+    assert point.forecast.kl == pytest.approx(artifact.report.forecast.kl, rel=0.3)
     assert entropy_segments(artifact) == 0
     assert all("entropy" not in site.format for site in artifact.report.sites)
 
