@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from .split import Sizes
+
 LONGEST_DOCUMENT = 4096
 """Tokens: pages further apart in one text have hardly more in common than two texts of its kind."""
 
@@ -50,7 +52,7 @@ def document_numbers(lengths: Sequence[int]) -> Int64[Tensor, "token"]:
 
 
 def parted(
-    spans: Spans, rest: Int64[Tensor, "rest"], evaluation: Int64[Tensor, "evaluation"], counts: tuple[int, int, int]
+    spans: Spans, rest: Int64[Tensor, "rest"], evaluation: Int64[Tensor, "evaluation"], sizes: Sizes
 ) -> tuple[Int64[Tensor, "calibration"], Int64[Tensor, "tuning"], Int64[Tensor, "probe"]]:
     """Sequences for calibration, for tuning (the former among them) and for probes.
 
@@ -61,9 +63,9 @@ def parted(
         spans: Of all sequences.
         rest: Those that may be taken, in the order in which to draw.
         evaluation: Those taken for the evaluation.
-        counts: How many to take for calibration, tuning and probes.
+        sizes: How many are asked for; a short text is shared out.
     """
-    calibration, tuning, probe = counts
+    calibration, tuning, probe = (len(part) for part in sizes.shared_out(len(rest)))
     probes, others = rest[:probe], rest[probe:]
     shared = spans.touching(torch.cat((probes, evaluation)))[others]
     drawn = others[shared.long().argsort(stable=True)]

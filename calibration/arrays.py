@@ -86,8 +86,7 @@ def pick_arrays(pool: SampleSet, *, seed: int) -> SampleSet:
 def _parts(model: Model, pool: SampleSet, rest: Tensor, evaluation: Tensor, sizes: Sizes) -> list[SampleSet]:
     sample_bytes = max(1, sum(values[0].nbytes for values in pool.inputs.values()))
     affordable = replace(sizes, tuning=min(sizes.tuning, max(1, MOST_TUNING_BYTES // sample_bytes)))
-    calibration, tuning, probe = (len(part) for part in affordable.shared_out(len(rest)))
-    return [pool.pick(part) for part in parted(_spans(model, pool), rest, evaluation, (calibration, tuning, probe))]
+    return [pool.pick(part) for part in parted(_spans(model, pool), rest, evaluation, affordable)]
 
 
 def _spans(model: Model, pool: SampleSet) -> Spans:

@@ -37,7 +37,7 @@ def pack(model: Model, documents: Sequence[str], sizes: Sizes, *, seed: int, pro
     held = _spread(len(text), generator)
     rest = torch.ones(len(text), dtype=torch.bool).index_fill_(0, held, value=False).nonzero()[:, 0]
     evaluation = _drawn(held, generator)[: sizes.evaluation]
-    parts = _parts(spans, _drawn(rest, generator), evaluation, sizes)
+    parts = parted(spans, _drawn(rest, generator), evaluation, sizes)
     return [from_tokens(model, text[part]) for part in (*parts, evaluation)]
 
 
@@ -50,7 +50,7 @@ def pack_two(model: Model, documents: Sequence[str], sizes: Sizes, *, seed: int,
     generator = torch.Generator().manual_seed(seed)
     text, spans = _sequences(model, documents, 2, sizes, generator, progress)
     drawn = _drawn(torch.arange(len(text)), generator)
-    return [from_tokens(model, text[part]) for part in _parts(spans, drawn, drawn[:0], sizes)]
+    return [from_tokens(model, text[part]) for part in parted(spans, drawn, drawn[:0], sizes)]
 
 
 def pack_evaluation(
@@ -117,13 +117,6 @@ def _spread(count: int, generator: torch.Generator) -> Int64[Tensor, "held"]:
 
 def _drawn(indices: Int64[Tensor, "n"], generator: torch.Generator) -> Int64[Tensor, "n"]:
     return indices[torch.randperm(len(indices), generator=generator)]
-
-
-def _parts(
-    spans: Spans, rest: Int64[Tensor, "rest"], evaluation: Int64[Tensor, "evaluation"], sizes: Sizes
-) -> tuple[Tensor, Tensor, Tensor]:
-    calibration, tuning, probe = (len(part) for part in sizes.shared_out(len(rest)))
-    return parted(spans, rest, evaluation, (calibration, tuning, probe))
 
 
 def _sequences(

@@ -20,7 +20,7 @@ from guidedq.output import check_file
 from guidedq.progress import Progress, SilentProgress
 from guidedq.quant.nested import parse_widths
 from guidedq.recipe import Recipe
-from guidedq.registry import parse_stage
+from guidedq.registry import build_stage, parse_stage
 from guidedq.report.policy import Policy, PolicyResult, check_policy, read_policy
 from guidedq.request import PathLike, make_job, paths_of
 from guidedq.schedules.precision import at_precision, precisions, set_precision
@@ -209,8 +209,8 @@ def load_quantized(folder: PathLike, *, activations: str | None = None) -> Any:
         )
     if activations is not None and kind == "onnx":
         raise ArtifactError(f"{path} is an ONNX file: how it rounds activations was settled by compile --activations.")
-    options = "" if activations is None else f"{{activations={activations}}}"
-    backend: AbstractBackend = parse_stage(f"{kind}{options}", "backend")
+    options = {} if activations is None else {"activations": activations}
+    backend: AbstractBackend = build_stage(kind, "backend", options)
     return backend.load(path)
 
 

@@ -9,16 +9,16 @@ from typing import Literal
 from guidedq.backend_settings import with_backend_settings
 from guidedq.driver.job import Job, latency_goal
 from guidedq.errors import CalibrationError, OutputError
-from guidedq.frontend import load
+from guidedq.frontend import DEMO, load
 from guidedq.ir.model import Model, Objective, check_sites
 from guidedq.progress import Progress, SilentProgress
 from guidedq.recipe import Recipe, effort_settings, load_recipe
 from guidedq.registry import available, parse_stage
+from guidedq.sampling import check_data, named_sampler
 from guidedq.stages import AbstractBackend, AbstractRewrite, AbstractSampler
 from guidedq.workspace import Workspace, default_workspace
 
 PathLike = str | Path
-DEMO = "demo"
 
 
 def make_job(
@@ -46,8 +46,7 @@ def make_job(
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     goal = latency_goal(objective, max_latency, profile, threads)
     files, evaluation = paths_of(data), paths_of(eval_data)
-    if missing := [path for path in (*files, *evaluation) if not path.exists()]:
-        raise CalibrationError(f"no such data: {', '.join(map(str, missing))}.")
+    check_data((*files, *evaluation))
     root = Path(workspace) if workspace is not None else default_workspace()
     if root.is_file():
         raise OutputError(f"the workspace {root} is a file. Name a folder with --workspace.")
@@ -63,12 +62,7 @@ def make_job(
     if goal is not None:
         writer.timer(loaded)  # refuses here, before any work, what cannot be timed
     chosen = recipe.with_settings([*(effort_settings(effort) if effort is not None else ()), *changes])
-    if idle := chosen.idle_options(writer.entropy_code(loaded, asked=chosen.coding == "entropy")):
-        told.notice(
-            f"{', '.join(idle)}: of fixed widths alone, and up to 6 bits codes are stored by their entropy here; "
-            "--set coding=fixed makes them all fixed."
-        )
-    return Job(
+    job = Job(
         model=_rewritten(loaded, chosen, writer),
         backend=writer,
         recipe=chosen,
@@ -81,6 +75,12 @@ def make_job(
         latency=goal,
         progress=told,
     )
+    if idle := chosen.idle_options(job.entropy_code):
+        told.notice(
+            f"{', '.join(idle)}: of fixed widths alone, and up to 6 bits codes are stored by their entropy here; "
+            "--set coding=fixed makes them all fixed."
+        )
+    return job
 
 
 def _backend(text: str | None, model: Model) -> AbstractBackend:
@@ -104,9 +104,7 @@ def _sampler(
             f"{model.name} needs calibration data: pass --data with an .npz or .safetensors file of inputs ({wanted})"
             + (", or text." if model.tokenizer is not None else ".")
         )
-    options = {"samples": samples, "sequence-length": sequence_length}
-    words = " ".join(f"{option}={value}" for option, value in options.items() if value is not None)
-    return parse_stage(f"{name}{{{words}}}" if words else name, "sample")
+    return named_sampler(name, samples, sequence_length)
 
 
 def _rewritten(model: Model, recipe: Recipe, backend: AbstractBackend) -> Model:

@@ -15,7 +15,8 @@ from guidedq.frontend import DEMO, load
 from guidedq.ir.model import Model
 from guidedq.progress import Progress
 from guidedq.registry import parse_stage
-from guidedq.stages import AbstractBackend, AbstractSampler
+from guidedq.sampling import check_data, named_sampler
+from guidedq.stages import AbstractBackend
 
 
 def evaluate_artifact(
@@ -44,17 +45,14 @@ def evaluate_artifact(
         CalibrationError: the data do not fit the model.
         ModelError: the original cannot be loaded.
     """
-    if missing := [path for path in data if not path.exists()]:
-        raise CalibrationError(f"no such data: {', '.join(map(str, missing))}.")
+    check_data(data)
     report = read_report(folder)
     if not data and original_name(report, original) != DEMO:
         raise CalibrationError("nothing to measure on: pass --data with text or with a file of the model's inputs.")
     model = original_of(report, original)
     backend: AbstractBackend = parse_stage(report.backend, "backend")
     predict = backend.open(model, folder)
-    options = {"samples": samples, "sequence-length": sequence_length}
-    words = " ".join(f"{option}={value}" for option, value in options.items() if value is not None)
-    sampler: AbstractSampler = parse_stage(f"{'files' if data else 'demo'}{{{words}}}", "sample")
+    sampler = named_sampler("files" if data else "demo", samples, sequence_length)
     drawn = sampler.sample(model, data, (), seed=seed, progress=progress)
     parts = (drawn.calibration, drawn.probe, drawn.evaluation) if data else (drawn.evaluation,)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -118,6 +118,12 @@ def forecast_of(job: Job, evidence: Evidence, raw: Sequence[float], probes: Sequ
     """The forecast of an uncalibrated divergence, as it will be measured on the evaluation samples."""
     units = job.model.objective.units(evidence.calibration.evaluation)
     return job.recipe.forecast.forecast(raw, probes, units, seed=job.seed)
+
+
+def with_probes(job: Job, evidence: Evidence, decision: Decision, probes: Sequence[Probe]) -> Decision:
+    """The decision with a forecast calibrated by these probes."""
+    ordered = tuple(sorted(probes, key=lambda probe: probe.bytes))
+    return replace(decision, forecast=forecast_of(job, evidence, decision.raw, ordered), probes=ordered)
 
 
 def counted_size(probes: Sequence[Probe], stored_bytes: int) -> int:

@@ -17,7 +17,7 @@ from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.model import Model
 from guidedq.original import OriginalOutputs
 from guidedq.progress import Progress, SilentProgress
-from guidedq.quant.formats import RoundedFormat
+from guidedq.quant.formats import EntropyCode, RoundedFormat
 from guidedq.recipe import Recipe
 from guidedq.stages import AbstractBackend, AbstractSampler
 from guidedq.workspace import Workspace
@@ -142,8 +142,13 @@ class Job:
         return self.backend.own_rounding(self.model, self._formats)
 
     @property
+    def entropy_code(self) -> EntropyCode | None:
+        """How the backend stores codes by their entropy, if it does."""
+        return self.backend.entropy_code(self.model, asked=self.recipe.coding == "entropy")
+
+    @property
     def _formats(self) -> tuple[RoundedFormat, ...]:
-        return self.recipe.formats(self.backend.entropy_code(self.model, asked=self.recipe.coding == "entropy"))
+        return self.recipe.formats(self.entropy_code)
 
     @property
     def original(self) -> OriginalOutputs:

@@ -12,7 +12,7 @@ from guidedq.artifacts.footprint import Footprint, SiteFootprint
 from guidedq.artifacts.forecast import Measurement, Probe
 from guidedq.artifacts.quantized_weight import EntropySegment, QuantizedWeight
 from guidedq.artifacts.samples import SampleSet
-from guidedq.driver.decision import Decision, allocated, counted_base, forecast_of, size_range
+from guidedq.driver.decision import Decision, allocated, counted_base, size_range, with_probes
 from guidedq.driver.evidence import Evidence
 from guidedq.driver.job import Job
 from guidedq.driver.rounding import DequantizedOnUse, rounded
@@ -49,9 +49,7 @@ def probed(job: Job, evidence: Evidence) -> tuple[Probe, ...]:
             allocations, raws = allocated(job, evidence, unfinished) if unfinished else ((), ())
             with storing(job.workspace.root), job.stopwatch.time("probes"):
                 for limit, allocation, raw in zip(unfinished, allocations, raws, strict=True):
-                    weights = rounded(job, evidence, allocation, "probe")
-                    save_probe(entries[limit], probe_of(job, evidence, allocation, raw, weights))
-                    finish(entries[limit])
+                    _probe_into(entries[limit], job, evidence, allocation, raw)
     uncertainty = evaluation_uncertainty(job, evidence)
     found = (load_probe(entries[limit]) for limit in limits if is_finished(entries[limit]))
     return tuple(as_evaluated(probe, uncertainty) for probe in found)
@@ -78,13 +76,9 @@ def probed_itself(
     entry = _probe_entry(job, evidence, decision.allocation.digest)
     if not is_finished(entry):
         with storing(job.workspace.root), job.stopwatch.time("probes"):
-            weights = rounded(job, evidence, decision.allocation, "probe")
-            save_probe(entry, probe_of(job, evidence, decision.allocation, decision.raw, weights))
-            finish(entry)
+            _probe_into(entry, job, evidence, decision.allocation, decision.raw)
     itself = as_evaluated(load_probe(entry), evaluation_uncertainty(job, evidence))
-    probes = (*decision.probes, scaled(itself, correction), *known)
-    probes = tuple(sorted(probes, key=lambda probe: probe.bytes))
-    return replace(decision, forecast=forecast_of(job, evidence, decision.raw, probes), probes=probes)
+    return with_probes(job, evidence, decision, (*decision.probes, scaled(itself, correction), *known))
 
 
 def scaled(probe: Probe, gain: float) -> Probe:
@@ -100,6 +94,13 @@ def scaled(probe: Probe, gain: float) -> Probe:
             loss_increase_by_sample=tuple(gain * value for value in measured.loss_increase_by_sample),
         ),
     )
+
+
+def _probe_into(entry: Path, job: Job, evidence: Evidence, allocation: Allocation, raw: tuple[float, ...]) -> None:
+    """Round a whole model, measure it on the probe samples, and keep what was found."""
+    weights = rounded(job, evidence, allocation, "probe")
+    save_probe(entry, probe_of(job, evidence, allocation, raw, weights))
+    finish(entry)
 
 
 def _probe_entry(job: Job, evidence: Evidence, what: int | str) -> Path:

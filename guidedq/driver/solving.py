@@ -44,19 +44,17 @@ def settled(
         correction: Measured over predicted divergence of a model that was written.
         known: That model, measured.
     """
-    unit = job.model.objective.unit
-    if not job.recipe.tune.tunes(job.model):
-        return _untuned(job, evidence, budget, limit, first, correction, known), None
-    job.progress.notice(forecast_text(first.forecast, first.bytes, job.model.parameters, unit))
-    tuning = tuned(job, evidence, first, limit)
+    unit, tuning = job.model.objective.unit, None
+    if job.recipe.tune.tunes(job.model):
+        job.progress.notice(forecast_text(first.forecast, first.bytes, job.model.parameters, unit))
+        tuning = tuned(job, evidence, first, limit)
     if tuning is None:
         return _untuned(job, evidence, budget, limit, first, correction, known), None
     decision = after_tuning(job, evidence, tuning, correction=correction, known=known)
     job.progress.notice(tuned_text(decision.forecast, unit))
     if limit is not None:
         return decision, tuning
-    missed = max((probe.counted_bytes for probe in known), default=0)
-    smaller = smallest_within(job, evidence, decision.probes, budget, above=missed)
+    smaller = smallest_within(job, evidence, decision.probes, budget, above=_largest(known))
     if smaller.bytes > (1 - WORTH) * decision.bytes:
         return decision, tuning
     job.progress.notice(forecast_text(smaller.forecast, smaller.bytes, job.model.parameters, unit))
@@ -81,8 +79,7 @@ def _untuned(
     decision = probed_itself(job, evidence, first, correction=correction, known=known)
     if limit is None:
         with suppress(BudgetError):  # nothing could keep it, by one probe's word: what was found is measured and judged
-            missed = max((probe.counted_bytes for probe in known), default=0)
-            again = smallest_within(job, evidence, decision.probes, budget, above=missed)
+            again = smallest_within(job, evidence, decision.probes, budget, above=_largest(known))
             if again.allocation.digest != decision.allocation.digest:
                 other = probed_itself(job, evidence, again, correction=correction)
                 decision = other if is_within(other.forecast, budget) else decision
@@ -118,6 +115,11 @@ def solved_again(
         raise GateError(f"{missed}, and {error} Nothing was written.") from error
     untuned = replace(larger, probes=_corrected(probes, correction))
     return settled(job, evidence, budget, None, untuned, correction=correction, known=(known,))
+
+
+def _largest(known: tuple[Probe, ...]) -> int:
+    """Counted bytes of the largest of the files that missed a budget; 0 if none did."""
+    return max((probe.counted_bytes for probe in known), default=0)
 
 
 def _corrected(probes: tuple[Probe, ...], correction: float) -> tuple[Probe, ...]:

@@ -20,7 +20,7 @@ from guidedq.artifacts.quantized_weight import (
     RoundedSegment,
     Segment,
 )
-from guidedq.driver.decision import Decision, decide, forecast_of
+from guidedq.driver.decision import Decision, decide, with_probes
 from guidedq.driver.evidence import Evidence
 from guidedq.driver.fitting import fitted
 from guidedq.driver.job import Job
@@ -152,8 +152,7 @@ def after_tuning(
     decision = tuning.decision
     itself = as_evaluated(tuning.probe, evaluation_uncertainty(job, evidence))
     probes = (*(scaled(probe, tuning.gain) for probe in decision.probes), scaled(itself, correction), *known)
-    probes = tuple(sorted(probes, key=lambda probe: probe.bytes))
-    return replace(decision, forecast=forecast_of(job, evidence, decision.raw, probes), probes=probes)
+    return with_probes(job, evidence, decision, probes)
 
 
 def _with_rows(segment: RoundedSegment, places: Int64[Tensor, "m"], other: RoundedSegment) -> RoundedSegment:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from guidedq.artifacts.report import Report, SiteFacts
 from guidedq.quant.formats import MAXIMUM_BITS, parse_format
+from guidedq.report.drawing import Size
 from guidedq.report.palette import INK, MUTED, PAPER, WIDTH_COLOURS
-from guidedq.report.plots import Size, new_figure
+from guidedq.report.plots import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

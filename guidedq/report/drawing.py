@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ from guidedq.report.palette import PAPER, THEMED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Size = tuple[float, float]
+"""Width and height in inches; a page shows an inch as at least 72 pixels."""
 
 PICTURES = (".png", ".svg", ".pdf")
 DOTS_PER_INCH = 160
@@ -46,6 +50,12 @@ def save_figure(figure: Figure, path: Path) -> None:
             figure.savefig(path, dpi=DOTS_PER_INCH, facecolor=PAPER)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def for_page(draw: Callable[[Size], Figure], name: str, description: str, wide: Size, small: Size) -> Mapping[str, str]:
+    """A figure as `<svg>` elements for a desktop, under its name, and for a phone, as `small_` and its name."""
+    sizes = {name: wide, f"small_{name}": small}
+    return {key: inline_svg(draw(size), key.replace("_", "-"), description) for key, size in sizes.items()}
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:

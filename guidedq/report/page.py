@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from itertools import accumulate, pairwise
 from typing import Any, final
@@ -12,9 +13,9 @@ from typing import Any, final
 from guidedq.artifacts.report import Report
 from guidedq.artifacts.runtime import RuntimeFacts
 from guidedq.report.depth import depth_figure, row_shares
-from guidedq.report.drawing import inline_svg
+from guidedq.report.drawing import for_page
 from guidedq.report.palette import WIDTH_COLOURS
-from guidedq.report.plots import curve_figure, promise_figure
+from guidedq.report.plots import PLOT_SIZE, curve_figure, promise_figure
 from guidedq.report.precisions import at_widest, nested_plots, nested_title, precision_table, schedule_table
 from guidedq.report.wording import (
     agreement_name,
@@ -135,15 +136,12 @@ def _plots(report: Report) -> Mapping[str, str]:
     curve = "Predicted KL against bits per weight, with the chosen point."
     promise = "Predicted against measured KL."
     plots = {
-        "wide": inline_svg(depth_figure(report, WIDE), "wide", allocation),
-        "narrow": inline_svg(depth_figure(report, NARROW), "narrow", allocation),
-        "promise": inline_svg(promise_figure(report), "promise", promise),
-        "small_promise": inline_svg(promise_figure(report, SMALL), "small-promise", promise),
+        **for_page(partial(depth_figure, report), "depth", allocation, WIDE, NARROW),
+        **for_page(partial(promise_figure, report), "promise", promise, PLOT_SIZE, SMALL),
     }
     if report.precisions:
-        return plots | nested_plots(report, WIDE, SMALL)
-    curves = {"curve": curve_figure(report), "small_curve": curve_figure(report, SMALL)}
-    return plots | {name: inline_svg(figure, name.replace("_", "-"), curve) for name, figure in curves.items()}
+        return {**plots, **nested_plots(report, WIDE, SMALL)}
+    return {**plots, **for_page(partial(curve_figure, report), "curve", curve, PLOT_SIZE, SMALL)}
 
 
 def _row(site: Any, report: Report) -> Mapping[str, Any]:

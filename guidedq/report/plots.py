@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from guidedq.artifacts.forecast import Forecast
 from guidedq.artifacts.report import PlanPoint, Report, ScheduleFacts
+from guidedq.report.drawing import Size
 from guidedq.report.knee import knee
 from guidedq.report.palette import ACCENT, INK, LINES, MEASURED, MUTED, PAPER, VARIANT_COLOURS
 from guidedq.report.wording import loss_text
@@ -15,9 +16,6 @@ from guidedq.report.wording import loss_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Size = tuple[float, float]
-"""Width and height in inches; a page shows an inch as at least 72 pixels."""
 
 PLOT_SIZE: Size = (5.0, 3.7)
 SMALLEST_LOSS = 1e-12

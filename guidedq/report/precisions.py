@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from guidedq.artifacts.report import PrecisionFacts, Report
-from guidedq.report.drawing import inline_svg
-from guidedq.report.plots import Size, precisions_figure, schedules_figure
+from guidedq.report.drawing import Size, for_page
+from guidedq.report.plots import PLOT_SIZE, precisions_figure, schedules_figure
 from guidedq.report.wording import bytes_text, increase_text, interval_text, loss_text, share_text, signed_text
 
 
@@ -23,21 +24,15 @@ def at_widest(report: Report) -> str:
     return f" at {report.precisions[-1].bits} bits" if report.precisions else ""
 
 
-def nested_plots(report: Report, wide: Size, small: Size) -> dict[str, str]:
+def nested_plots(report: Report, wide: Size, small: Size) -> Mapping[str, str]:
     """Drawings of the precisions, and of the schedules if there are any, for a desktop and a phone."""
     curve = "Predicted and measured KL at each precision against the bits per weight that it reads."
-    plots = {
-        "curve": inline_svg(precisions_figure(report), "curve", curve),
-        "small_curve": inline_svg(precisions_figure(report, small), "small-curve", curve),
-    }
-    if report.schedules:
-        tried = "KL of each schedule that was tried, with its interval."
-        figures = {
-            "schedules": schedules_figure(report.schedules, report.model.unit, wide),
-            "small_schedules": schedules_figure(report.schedules, report.model.unit, small),
-        }
-        plots |= {name: inline_svg(figure, name.replace("_", "-"), tried) for name, figure in figures.items()}
-    return plots
+    plots = for_page(partial(precisions_figure, report), "curve", curve, PLOT_SIZE, small)
+    if not report.schedules:
+        return plots
+    tried = "KL of each schedule that was tried, with its interval."
+    schedules = partial(schedules_figure, report.schedules, report.model.unit)
+    return {**plots, **for_page(schedules, "schedules", tried, wide, small)}
 
 
 def precision_table(report: Report) -> tuple[Sequence[str], Sequence[Sequence[str]]]:

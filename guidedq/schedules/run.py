@@ -22,6 +22,7 @@ from guidedq.ir.model import Model, Objective
 from guidedq.progress import Progress
 from guidedq.registry import parse_stage
 from guidedq.report.write import write_report
+from guidedq.sampling import check_data, named_sampler
 from guidedq.schedules.precision import precisions
 from guidedq.schedules.schedule import (
     SCHEDULE_NAME,
@@ -32,7 +33,7 @@ from guidedq.schedules.schedule import (
     schedule_toml,
 )
 from guidedq.schedules.search import Candidate, candidates, costs_of, measured
-from guidedq.stages import AbstractBackend, AbstractSampler
+from guidedq.stages import AbstractBackend
 
 FEWEST_TEXTS = 2
 """To fit on, and to measure on."""
@@ -179,12 +180,9 @@ def _texts(
     progress: Progress,
 ) -> tuple[Tensor, Tensor]:
     """Tokens to fit on, and to measure on."""
-    if missing := [path for path in data if not path.exists()]:
-        raise CalibrationError(f"no such data: {', '.join(map(str, missing))}.")
+    check_data(data)
     if data:
-        options = {"samples": samples, "sequence-length": sequence_length}
-        words = " ".join(f"{option}={value}" for option, value in options.items() if value is not None)
-        sampler: AbstractSampler = parse_stage(f"files{{{words}}}", "sample")
+        sampler = named_sampler("files", samples, sequence_length)
         drawn = sampler.sample(model, data, (), seed=seed, progress=progress)
     else:
         backend: AbstractBackend = parse_stage(report.backend, "backend")

@@ -7,12 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guidedq.calibration.apart import LONGEST_DOCUMENT, Spans, document_numbers, parted
+from guidedq.calibration.split import Sizes
 
 
 def spans_of(lengths, sequence):
     numbers = document_numbers(lengths)
     numbers = numbers[: len(numbers) // sequence * sequence].reshape(-1, sequence)
     return Spans(first=numbers[:, 0], last=numbers[:, -1])
+
+
+def sizes(samples, tuning, probe):
+    return Sizes(samples=samples, tuning=tuning, probe=probe, evaluation=1, sequence_length=20)
 
 
 def documents(spans, chosen):
@@ -41,7 +46,7 @@ def test_long_documents_are_parted_and_short_ones_are_not():
 def test_in_a_long_text_no_part_shares_a_document_with_another_and_probes_are_from_all_over():
     spans = spans_of([80] * 100, 20)
     order = torch.randperm(400, generator=torch.Generator().manual_seed(0))
-    calibration, tuning, probe = parted(spans, order[20:], order[:20], (40, 200, 8))
+    calibration, tuning, probe = parted(spans, order[20:], order[:20], sizes(40, 200, 8))
     assert (len(calibration), len(tuning), len(probe)) == (40, 200, 8)
     measured = documents(spans, probe) | documents(spans, order[:20])
     assert not documents(spans, calibration) & measured
@@ -54,7 +59,7 @@ def test_in_a_long_text_no_part_shares_a_document_with_another_and_probes_are_fr
 def test_in_a_short_text_calibration_goes_without_the_probes_documents_as_far_as_it_can(seed):
     spans = spans_of([160] * 8, 20)  # eight sequences a document
     order = torch.randperm(64, generator=torch.Generator().manual_seed(seed))
-    calibration, tuning, probe = parted(spans, order, order[:0], (57, 57, 7))
+    calibration, tuning, probe = parted(spans, order, order[:0], sizes(57, 57, 7))
     assert sorted([*calibration.tolist(), *probe.tolist()]) == list(range(64))
     assert torch.equal(tuning, calibration)
     shared = spans.touching(probe)[calibration].long()

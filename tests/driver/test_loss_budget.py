@@ -104,7 +104,8 @@ def test_plan_and_compile_keep_the_bound_with_the_upper_end_of_the_interval(kept
     assert sum(part["bytes"] for part in kept.planned["parts"]) == kept.planned["bytes"]
     measured = kept.report["measured"]
     assert measured["loss_after"] - measured["loss_before"] <= kept.largest
-    assert kept.report["size"]["file_bytes"] == pytest.approx(kept.planned["bytes"], rel=0.02)
+    # compile measures what it is about to write on the probes: surer than the plan, it may take a smaller file
+    assert 0.9 * kept.planned["bytes"] <= kept.report["size"]["file_bytes"] <= 1.02 * kept.planned["bytes"]
     assert kept.report["budget"]["asked"] == kept.asked
 
 

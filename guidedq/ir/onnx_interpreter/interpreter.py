@@ -9,7 +9,6 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from guidedq.errors import UnsupportedOperatorError
 from guidedq.ir.feeding import fed, in_turns, sample_count
 from guidedq.ir.model import InputSpec
 from guidedq.ir.onnx_interpreter.execution import failure, run_node
@@ -69,8 +68,7 @@ class OnnxInterpreter(nn.Module):
         for node, reason in refused(step.node for step in self._steps):
             if node.name not in self._islands:
                 raise refusal(node, reason)
-        for name, reason in graph.unreadable.items():
-            raise UnsupportedOperatorError(f"the constant {name!r} cannot be read: {reason}")
+        graph.check_readable()
         self._inputs = tuple(inputs)
         self._output = output
         self.aliases: dict[str, str] = {}

@@ -10,7 +10,7 @@ import torch
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
-from guidedq.errors import ModelError, UnsupportedOperatorError
+from guidedq.errors import ModelError
 from guidedq.ir.onnx_interpreter.node import UNREADABLE, Body, Node, Value
 from guidedq.ir.onnx_interpreter.parsing import ParsedGraph
 from guidedq.ir.onnx_interpreter.table import refusal, refused
@@ -89,8 +89,7 @@ def find_islands(graph: ParsedGraph, elements: Mapping[str, int]) -> Mapping[str
     Raises:
         UnsupportedOperatorError: one of them cannot be run apart from the graph, or a constant cannot be read.
     """
-    for name, reason in graph.unreadable.items():
-        raise UnsupportedOperatorError(f"the constant {name!r} cannot be read: {reason}")
+    graph.check_readable()
     islands: dict[str, Island] = {}
     for node, reason in refused(graph.nodes):
         fits = all(elements.get(name, 0) in HELD for name in (*node.inputs, *node.outputs))

@@ -44,6 +44,15 @@ class ParsedGraph:
     outputs: Mapping[str, str]
     unreadable: Mapping[str, str]
 
+    def check_readable(self) -> None:
+        """See that all constants were read.
+
+        Raises:
+            UnsupportedOperatorError: torch has no type for one of them.
+        """
+        for name, reason in self.unreadable.items():
+            raise UnsupportedOperatorError(f"the constant {name!r} cannot be read: {reason}")
+
     def pruned(self, output: str) -> ParsedGraph:
         """Only the nodes and constants that the value `output` depends on."""
         needed = {output}
