@@ -33,9 +33,16 @@ static void write_half(uint8_t *to) { /* of any size below 2 */
     to[1] = (uint8_t)draw(0x40);
 }
 
-/* The value of a weight; `*size` is what the kernels' sums have for it: some take the middle from codes first. */
+/* The scale of a column in a segment. */
+static double column_scale(const Layout *layout, const uint8_t *blob, const float *scales, const Segment *s, size_t column) {
+    if (s->kind != ENTROPY || layout->column_scales < 0) return 1;
+    return scales[160 + 4 * (int)code_at(blob + layout->column_scales, column, 4)];
+}
+
+/* The value of a weight; `*size` is what the kernels' sums have for it: some take the middle from codes first, others
+ * take codes whole. */
 static double twin(const Layout *layout, const uint8_t *blob, const float *scales, const Segment *s, size_t row,
-                   size_t column, int integers, double *size) {
+                   size_t column, int whole, double *size) {
     const size_t columns = (size_t)layout->columns;
     const uint8_t *codes = blob + s->codes + row * row_bytes(s, columns);
     double value;
@@ -46,9 +53,10 @@ static double twin(const Layout *layout, const uint8_t *blob, const float *scale
         memcpy((char *)&found + 4 - bytes, codes + bytes * column, bytes);
         value = found;
     } else if (s->kind == ENTROPY) {
-        value = (codes[column] - 128.0) * scales[blob[(size_t)s->scales + row]];
-        if (layout->column_scales >= 0)
-            value *= scales[160 + 4 * (int)code_at(blob + layout->column_scales, column, 4)];
+        const double scale = scales[blob[(size_t)s->scales + row]] * column_scale(layout, blob, scales, s, column);
+        value = (codes[column] - 128.0) * scale;
+        *size = fabs(value) + (whole ? 128 * scale : 0);
+        return value;
     } else {
         const size_t bits = (size_t)s->bits, group = column / (size_t)s->group, groups = (size_t)s->groups;
         const double scale = half_at(blob + s->scales + 2 * (row * groups + group));
@@ -57,7 +65,7 @@ static double twin(const Layout *layout, const uint8_t *blob, const float *scale
                             : code_at(blob + s->zero_points + row * packed_bytes(groups, bits), group, bits);
         value = scale * (code - zero);
         *size = fabs(scale) * (bits > 4 ? fabs(code - middle) + fabs(zero - middle) : code + zero);
-        if (bits > 4 && integers) *size += fabs(scale) * (code + zero);
+        if (bits > 4 && whole) *size += fabs(scale) * (code + zero);
         for (size_t i = 0; i < (size_t)s->outliers; i++) {
             const size_t place = row * (size_t)s->outliers + i;
             const uint8_t *at = blob + s->outlier_columns + 2 * place;
@@ -140,13 +148,27 @@ static void round_blocks(float *inputs, size_t columns) {
     }
 }
 
+/* The largest number of each column's block, scaled as in a segment: inputs may have become 24 bits of it. */
+static void largest_of_blocks(const Layout *layout, const uint8_t *blob, const float *scales, const Segment *s,
+                              const float *inputs, double *largest) {
+    const size_t columns = (size_t)layout->columns;
+    for (size_t first = 0; first < columns; first += INTEGER_BLOCK) {
+        const size_t end = columns - first < INTEGER_BLOCK ? columns : first + INTEGER_BLOCK;
+        double most = 0;
+        for (size_t i = first; i < end; i++)
+            most = fmax(most, fabs(inputs[i]) * column_scale(layout, blob, scales, s, i));
+        for (size_t i = first; i < end; i++) largest[i] = most / column_scale(layout, blob, scales, s, i);
+    }
+}
+
 static int compare(const Layout *layout, const uint8_t *blob, const float *scales, const int32_t *order, int set) {
     const size_t rows = (size_t)layout->rows, columns = (size_t)layout->columns, count = draw(MOST_INPUTS + 1);
     float *inputs = malloc(count * columns * sizeof(float)), *outputs = malloc(count * rows * sizeof(float));
     float *values = malloc(rows * columns * sizeof(float));
+    double *largest = malloc(columns * sizeof(double));
     for (size_t i = 0; i < count * columns; i++) inputs[i] = (float)draw(20001) / 10000 - 1;
     const int threads = 1 + (int)draw(3);
-    const int integers = (int)draw(2);
+    const int integers = (int)draw(2), vnni = !strcmp(guidedq_instruction_set(set), "avx512vnni");
     int bad = guidedq_multiply(layout, blob, scales, order, inputs, (int64_t)count, outputs, threads, set, integers);
     for (size_t m = 0; integers && m < count; m++) round_blocks(inputs + m * columns, columns);
     bad |= guidedq_dequantize(layout, blob, scales, order, NULL, 0, layout->rows, values, threads, set) != DONE;
@@ -156,18 +178,22 @@ static int compare(const Layout *layout, const uint8_t *blob, const float *scale
         const Segment *s = &layout->segment[segment];
         for (size_t m = 0; m <= count && !bad; m++) { /* the last one compares values */
             double sum = 0, size = 0, bound = 0;
+            if (m < count) largest_of_blocks(layout, blob, scales, s, inputs + m * columns, largest);
             for (size_t i = 0; i < columns && !bad; i++) {
-                const double value = twin(layout, blob, scales, s, place - first, i, integers, &size);
+                const double value = twin(layout, blob, scales, s, place - first, i, integers || vnni, &size);
                 if (m == count) {
                     if (fabs(values[place * columns + i] - value) > fabs(value) * 2e-7)
                         bad = wrong("value", set, values[place * columns + i], value);
-                } else sum += value * inputs[m * columns + i], bound += size * fabs(inputs[m * columns + i]);
+                } else {
+                    sum += value * inputs[m * columns + i];
+                    bound += size * (unit * fabs(inputs[m * columns + i]) + (vnni ? ldexp(largest[i], -23) : 0));
+                }
             }
-            if (m < count && fabs(outputs[m * rows + place] - sum) > unit * bound + 1e-30)
+            if (m < count && fabs(outputs[m * rows + place] - sum) > bound + 1e-30)
                 bad = wrong("product", set, outputs[m * rows + place], sum);
         }
     }
-    free(inputs), free(outputs), free(values);
+    free(inputs), free(outputs), free(values), free(largest);
     return bad;
 }
 

@@ -13,11 +13,18 @@ from tolerances import UNIT_FLOAT32
 from torch import Tensor, nn
 
 from guidedq.artifacts.packed_weight import pack_weight, segment_rows
-from guidedq.artifacts.quantized_weight import AffineSegment, QuantizedWeight
+from guidedq.artifacts.quantized_weight import AffineSegment, EntropySegment, QuantizedWeight
 from guidedq.backends.packed_torch import kernels
 from guidedq.backends.packed_torch.modules import PackedEmbedding, PackedLinear, PackedWeight
-from guidedq.backends.packed_torch.native.calls import MOST_INPUTS, dequantize_rows, describe, multiply_rows
+from guidedq.backends.packed_torch.native.calls import (
+    INTEGER_BLOCK,
+    MOST_INPUTS,
+    dequantize_rows,
+    describe,
+    multiply_rows,
+)
 from guidedq.errors import ArtifactError
+from guidedq.quant.exponents import scales_of
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
 from guidedq.quant.grid import expand_groups
 from guidedq.quant.packing import read_layout
@@ -54,18 +61,36 @@ class Kernels:
         return dequantize_rows(compiled(), *arguments, instruction_set=instruction_set)
 
 
-def summed_sizes(weight: QuantizedWeight) -> Tensor:
-    """What the kernels add up for each weight: codes and zero points apart, and what an outlier stands in place of."""
+def summed_sizes(weight: QuantizedWeight, *, whole: bool) -> Tensor:
+    """What the kernels add up for each weight: codes and zero points apart, and what an outlier stands in place of.
+
+    Args:
+        weight: What is multiplied.
+        whole: Whether nothing is taken from wide codes before.
+    """
     sizes = torch.empty(weight.shape)
     for part in weight.segments:
         values = part.dequantize().abs()
+        if isinstance(part, EntropySegment) and whole:
+            values += 128 * scales_of(part.column_exponents) * scales_of(part.row_exponents)[:, None]
         if isinstance(part, AffineSegment):
-            middle = 2 ** (part.format.bits - 1) if part.format.bits > 4 else 0
+            middle = 2 ** (part.format.bits - 1) if part.format.bits > 4 and not whole else 0
             zero_points = expand_groups(part.grid.zero_points.float(), weight.shape[1], part.format)
             scales = expand_groups(part.grid.scales.float(), weight.shape[1], part.format)
             values += 3 * scales * ((part.codes.float() - middle).abs() + (zero_points - middle).abs())
         sizes[part.rows] = values
     return sizes.double()
+
+
+def rounded_sizes(weight: QuantizedWeight, inputs: Tensor, sizes: Tensor) -> Tensor:
+    """For each product, the sizes of weights times the largest input of their block: inputs become 24-bit numbers."""
+    found = torch.empty(len(inputs), weight.shape[0], dtype=torch.float64)
+    for part in weight.segments:
+        columns = scales_of(part.column_exponents) if isinstance(part, EntropySegment) else torch.ones(weight.shape[1])
+        scaled = nn.functional.pad((inputs * columns).abs(), (0, -weight.shape[1] % INTEGER_BLOCK))
+        largest = scaled.unflatten(1, (-1, INTEGER_BLOCK)).amax(2).repeat_interleave(INTEGER_BLOCK, 1)
+        found[:, part.rows] = largest[:, : weight.shape[1]].double() @ (sizes[part.rows] / columns.double()).t()
+    return found
 
 
 def instruction_sets() -> range:
@@ -90,8 +115,11 @@ def test_products_are_within_the_error_of_a_float32_sum(mix, rows, columns, seed
     kernels = Kernels(weight, seed % 4)
     exact = inputs.double() @ weight.dequantize().double().t()
     additions = columns / 8 + 32  # in each of at least eight lanes, then across lanes and at the ends
-    bound = additions * UNIT_FLOAT32 * (inputs.double().abs() @ summed_sizes(weight).t())
-    for number in instruction_sets():
+    for number, name in enumerate(compiled().instruction_sets):
+        sizes = summed_sizes(weight, whole=name == "avx512vnni")
+        bound = additions * UNIT_FLOAT32 * (inputs.double().abs() @ sizes.t())
+        if name == "avx512vnni":
+            bound += 2 * UNIT_FLOAT32 * rounded_sizes(weight, inputs, sizes)
         assert bool(((kernels.multiply(inputs, number) - exact).abs() <= bound).all())
 
 

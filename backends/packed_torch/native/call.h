@@ -4,14 +4,26 @@
 
 #include "weight.h"
 
+/* Inputs in integers, in blocks of INTEGER_BLOCK columns: what a block's digits make, times its scale. */
+typedef struct {
+    int8_t *digits;   /* [inputs, blocks, count, INTEGER_BLOCK], the highest first, in the order of a segment's
+                       * codes; NULL: in float */
+    float *scales;    /* [inputs, scale_stride], zeros behind */
+    int32_t *middles; /* [inputs, blocks, 2]: what the codes' middle adds to a block's sum of the last digit, and to that
+                       * of the digits above it */
+    size_t each;      /* blocks of an input */
+    size_t count;     /* digits of a number */
+    size_t scale_stride;
+} Blocks;
+
 /* The inputs of one segment, ready for its kernel. */
 typedef struct {
     float *values;     /* [inputs, stride], in the order in which the kernel reads codes; NULL: take them as they came */
     float *group_sums; /* [inputs, group_stride]: the sum of each group's inputs, zeros behind; NULL: not needed */
     size_t stride;
     size_t group_stride;
-    int shared; /* `values` belong to an earlier segment */
-    int8_t *codes; /* [inputs, blocks], inputs rounded to int8 in the order of the segment's codes; NULL: in float */
+    int shared;    /* `values` belong to an earlier segment */
+    Blocks blocks; /* they lie in `values` */
 } Prepared;
 
 typedef struct {
@@ -62,6 +74,6 @@ typedef struct {
 /* Those of instruction set number `set`, best first; NULL beyond the last. */
 const Kernels *guidedq_kernels(int set);
 
-extern const Kernels kernels_portable, kernels_neon, kernels_avx2, kernels_avx512;
+extern const Kernels kernels_portable, kernels_neon, kernels_avx2, kernels_avx512, kernels_avx512vnni;
 
 #endif

@@ -47,7 +47,8 @@ def multiply_rows(
 
     Sums are in float32, codes and zero points apart: the error is that of a float32 sum of as many products, each of
     them as large as `scale * (|code - m| + |zero_point - m|) * |input|`, where `m` is 0 up to 4 bits and else the
-    middle code.
+    middle code. Processors with AVX-512 VNNI take the inputs as integers of 24 bits, whose scale the largest of each
+    `INTEGER_BLOCK` columns decides: there `m` is 0, and that one's unit in the last place counts for all of its block.
 
     Args:
         library: The kernels.

@@ -20,6 +20,9 @@
 #define PICK_FOUR(bits, i) PICK_BYTE(bits, i), PICK_BYTE(bits, i + 1), PICK_BYTE(bits, i + 2), PICK_BYTE(bits, i + 3)
 #define PICK_ALL(bits) PICK_FOUR(bits, 0), PICK_FOUR(bits, 4), PICK_FOUR(bits, 8), PICK_FOUR(bits, 12)
 
-enum { READ_AHEAD = 64 }; /* bytes behind a row's end which a kernel may look at */
+enum {
+    READ_AHEAD = 64,    /* bytes behind a row's end which a kernel may look at */
+    MOST_UNPACKED = 64, /* codes that are unpacked at once, whether or not there are so many */
+};
 
 #endif

@@ -19,11 +19,15 @@ enum {
 };
 
 const Kernels *guidedq_kernels(int set) {
-    const Kernels *found[4];
+    const Kernels *found[5];
     int count = 0;
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
-        found[count++] = &kernels_avx512;
+    const int avx512 =
+        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+    if (avx512 && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+        __builtin_cpu_supports("avx512vnni"))
+        found[count++] = &kernels_avx512vnni;
+    if (avx512) found[count++] = &kernels_avx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found[count++] = &kernels_avx2;
 #elif defined(__aarch64__)
     found[count++] = &kernels_neon;

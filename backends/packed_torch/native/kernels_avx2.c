@@ -17,9 +17,12 @@
 
 #include "numbers.h"
 #include "lanes_avx2.h"
+#include "unpacking.h"
 #include "codes.h"
 #include "product.h"
-#include "integers.h"
+#include "scratch.h"
+#include "integers_avx2.h"
+#include "integer_rows.h"
 #include "rows.h"
 #include "planes.h"
 

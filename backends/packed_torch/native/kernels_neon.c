@@ -11,9 +11,10 @@ static inline uint8x16_t pick_of(const uint8_t bytes[16]) { return vld1q_u8(byte
 
 #include "numbers.h"
 #include "lanes_neon.h"
+#include "unpacking.h"
 #include "codes.h"
 #include "product.h"
-#include "integers.h"
+#include "scratch.h"
 #include "rows.h"
 #include "planes.h"
 

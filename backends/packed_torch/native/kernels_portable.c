@@ -5,9 +5,10 @@
 
 #include "numbers.h"
 #include "lanes_portable.h"
+#include "unpacking.h"
 #include "codes.h"
 #include "product.h"
-#include "integers.h"
+#include "scratch.h"
 #include "rows.h"
 #include "planes.h"
 

@@ -1,18 +1,4 @@
 /* What each instruction set does with a call: prepare its inputs, multiply some rows, dequantize some rows. */
-#include <stdlib.h>
-
-/* Room for the work on one row. */
-typedef struct {
-    uint8_t *codes;     /* a row's codes: packed, with READ_AHEAD zeros behind, or a byte each */
-    uint8_t *zero_points;
-    float *scales;      /* of groups, zeros up to a whole vector */
-    float *products;    /* scale times zero point, likewise */
-    float *word_scales; /* of the group of each word */
-    float *row;
-} Scratch;
-
-INLINE size_t whole(size_t count, size_t of) { return (count + of - 1) / of * of; }
-
 INLINE size_t block_codes(const Segment *segment) { return (size_t)LANES * WORD_CODES(segment->bits); }
 
 /* Whether codes are multiplied as they lie: words must not straddle groups. */
@@ -29,23 +15,6 @@ INLINE int has_zero_points(const Segment *segment) {
 /* What `multiply_row` leaves of a symmetric format's zero point. */
 INLINE float zero_left(const Segment *segment) { return segment->bits > 4 ? 0.0f : (float)(1 << (segment->bits - 1)); }
 
-static int find_scratch(const Layout *layout, Scratch *scratch) {
-    const size_t columns = (size_t)layout->columns;
-    size_t groups = 0;
-    for (int64_t s = 0; s < layout->segments; s++)
-        if ((size_t)layout->segment[s].groups > groups) groups = (size_t)layout->segment[s].groups;
-    const size_t floats = whole(groups, 2 * LANES), words = whole(columns, 8 * LANES) / 4 + LANES;
-    const size_t bytes = columns + READ_AHEAD;
-    scratch->scales = malloc((2 * floats + words + columns) * sizeof(float) + bytes + floats + 8);
-    if (!scratch->scales) return NO_MEMORY;
-    scratch->products = scratch->scales + floats;
-    scratch->word_scales = scratch->products + floats;
-    scratch->row = scratch->word_scales + words;
-    scratch->codes = (uint8_t *)(scratch->row + columns);
-    scratch->zero_points = scratch->codes + bytes;
-    return DONE;
-}
-
 static void order_inputs(const Call *call, const Segment *segment, const float *inputs, float *ordered) {
     const size_t length = WORD_CODES(segment->bits), columns = (size_t)call->layout->columns;
     float weights[8];
@@ -56,36 +25,6 @@ static void order_inputs(const Call *call, const Segment *segment, const float *
             for (size_t place = 0; place < length && i < columns; place++, i++)
                 ordered[place * LANES + lane] = (scales ? inputs[i] * scales[i] : inputs[i]) * weights[place];
 }
-
-static void sum_groups(const Segment *segment, const float *inputs, size_t columns, float *sums) {
-    const size_t width = (size_t)segment->group;
-    for (size_t start = 0; start < columns; start += width) {
-        double total = 0.0;
-        for (size_t i = start; i < start + width && i < columns; i++) total += inputs[i];
-        *sums++ = (float)total;
-    }
-}
-
-#if INTEGERS
-/* The same for a segment that is multiplied in integers. */
-static int prepare_integers(const Call *call, const Segment *segment, Prepared *prepared) {
-    const size_t columns = (size_t)call->layout->columns, length = whole(columns, INTEGER_BLOCK);
-    prepared->stride = length;
-    prepared->group_stride = whole((size_t)segment->groups, LANES);
-    prepared->values = calloc(call->count * (prepared->group_stride + length / 4) + 1, sizeof(float));
-    if (!prepared->values) return NO_MEMORY;
-    prepared->group_sums = prepared->values;
-    prepared->codes = (int8_t *)(prepared->values + call->count * prepared->group_stride);
-    for (size_t m = 0; m < call->count; m++) {
-        sum_groups(segment, call->inputs + m * columns, columns, prepared->group_sums + m * prepared->group_stride);
-        for (size_t i = 0; i < length; i++) {
-            const size_t column = i / INTEGER_BLOCK * INTEGER_BLOCK + column_at((int)segment->bits, i % INTEGER_BLOCK);
-            prepared->codes[m * length + i] = call->input_codes[m * length + column];
-        }
-    }
-    return DONE;
-}
-#endif
 
 static int prepare_segment(Call *call, const Segment *segment, Prepared *prepared) {
     const size_t columns = (size_t)call->layout->columns;
@@ -150,88 +89,13 @@ static void spread_scales(const Segment *segment, size_t words, Scratch *scratch
     }
 }
 
-INLINE int code_at(const uint8_t *codes, size_t column, size_t bits) {
-    uint16_t two = codes[column * bits / 8];
-    if (column * bits % 8 + bits > 8) two |= (uint16_t)(codes[column * bits / 8 + 1] << 8);
-    return two >> (column * bits % 8) & ((1 << bits) - 1);
-}
-
-/* Put outliers in place of what their codes said. */
-static int replace_outliers(const Call *call, const Segment *segment, size_t row, const Scratch *scratch, float *sums) {
-    const size_t columns = (size_t)call->layout->columns, bits = (size_t)segment->bits;
-    const uint8_t *codes = call->blob + segment->codes + row * row_bytes(segment, columns);
-    const uint8_t *zero_points = call->blob + segment->zero_points + row * zero_bytes(segment);
-    for (size_t i = 0; i < (size_t)segment->outliers; i++) {
-        const size_t column = outlier_column(call, segment, row, i);
-        if (column >= columns) return NO_SUCH_COLUMN;
-        const size_t group = column / (size_t)segment->group;
-        const int zero = segment->symmetric ? 1 << (bits - 1) : code_at(zero_points, group, bits);
-        const float said = (float)(code_at(codes, column, bits) - zero) * scratch->scales[group];
-        const float more = outlier_value(call, segment, row, i) - said;
-        for (size_t m = 0; m < call->count; m++) sums[m] += more * call->inputs[m * columns + column];
-    }
-    return DONE;
-}
-
-/* A row's codes, with READ_AHEAD bytes behind them. */
-static const uint8_t *codes_of(const Call *call, const Segment *segment, size_t row, Scratch *scratch) {
-    const size_t bytes = row_bytes(segment, (size_t)call->layout->columns);
-    const uint8_t *codes = call->blob + segment->codes + row * bytes;
-    if (call->blob + call->layout->bytes - codes >= (ptrdiff_t)(bytes + READ_AHEAD)) return codes;
-    memcpy(scratch->codes, codes, bytes);
-    memset(scratch->codes + bytes, 0, READ_AHEAD);
-    return scratch->codes;
-}
-
-#if INTEGERS
-/* Scale times zero point of each group: nothing was taken from the codes. */
-static void whole_zero_products(const Call *call, const Segment *segment, size_t row, Scratch *scratch) {
-    const size_t groups = (size_t)segment->groups, padded = whole(groups, LANES);
-    const uint8_t *packed = call->blob + segment->zero_points + row * zero_bytes(segment);
-    if (segment->symmetric) memset(scratch->zero_points, 1 << (segment->bits - 1), padded);
-    else unpack_codes(packed, call->blob + call->layout->bytes, (int)segment->bits, groups, scratch->zero_points);
-    for (size_t g = 0; g < padded; g += LANES) /* behind the last group, any number times the scale zero */
-        store_vector(scratch->products + g, multiply_add(vector_of_bytes(scratch->zero_points + g),
-                                                         load_vector(scratch->scales + g), vector_of(0.0f)));
-}
-
-static int multiply_row_in_integers(const Call *call, const Segment *segment, size_t row, Scratch *scratch,
-                                    float *sums) {
-    const Prepared *prepared = &call->prepared[segment - call->layout->segment];
-    const size_t blocks = prepared->stride / INTEGER_BLOCK, groups = (size_t)segment->groups;
-    const size_t each = groups == 1 ? blocks : (size_t)segment->group / INTEGER_BLOCK;
-    const uint8_t *codes = codes_of(call, segment, row, scratch);
-    const float *scales = scratch->scales;
-    float *products = scratch->word_scales + whole(blocks, LANES);
-    read_scales(call->blob + segment->scales + row * groups * 2, groups, scratch->scales);
-    whole_zero_products(call, segment, row, scratch);
-    if (each > 1) {
-        for (size_t block = 0; block < blocks; block++) scratch->word_scales[block] = scales[0];
-        for (size_t group = 1; group < groups; group++)
-            for (size_t block = group * each; block < blocks && block < (group + 1) * each; block++)
-                scratch->word_scales[block] = scales[group];
-        scales = scratch->word_scales;
-    }
-    for (size_t m = 0; m < call->count; m++) {
-        const float *own = call->input_scales + m * call->scale_stride;
-        for (size_t block = 0; block < blocks; block += LANES)
-            store_vector(products + block,
-                         multiply_add(load_vector(scales + block), load_vector(own + block), vector_of(0.0f)));
-        sums[m] = multiply_integers((int)segment->bits, codes, prepared->codes + m * prepared->stride, products, blocks);
-        sums[m] -= multiply_padded(scratch->products, prepared->group_sums + m * prepared->group_stride,
-                                   prepared->group_stride);
-    }
-    return replace_outliers(call, segment, row, scratch, sums);
-}
-#endif
-
 static int multiply_words(const Call *call, const Segment *segment, size_t row, Scratch *scratch, float *sums) {
     const Prepared *prepared = &call->prepared[segment - call->layout->segment];
+#if INTEGERS
+    if (prepared->blocks.digits) return multiply_in_integers(call, segment, row, scratch, sums);
+#endif
     const size_t blocks = prepared->stride / block_codes(segment);
     const uint8_t *codes = codes_of(call, segment, row, scratch);
-#if INTEGERS
-    if (prepared->codes) return multiply_row_in_integers(call, segment, row, scratch, sums);
-#endif
     const int entropy = segment->kind == ENTROPY, grouped = !entropy && segment->groups > 1;
     if (entropy) scratch->scales[0] = call->scales[call->blob[(size_t)segment->scales + row]];
     else {
@@ -305,7 +169,7 @@ static int multiply(const Call *call, size_t first, size_t last) {
     const size_t rows = (size_t)call->layout->rows;
     Scratch scratch;
     float sums[MOST_INPUTS];
-    int outcome = find_scratch(call->layout, &scratch);
+    int outcome = find_scratch(call, &scratch);
     if (outcome != DONE) return outcome;
     for (size_t place = first; outcome == DONE && place < last; place++) {
         size_t own = place;
@@ -325,7 +189,7 @@ static int multiply(const Call *call, size_t first, size_t last) {
 static int dequantize(const Call *call, size_t first, size_t last) {
     const size_t rows = (size_t)call->layout->rows, columns = (size_t)call->layout->columns;
     Scratch scratch;
-    int outcome = find_scratch(call->layout, &scratch);
+    int outcome = find_scratch(call, &scratch);
     if (outcome != DONE) return outcome;
     for (size_t i = first; outcome == DONE && i < last; i++) {
         const size_t row = (size_t)(call->wanted ? call->wanted[i] : call->first_row + (int64_t)i);

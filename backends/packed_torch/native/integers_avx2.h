@@ -1,12 +1,24 @@
 /* Codes of 2 to 6 bits times inputs rounded to int8, in blocks of INTEGER_BLOCK columns, by the integer instructions of
  * AVX2. Sums within a block are exact; blocks are added in float32. Whoever has no such instructions, and segments whose
  * groups are no whole blocks, multiply the rounded inputs as any others. */
-#if INTEGERS
 typedef __m256i Bytes;
 
 INLINE int by_integers(const Call *call, const Segment *segment) {
     return call->input_codes && segment->kind == AFFINE && segment->bits >= 2 && segment->bits <= 6 &&
            (segment->groups == 1 || segment->group % INTEGER_BLOCK == 0);
+}
+
+/* Inputs that are not rounded stay in float. */
+INLINE float split_block(const float *inputs, const float *scales, size_t width, const uint8_t *order,
+                         int8_t *digits) {
+    (void)inputs, (void)scales, (void)width, (void)order, (void)digits;
+    return 0.0f;
+}
+
+/* Codes are multiplied as they are. */
+INLINE int integer_middle(const int bits) { return (void)bits, 0; }
+INLINE void sum_middles(int bits, const Blocks *blocks, const int8_t *digits, int32_t *middles) {
+    (void)bits, (void)blocks, (void)digits, (void)middles;
 }
 
 /* The column of a block that comes at each place, so that codes meet their inputs after the fewest shifts. */
@@ -88,8 +100,8 @@ INLINE float multiply_blocks(const int bits, const uint8_t *codes, const int8_t 
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
-static float multiply_integers(int bits, const uint8_t *codes, const int8_t *inputs, const float *scales,
-                               size_t blocks) {
+static float multiply_one_input(int bits, const uint8_t *codes, const int8_t *inputs, const float *scales,
+                                size_t blocks) {
     switch (bits) {
         case 2: return multiply_blocks(2, codes, inputs, scales, blocks);
         case 3: return multiply_blocks(3, codes, inputs, scales, blocks);
@@ -98,4 +110,10 @@ static float multiply_integers(int bits, const uint8_t *codes, const int8_t *inp
         default: return multiply_blocks(6, codes, inputs, scales, blocks);
     }
 }
-#endif
+
+/* Adds a row's codes times some inputs to their sums; `scales` has one for each block of each. */
+static void multiply_integers(int bits, const uint8_t *codes, const Blocks *inputs, const float *scales, size_t count,
+                              float *sums) {
+    for (size_t m = 0; m < count; m++)
+        sums[m] += multiply_one_input(bits, codes, digits_of(inputs, m), scales + m * inputs->scale_stride, inputs->each);
+}

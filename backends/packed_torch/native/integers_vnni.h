@@ -1,0 +1,203 @@
+/* Codes of any width times inputs in integers, in blocks of INTEGER_BLOCK columns, by AVX-512 VNNI and VBMI on 256 bits:
+ * there are more units for these than for 512, and half as many sums to convert. Sums within a block are exact; blocks
+ * are added in float32. All inputs are taken: where they are not rounded to int8, each is three digits, which costs less
+ * than float32, whose inputs take four times the loads. Only segments whose groups are no whole blocks stay in float. */
+typedef struct { __m256i first, second; } Block; /* of codes, a byte each, in the order of `column_at` */
+
+INLINE int by_integers(const Call *call, const Segment *segment) {
+    (void)call;
+    return segment->kind == ENTROPY || segment->groups == 1 || segment->group % INTEGER_BLOCK == 0;
+}
+
+/* The column of a block that comes at each place, so that codes meet their inputs after the fewest steps. */
+INLINE size_t column_at(const int bits, const size_t place) {
+    const size_t half = place / 32, within = place % 32;
+    if (bits == 4) return 2 * within + half;
+    if (bits == 2 || bits == 3) return 16 * (within / 8) + 8 * half + within % 8;
+    return place;
+}
+
+/* Where in a word of 64 bits each of eight codes begins. */
+#define EIGHT_AT(bits, first)                                                                                          \
+    (char)(first), (char)((first) + (bits)), (char)((first) + 2 * (bits)), (char)((first) + 3 * (bits)),               \
+        (char)((first) + 4 * (bits)), (char)((first) + 5 * (bits)), (char)((first) + 6 * (bits)),                      \
+        (char)((first) + 7 * (bits))
+
+/* Eight codes of each word, from bit `first` on. */
+INLINE __m256i eights(const int bits, __m256i words, const int first) {
+    const __m256i starts = _mm256_broadcastq_epi64(_mm_setr_epi8(EIGHT_AT(bits, first), EIGHT_AT(bits, first)));
+    return _mm256_and_si256(_mm256_multishift_epi64_epi8(starts, words), _mm256_set1_epi8((char)((1 << bits) - 1)));
+}
+
+#define WORD_AT(first) EIGHT_AT(1, first) /* eight bytes */
+
+/* Four words of 64 bits, each `bytes` behind the last. */
+INLINE __m256i words_apart(const uint8_t *from, const int bytes) {
+    const __m256i places = _mm256_setr_epi8(WORD_AT(0), WORD_AT(bytes), WORD_AT(2 * bytes), WORD_AT(3 * bytes));
+    return _mm256_permutexvar_epi8(places, _mm256_loadu_si256((const __m256i *)(const void *)from));
+}
+
+INLINE Block block_at(const int bits, const uint8_t *codes) {
+    if (bits == 1) {
+        uint32_t masks[2];
+        memcpy(masks, codes, 8);
+        return (Block){_mm256_maskz_set1_epi8(masks[0], 1), _mm256_maskz_set1_epi8(masks[1], 1)};
+    }
+    if (bits <= 3) { /* sixteen codes to a word */
+        const __m256i words = words_apart(codes, 2 * bits);
+        return (Block){eights(bits, words, 0), eights(bits, words, 8 * bits)};
+    }
+    if (bits == 4) {
+        const __m256i pairs = _mm256_loadu_si256((const __m256i *)(const void *)codes), mask = _mm256_set1_epi8(15);
+        return (Block){_mm256_and_si256(pairs, mask), _mm256_and_si256(_mm256_srli_epi16(pairs, 4), mask)};
+    }
+    if (bits < 8) {
+        const __m256i first = words_apart(codes, bits), second = words_apart(codes + 4 * bits, bits);
+        return (Block){eights(bits, first, 0), eights(bits, second, 0)};
+    }
+    const __m256i *bytes = (const __m256i *)(const void *)codes;
+    return (Block){_mm256_loadu_si256(bytes), _mm256_loadu_si256(bytes + 1)};
+}
+
+/* What is taken from a code: codes wider than 4 bits lie far from zero, and sums would cancel. */
+INLINE int integer_middle(const int bits) { return bits > 4 ? 1 << (bits - 1) : 0; }
+
+enum { LARGEST_DIGITS = 127 << 16 };
+
+/* A block of numbers, times the columns' scales if there are any, as three digits in the order given. Returns their
+ * scale: NaN, as then all of the block is, if a number is not finite. */
+static float split_block(const float *inputs, const float *scales, size_t width, const uint8_t *order,
+                         int8_t *digits) {
+    __m512 values[4], largest = _mm512_setzero_ps(), nothing = _mm512_setzero_ps();
+    for (size_t i = 0; i < 4; i++) {
+        const size_t left = width > 16 * i ? width - 16 * i : 0;
+        const __mmask16 there = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+        values[i] = _mm512_maskz_loadu_ps(there, inputs + 16 * i);
+        if (scales) values[i] = _mm512_mul_ps(values[i], _mm512_maskz_loadu_ps(there, scales + 16 * i));
+        largest = _mm512_max_ps(largest, _mm512_abs_ps(values[i]));
+        nothing = _mm512_add_ps(nothing, _mm512_sub_ps(values[i], values[i]));
+    }
+    const float most = _mm512_reduce_max_ps(largest);
+    const __m512 steps = _mm512_set1_ps(most > 1e-30f ? (float)LARGEST_DIGITS / most : 0.0f);
+    uint8_t bytes[3][INTEGER_BLOCK];
+    for (size_t i = 0; i < 4; i++) {
+        __m512i number = _mm512_cvtps_epi32(_mm512_mul_ps(values[i], steps));
+        for (size_t digit = 3; digit-- > 0;) {
+            const __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(number, 24), 24);
+            _mm_storeu_si128((__m128i *)(void *)(bytes[digit] + 16 * i), _mm512_cvtepi32_epi8(low));
+            number = _mm512_srai_epi32(_mm512_sub_epi32(number, low), 8);
+        }
+    }
+    const __m512i places = _mm512_loadu_si512(order);
+    for (size_t digit = 0; digit < 3; digit++) {
+        const __m512i own = _mm512_permutexvar_epi8(places, _mm512_loadu_si512(bytes[digit]));
+        _mm512_storeu_si512(digits + digit * INTEGER_BLOCK, own);
+    }
+    return most / (float)LARGEST_DIGITS + _mm512_reduce_add_ps(nothing);
+}
+
+/* One sum of four codes times a digit in each of eight parts, twice, and `more` to the first. */
+INLINE __m256i add_products(Block codes, const int8_t *digits, __m256i more) {
+    const __m256i *from = (const __m256i *)(const void *)digits;
+    more = _mm256_dpbusd_epi32(more, codes.first, _mm256_load_si256(from));
+    return _mm256_dpbusd_epi32(more, codes.second, _mm256_load_si256(from + 1));
+}
+
+INLINE int32_t sum_of_digits(const int8_t *digits) {
+    const __m512i own = _mm512_load_si512(digits), one = _mm512_set1_epi8(1);
+    return _mm512_reduce_add_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), one, own));
+}
+
+/* For each block of an input, what its codes' middle adds to its sums. */
+static void sum_middles(int bits, const Blocks *blocks, const int8_t *digits, int32_t *middles) {
+    const int middle = integer_middle(bits);
+    if (!middle) return;
+    for (size_t block = 0; block < blocks->each; block++, middles += 2, digits += blocks->count * INTEGER_BLOCK) {
+        middles[0] = -middle * sum_of_digits(digits + (blocks->count - 1) * INTEGER_BLOCK);
+        if (blocks->count == 3)
+            middles[1] = -middle * (256 * sum_of_digits(digits) + sum_of_digits(digits + INTEGER_BLOCK));
+    }
+}
+
+INLINE float sum_of_eight(__m256 v) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+
+/* Sums of an input so far, in eight parts: of its last digit, and of those above. */
+typedef struct { __m256 low, high; } Sums;
+
+/* Where a block's sums begin. */
+INLINE __m256i middle_at(const int bits, const int32_t *middle) {
+    return integer_middle(bits) ? _mm256_zextsi128_si256(_mm_cvtsi32_si128(*middle)) : _mm256_setzero_si256();
+}
+
+/* Bytes: with three digits the processor follows so many addresses that it is too late for codes from memory. */
+enum { AHEAD = 8192 };
+
+INLINE void multiply_block(const int bits, const size_t count, const int inputs, const uint8_t *codes,
+                           const Blocks *blocks, size_t input, size_t block, const float *scales, Sums *sums) {
+    const uint8_t *here = codes + block * INTEGER_BLOCK / 8 * (size_t)bits;
+    const Block own = block_at(bits, here);
+    if (count == 3) _mm_prefetch((const char *)here + AHEAD, _MM_HINT_T1);
+    for (size_t m = input; m < input + (size_t)inputs; m++, scales += blocks->scale_stride, sums++) {
+        const int8_t *digits = digits_of(blocks, m) + block * count * INTEGER_BLOCK;
+        const int8_t *last = digits + (count - 1) * INTEGER_BLOCK;
+        const int32_t *middles = blocks->middles + m * middle_stride(blocks) + 2 * block;
+        const __m256i low = add_products(own, last, middle_at(bits, middles));
+        sums->low = _mm256_fmadd_ps(_mm256_cvtepi32_ps(low), _mm256_broadcast_ss(scales), sums->low);
+        if (count == 1) continue;
+        const __m256i highest = _mm256_slli_epi32(add_products(own, digits, _mm256_setzero_si256()), 8);
+        const __m256i above = add_products(own, digits + INTEGER_BLOCK, middle_at(bits, middles + 1));
+        const __m256 high = _mm256_cvtepi32_ps(_mm256_add_epi32(highest, above));
+        sums->high = _mm256_fmadd_ps(high, _mm256_broadcast_ss(scales), sums->high);
+    }
+}
+
+/* The part of `multiply_integers` for `inputs` inputs from number `input` on. */
+INLINE void multiply_blocks(const int bits, const size_t count, const int inputs, const uint8_t *codes,
+                            const Blocks *blocks, size_t input, const float *scales, float *found) {
+    Sums even[4], odd[4]; /* for the processor to work on both at once */
+    for (int m = 0; m < inputs; m++) even[m] = odd[m] = (Sums){_mm256_setzero_ps(), _mm256_setzero_ps()};
+    scales += input * blocks->scale_stride;
+    size_t block = 0;
+    for (; block + 2 <= blocks->each; block += 2) {
+        multiply_block(bits, count, inputs, codes, blocks, input, block, scales + block, even);
+        multiply_block(bits, count, inputs, codes, blocks, input, block + 1, scales + block + 1, odd);
+    }
+    if (block < blocks->each) multiply_block(bits, count, inputs, codes, blocks, input, block, scales + block, even);
+    for (int m = 0; m < inputs; m++) {
+        const float low = sum_of_eight(_mm256_add_ps(even[m].low, odd[m].low));
+        const float high = count == 1 ? 0.0f : sum_of_eight(_mm256_add_ps(even[m].high, odd[m].high));
+        found[input + (size_t)m] += low + 256.0f * high;
+    }
+}
+
+#define MULTIPLY_BLOCKS(bits, count, name)                                                                             \
+    static void name(const uint8_t *codes, const Blocks *blocks, const float *scales, size_t inputs, float *sums) {    \
+        size_t m = 0;                                                                                                  \
+        for (; m + 4 <= inputs; m += 4) multiply_blocks(bits, count, 4, codes, blocks, m, scales, sums);               \
+        for (; m + 2 <= inputs; m += 2) multiply_blocks(bits, count, 2, codes, blocks, m, scales, sums);               \
+        if (m < inputs) multiply_blocks(bits, count, 1, codes, blocks, m, scales, sums);                               \
+    }
+#define BOTH_COUNTS(bits)                                                                                              \
+    MULTIPLY_BLOCKS(bits, 1, multiply_one_digit_##bits)                                                                \
+    MULTIPLY_BLOCKS(bits, 3, multiply_three_digits_##bits)
+BOTH_COUNTS(1)
+BOTH_COUNTS(2)
+BOTH_COUNTS(3)
+BOTH_COUNTS(4)
+BOTH_COUNTS(5)
+BOTH_COUNTS(6)
+BOTH_COUNTS(7)
+BOTH_COUNTS(8)
+
+/* Adds a row's codes times some inputs to their sums; `scales` has one for each block of each. */
+static void multiply_integers(int bits, const uint8_t *codes, const Blocks *inputs, const float *scales, size_t count,
+                              float *sums) {
+#define COUNTS_OF(bits) {multiply_one_digit_##bits, multiply_three_digits_##bits}
+    static void (*const by_bits[][2])(const uint8_t *, const Blocks *, const float *, size_t, float *) = {
+        COUNTS_OF(1), COUNTS_OF(2), COUNTS_OF(3), COUNTS_OF(4), COUNTS_OF(5), COUNTS_OF(6), COUNTS_OF(7), COUNTS_OF(8)};
+    by_bits[bits - 1][inputs->count == 3](codes, inputs, scales, count, sums);
+}
