@@ -2,13 +2,6 @@
  * instruction set, so that compilers use it in these loops. */
 #include <string.h>
 
-/* The scales of a row's groups, and zeros up to a whole vector. */
-static void read_scales(const uint8_t *from, size_t groups, float *scales) {
-    size_t group = 0;
-    for (; group + LANES <= groups; group += LANES) store_vector(scales + group, vector_of_halves(from + 2 * group));
-    for (; group % LANES || group < groups; group++) scales[group] = group < groups ? half_at(from + 2 * group) : 0.0f;
-}
-
 static void dequantize_groups(const uint8_t *codes, const float *scales, const uint8_t *zero_points,
                               const Segment *segment, size_t columns, float *values) {
     const size_t width = (size_t)segment->group;

@@ -1,6 +1,6 @@
 /* Rows of codes times inputs in integers, block by block: scales, zero points and outliers around what the instruction
- * set's own file does. Inputs that are rounded to int8 have one digit to a block's scale; where all others are taken, these
- * have three, 24 bits, which is what a float32 has. */
+ * set's own file does. Inputs that are rounded to int8 have one digit to a block's scale; where all others are taken,
+ * these have three, 24 bits, which is what a float32 has. */
 
 INLINE int is_rounded(const Call *call, const Segment *segment) { return call->input_codes && segment->kind == AFFINE; }
 
@@ -57,7 +57,7 @@ static int prepare_integers(const Call *call, const Segment *segment, Prepared *
 }
 
 /* A row's zero points, a byte each. */
-static const uint8_t *zero_points_of(const Call *call, const Segment *segment, size_t row, Scratch *scratch) {
+INLINE const uint8_t *zero_points_of(const Call *call, const Segment *segment, size_t row, Scratch *scratch) {
     const size_t groups = (size_t)segment->groups;
     const uint8_t *packed = call->blob + segment->zero_points + row * zero_bytes(segment);
     if (segment->symmetric) memset(scratch->zero_points, 1 << (segment->bits - 1), groups);
@@ -65,8 +65,8 @@ static const uint8_t *zero_points_of(const Call *call, const Segment *segment, s
     return scratch->zero_points;
 }
 
-/* A row's scales times those of each input's blocks, and from each sum what its zero points add to it. */
-static void scale_blocks(const Call *call, const Segment *segment, size_t row, Scratch *scratch, float *found) {
+/* A row's scales times those of each input's blocks, and what its zero points add to each sum. */
+INLINE void scale_blocks(const Call *call, const Segment *segment, size_t row, Scratch *scratch, float *zeros) {
     const Prepared *prepared = &call->prepared[segment - call->layout->segment];
     const Blocks *inputs = &prepared->blocks;
     const size_t groups = (size_t)segment->groups, stride = inputs->scale_stride;
@@ -90,21 +90,58 @@ static void scale_blocks(const Call *call, const Segment *segment, size_t row, S
         for (size_t block = 0; block < inputs->each; block += LANES)
             store_vector(products + m * stride + block,
                          multiply_add(load_vector(spread + block), load_vector(own + block), vector_of(0.0f)));
-        found[m] -= sum(total);
+        zeros[m] = sum(total);
     }
 }
 
-static int multiply_in_integers(const Call *call, const Segment *segment, size_t row, Scratch *scratch, float *sums) {
+/* `rows` rows from `row` on, for codes of `bits` bits and inputs of `count` digits; `listed` says which they are. */
+INLINE int multiply_run(const int bits, const size_t count, const Call *call, const Segment *segment, size_t row,
+                        size_t rows, const int32_t *listed, Scratch *scratch) {
     const Blocks *blocks = &call->prepared[segment - call->layout->segment].blocks;
-    const uint8_t *codes = codes_of(call, segment, row, scratch);
-    memset(sums, 0, call->count * sizeof(float));
-    if (segment->kind == ENTROPY) {
-        const float scale = call->scales[call->blob[(size_t)segment->scales + row]];
-        multiply_integers(8, codes, blocks, blocks->scales, call->count, sums);
-        for (size_t m = 0; m < call->count; m++) sums[m] *= scale;
-        return DONE;
+    const size_t all = (size_t)call->layout->rows;
+    for (size_t end = row + rows; row < end; row++, listed++) {
+        const uint8_t *codes = codes_of(call, segment, row, scratch);
+        float sums[MOST_INPUTS];
+        if ((size_t)*listed >= all) return NO_SUCH_ROW;
+        if (segment->kind == ENTROPY) {
+            const float scale = call->scales[call->blob[(size_t)segment->scales + row]];
+            multiply_integers(bits, count, codes, blocks, blocks->scales, call->count, sums);
+            for (size_t m = 0; m < call->count; m++) call->outputs[m * all + (size_t)*listed] = scale * sums[m];
+            continue;
+        }
+        float zeros[MOST_INPUTS];
+        scale_blocks(call, segment, row, scratch, zeros);
+        multiply_integers(bits, count, codes, blocks, scratch->block_scales, call->count, sums);
+        for (size_t m = 0; m < call->count; m++) sums[m] -= zeros[m];
+        if (segment->outliers && replace_outliers(call, segment, row, scratch, sums) != DONE) return NO_SUCH_COLUMN;
+        for (size_t m = 0; m < call->count; m++) call->outputs[m * all + (size_t)*listed] = sums[m];
     }
-    scale_blocks(call, segment, row, scratch, sums);
-    multiply_integers((int)segment->bits, codes, blocks, scratch->block_scales, call->count, sums);
-    return segment->outliers ? replace_outliers(call, segment, row, scratch, sums) : DONE;
+    return DONE;
+}
+
+#define RUN(bits, count, name)                                                                                         \
+    static int name(const Call *call, const Segment *segment, size_t row, size_t rows, const int32_t *listed,          \
+                    Scratch *scratch) {                                                                                \
+        return multiply_run(bits, count, call, segment, row, rows, listed, scratch);                                   \
+    }
+#define BOTH_RUNS(bits)                                                                                                \
+    RUN(bits, 1, one_digit_##bits)                                                                                     \
+    RUN(bits, 3, three_digits_##bits)
+BOTH_RUNS(1)
+BOTH_RUNS(2)
+BOTH_RUNS(3)
+BOTH_RUNS(4)
+BOTH_RUNS(5)
+BOTH_RUNS(6)
+BOTH_RUNS(7)
+BOTH_RUNS(8)
+
+/* `rows` rows of a segment from `row` on. */
+static int multiply_in_integers(const Call *call, const Segment *segment, size_t row, size_t rows,
+                                const int32_t *listed, Scratch *scratch) {
+#define RUNS_OF(bits) {one_digit_##bits, three_digits_##bits}
+    static int (*const by_bits[][2])(const Call *, const Segment *, size_t, size_t, const int32_t *, Scratch *) = {
+        RUNS_OF(1), RUNS_OF(2), RUNS_OF(3), RUNS_OF(4), RUNS_OF(5), RUNS_OF(6), RUNS_OF(7), RUNS_OF(8)};
+    const size_t digits = call->prepared[segment - call->layout->segment].blocks.count;
+    return by_bits[segment->bits - 1][digits == 3](call, segment, row, rows, listed, scratch);
 }

@@ -100,20 +100,9 @@ INLINE float multiply_blocks(const int bits, const uint8_t *codes, const int8_t 
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
-static float multiply_one_input(int bits, const uint8_t *codes, const int8_t *inputs, const float *scales,
-                                size_t blocks) {
-    switch (bits) {
-        case 2: return multiply_blocks(2, codes, inputs, scales, blocks);
-        case 3: return multiply_blocks(3, codes, inputs, scales, blocks);
-        case 4: return multiply_blocks(4, codes, inputs, scales, blocks);
-        case 5: return multiply_blocks(5, codes, inputs, scales, blocks);
-        default: return multiply_blocks(6, codes, inputs, scales, blocks);
-    }
-}
-
-/* Adds a row's codes times some inputs to their sums; `scales` has one for each block of each. */
-static void multiply_integers(int bits, const uint8_t *codes, const Blocks *inputs, const float *scales, size_t count,
-                              float *sums) {
-    for (size_t m = 0; m < count; m++)
-        sums[m] += multiply_one_input(bits, codes, digits_of(inputs, m), scales + m * inputs->scale_stride, inputs->each);
+/* A row's codes times some inputs of one digit; `scales` has one for each block of each. */
+INLINE void multiply_integers(const int bits, const size_t digits, const uint8_t *codes, const Blocks *inputs,
+                              const float *scales, size_t count, float *sums) {
+    for (size_t m = 0; digits == 1 && m < count; m++)
+        sums[m] = multiply_blocks(bits, codes, digits_of(inputs, m), scales + m * inputs->scale_stride, inputs->each);
 }

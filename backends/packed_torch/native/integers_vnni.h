@@ -168,36 +168,20 @@ INLINE void multiply_blocks(const int bits, const size_t count, const int inputs
     }
     if (block < blocks->each) multiply_block(bits, count, inputs, codes, blocks, input, block, scales + block, even);
     for (int m = 0; m < inputs; m++) {
-        const float low = sum_of_eight(_mm256_add_ps(even[m].low, odd[m].low));
-        const float high = count == 1 ? 0.0f : sum_of_eight(_mm256_add_ps(even[m].high, odd[m].high));
-        found[input + (size_t)m] += low + 256.0f * high;
+        __m256 total = _mm256_add_ps(even[m].low, odd[m].low);
+        if (count == 3) {
+            const __m256 high = _mm256_add_ps(even[m].high, odd[m].high);
+            total = _mm256_fmadd_ps(high, _mm256_set1_ps(256.0f), total);
+        }
+        found[input + (size_t)m] = sum_of_eight(total);
     }
 }
 
-#define MULTIPLY_BLOCKS(bits, count, name)                                                                             \
-    static void name(const uint8_t *codes, const Blocks *blocks, const float *scales, size_t inputs, float *sums) {    \
-        size_t m = 0;                                                                                                  \
-        for (; m + 4 <= inputs; m += 4) multiply_blocks(bits, count, 4, codes, blocks, m, scales, sums);               \
-        for (; m + 2 <= inputs; m += 2) multiply_blocks(bits, count, 2, codes, blocks, m, scales, sums);               \
-        if (m < inputs) multiply_blocks(bits, count, 1, codes, blocks, m, scales, sums);                               \
-    }
-#define BOTH_COUNTS(bits)                                                                                              \
-    MULTIPLY_BLOCKS(bits, 1, multiply_one_digit_##bits)                                                                \
-    MULTIPLY_BLOCKS(bits, 3, multiply_three_digits_##bits)
-BOTH_COUNTS(1)
-BOTH_COUNTS(2)
-BOTH_COUNTS(3)
-BOTH_COUNTS(4)
-BOTH_COUNTS(5)
-BOTH_COUNTS(6)
-BOTH_COUNTS(7)
-BOTH_COUNTS(8)
-
-/* Adds a row's codes times some inputs to their sums; `scales` has one for each block of each. */
-static void multiply_integers(int bits, const uint8_t *codes, const Blocks *inputs, const float *scales, size_t count,
-                              float *sums) {
-#define COUNTS_OF(bits) {multiply_one_digit_##bits, multiply_three_digits_##bits}
-    static void (*const by_bits[][2])(const uint8_t *, const Blocks *, const float *, size_t, float *) = {
-        COUNTS_OF(1), COUNTS_OF(2), COUNTS_OF(3), COUNTS_OF(4), COUNTS_OF(5), COUNTS_OF(6), COUNTS_OF(7), COUNTS_OF(8)};
-    by_bits[bits - 1][inputs->count == 3](codes, inputs, scales, count, sums);
+/* A row's codes times some inputs of `digits` digits; `scales` has one for each block of each. */
+INLINE void multiply_integers(const int bits, const size_t digits, const uint8_t *codes, const Blocks *inputs,
+                              const float *scales, size_t count, float *sums) {
+    size_t m = 0;
+    for (; m + 4 <= count; m += 4) multiply_blocks(bits, digits, 4, codes, inputs, m, scales, sums);
+    for (; m + 2 <= count; m += 2) multiply_blocks(bits, digits, 2, codes, inputs, m, scales, sums);
+    if (m < count) multiply_blocks(bits, digits, 1, codes, inputs, m, scales, sums);
 }

@@ -91,9 +91,6 @@ static void spread_scales(const Segment *segment, size_t words, Scratch *scratch
 
 static int multiply_words(const Call *call, const Segment *segment, size_t row, Scratch *scratch, float *sums) {
     const Prepared *prepared = &call->prepared[segment - call->layout->segment];
-#if INTEGERS
-    if (prepared->blocks.digits) return multiply_in_integers(call, segment, row, scratch, sums);
-#endif
     const size_t blocks = prepared->stride / block_codes(segment);
     const uint8_t *codes = codes_of(call, segment, row, scratch);
     const int entropy = segment->kind == ENTROPY, grouped = !entropy && segment->groups > 1;
@@ -171,14 +168,22 @@ static int multiply(const Call *call, size_t first, size_t last) {
     float sums[MOST_INPUTS];
     int outcome = find_scratch(call, &scratch);
     if (outcome != DONE) return outcome;
-    for (size_t place = first; outcome == DONE && place < last; place++) {
+    for (size_t place = first, done; outcome == DONE && place < last; place += done) {
         size_t own = place;
         const Segment *segment = segment_of(call->layout, &own);
+#if INTEGERS
+        if (call->prepared[segment - call->layout->segment].blocks.digits) {
+            done = (size_t)segment->rows - own < last - place ? (size_t)segment->rows - own : last - place;
+            outcome = multiply_in_integers(call, segment, own, done, call->rows + place, &scratch);
+            continue;
+        }
+#endif
         const size_t row = (size_t)call->rows[place];
         if (row >= rows) {
             outcome = NO_SUCH_ROW;
             break;
         }
+        done = 1;
         outcome = (by_words(segment) ? multiply_words : multiply_values)(call, segment, own, &scratch, sums);
         for (size_t m = 0; m < call->count; m++) call->outputs[m * rows + row] = sums[m];
     }

@@ -1,4 +1,4 @@
-/* Codes into a byte each, by 64-bit arithmetic. */
+/* A row's codes into a byte each, by 64-bit arithmetic, and its scales. */
 #include <string.h>
 
 /* `count` codes into a byte each, up to seven bytes more; nothing from `limit` on is read. The three steps of
@@ -20,4 +20,11 @@ static void unpack_codes(const uint8_t *from, const uint8_t *limit, int bits, si
         word = (word & ones) | ((word << (8 - bits)) & (ones << 8));
         memcpy(codes + done, &word, 8);
     }
+}
+
+/* The scales of a row's groups, and zeros up to a whole vector. */
+static void read_scales(const uint8_t *from, size_t groups, float *scales) {
+    size_t group = 0;
+    for (; group + LANES <= groups; group += LANES) store_vector(scales + group, vector_of_halves(from + 2 * group));
+    for (; group % LANES || group < groups; group++) scales[group] = group < groups ? half_at(from + 2 * group) : 0.0f;
 }

@@ -1,5 +1,5 @@
-/* Codes into a byte each by AVX-512 VBMI, sixty-four at a time: eight of them fill `bits` bytes, which come to lie in
- * eight bytes of their own, and there each code is shifted to its byte. */
+/* A row's scales, and its codes into a byte each, by AVX-512 and VBMI. Sixty-four codes at a time: eight fill `bits` bytes,
+ * which come to lie in eight bytes of their own, and there each code is shifted to its byte. */
 #define NTH_OF_EIGHT(bits, eight, i) (char)((eight) * (bits) + (i))
 #define EIGHT_BYTES(bits, eight)                                                                                       \
     NTH_OF_EIGHT(bits, eight, 7), NTH_OF_EIGHT(bits, eight, 6), NTH_OF_EIGHT(bits, eight, 5),                          \
@@ -38,5 +38,13 @@ static void unpack_codes(const uint8_t *from, const uint8_t *limit, int bits, si
             default: spread = packed; break;
         }
         _mm512_storeu_si512(codes + done, spread);
+    }
+}
+
+/* The scales of a row's groups, and zeros up to a whole vector. */
+INLINE void read_scales(const uint8_t *from, size_t groups, float *scales) {
+    for (size_t group = 0; group < groups; group += LANES) {
+        const __mmask16 there = (__mmask16)first_bytes(groups - group);
+        store_vector(scales + group, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(there, from + 2 * group)));
     }
 }
