@@ -68,22 +68,36 @@ class PackedWeight(nn.Module):
         layout = read_layout(blob, name, matrix)
         self.header = bytes(blob[: PREFIX_BYTES + SEGMENT_HEADER.size * len(layout.segments)].tolist()).hex()
         listed = torch.cat(segment_rows(blob, name, layout))
-        self._hold(blob, listed.int(), listed.argsort().int(), torch.empty(0), layout)
+        tensors = (blob, listed.int(), listed.argsort().int(), torch.empty(0))
+        self._hold(*tensors, layout, describe(layout, len(blob)))
 
     @classmethod
     def around(
-        cls, blob: Tensor, listed: Tensor, places: Tensor, dtype_anchor: Tensor, layout: BlobLayout
+        cls,
+        blob: Tensor,
+        listed: Tensor,
+        places: Tensor,
+        dtype_anchor: Tensor,
+        layout: BlobLayout,
+        description: bytes,
     ) -> PackedWeight:
         """The same weight as a matrix, around tensors that an operator was given; nothing is read or checked."""
         packed = cls.__new__(cls)
         nn.Module.__init__(packed)
         packed.shape, packed.transposed = layout.shape, False
-        packed._hold(blob, listed, places, dtype_anchor, layout)
+        packed._hold(blob, listed, places, dtype_anchor, layout, description)
         return packed
 
-    def _hold(self, blob: Tensor, listed: Tensor, places: Tensor, dtype_anchor: Tensor, layout: BlobLayout) -> None:
-        self.layout = layout
-        self.description = describe(layout, len(blob))
+    def _hold(
+        self,
+        blob: Tensor,
+        listed: Tensor,
+        places: Tensor,
+        dtype_anchor: Tensor,
+        layout: BlobLayout,
+        description: bytes,
+    ) -> None:
+        self.layout, self.description = layout, description
         self.register_buffer("blob", blob)
         self.register_buffer("listed", listed, persistent=False)  # rows, segment after segment
         self.register_buffer("places", places, persistent=False)  # where each row is listed

@@ -18,6 +18,8 @@ from torch import Tensor
 from guidedq.quant.nested import parse_nested
 from guidedq.quant.packing import BlobLayout, read_layout
 
+from .native.calls import describe
+
 if TYPE_CHECKING:
     from .modules import PackedWeight
     from .planes import PlaneWeight
@@ -58,9 +60,8 @@ def _(index: Tensor, *weight: Any) -> Tensor:
 )
 def packed_linear(values: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     """`values`, `[..., columns]`, times the transposed matrix, plus the bias: `[..., rows]`."""
-    from .modules import PackedLinear
-
-    return PackedLinear(_weight(*weight), bias)(values)
+    outputs = _weight(*weight).multiply(values)
+    return outputs if bias is None else outputs.add_(bias)
 
 
 @packed_linear.register_fake
@@ -110,17 +111,20 @@ def _weight(
 ) -> PackedWeight:
     from .modules import PackedWeight
 
-    layout = _layout(header, len(blob), rows, columns)
-    return PackedWeight.around(blob, listed, places, dtype_anchor, layout)
+    return PackedWeight.around(blob, listed, places, dtype_anchor, *_layout(header, len(blob), rows, columns))
 
 
 @cache
-def _layout(header: str, length: int, rows: int, columns: int) -> BlobLayout:
-    """There are as many as layers differ, and reading one takes as long as multiplying by a small matrix."""
+def _layout(header: str, length: int, rows: int, columns: int) -> tuple[BlobLayout, bytes]:
+    """A blob's layout, and the same for the kernels.
+
+    There are as many as layers differ, and reading one takes as long as multiplying by a small matrix.
+    """
     head = torch.tensor(list(bytes.fromhex(header)), dtype=torch.uint8)
     blob = torch.zeros(length, dtype=torch.uint8)
     blob[: len(head)] = head
-    return read_layout(blob, "a packed weight", (rows, columns))
+    layout = read_layout(blob, "a packed weight", (rows, columns))
+    return layout, describe(layout, length)
 
 
 def _nested(
