@@ -30,12 +30,13 @@ PAGE = """\
     guidedq compile MODEL --budget 4bits --activations int8 --out small
 
 Linear layers of a packed PyTorch model then round what they multiply: each call anew, 64 columns share a scale, and the
-largest of them becomes 127. Codes in groups of 64, or a multiple, are multiplied in integers: those of 2 to 6 bits where
-the processor has AVX2, all where it has AVX-512 VNNI. All else multiplies the rounded numbers in float, so the result is
-the same everywhere but for the order of float32 sums. Codes have fixed widths then. With AVX-512 VNNI inputs that are
-not rounded are multiplied in integers too, as 24-bit numbers, so there is less to gain. The forecast and the measurement of `compile --activations int8`
-count the rounding, and the folder that it writes says so: it is read as it was measured. A folder of fixed widths that
-does not say so can be read that way too: `guidedq.load_quantized("small", activations="int8")`.
+largest of them becomes 127. Codes in groups of 64, or a multiple, are multiplied in integers: those of 2 to 6 bits
+where the processor has AVX2, all where it has AVX-512 VNNI. All else multiplies the rounded numbers in float, so the
+result is the same everywhere but for the order of float32 sums. Codes have fixed widths then. With AVX-512 VNNI inputs
+that are not rounded are multiplied in integers too, as 24-bit numbers, so there is less to gain. The forecast and the
+measurement of `compile --activations int8` count the rounding, and the folder that it writes says so: it is read as it
+was measured. A folder of fixed widths that does not say so can be read that way too:
+`guidedq.load_quantized("small", activations="int8")`.
 Embeddings, convolutions and nested weights stay in float, and there are no such kernels for NEON and GPUs.
 
 `benchmarks/integer_kernels.py` wrote this page ({machine}, one thread, load {load:.1f} at the start)."""
