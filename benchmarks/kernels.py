@@ -24,10 +24,13 @@ from records import Record, Row, write_page
 from torch import Tensor, nn
 
 import guidedq
+from guidedq.artifacts.packed_weight import pack_weight
+from guidedq.artifacts.quantized_weight import EntropySegment, QuantizedWeight
 from guidedq.backends.packed_torch import kernels
 from guidedq.backends.packed_torch.modules import PackedLinear, PackedWeight
 from guidedq.backends.packed_torch.native.library import library
-from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format
+from guidedq.quant.exponents import ONE
+from guidedq.quant.formats import ENTROPY_ZERO, AffineFormat, EntropyFormat, FloatFormat, Format
 from guidedq.quant.packing import blob_bytes, read_layout, region_widths, write_header
 
 SIZES = (2048, 4096, 8192)
@@ -117,19 +120,32 @@ def layers(size: int, threads: int, repeats: int, record: Record) -> None:
 
 def random_packed(format: Format, size: int) -> PackedWeight:
     """A weight of random codes, with scales such that no number is too large."""
+    if isinstance(format, EntropyFormat):
+        return PackedWeight(pack_weight(random_entropy(format, size)), "random", (size, size), transposed=False)
     held = torch.randint(0, 256, (blob_bytes(size, [(format, size)]),), dtype=torch.uint8)
-    header = write_header([(format, size)], size, streams=False, scaled=False)
+    header = write_header([(format, size)], size, scaled=False)
     held[: len(header)] = torch.tensor(list(header), dtype=torch.uint8)
     (part,) = read_layout(held, "random", (size, size)).segments
     widths = region_widths(format, size)
     if isinstance(format, AffineFormat):
         start = part.offset + size * widths[0]
         held[start : start + size * widths[1]] = halves(size * widths[1] // 2)
-    elif isinstance(format, FloatFormat):
-        held[part.offset :] = halves(size * size)
     else:
-        held[-size:] = 150
+        held[part.offset :] = halves(size * size)
     return PackedWeight(held, "random", (size, size), transposed=False)
+
+
+def random_entropy(format: EntropyFormat, size: int) -> QuantizedWeight:
+    """The codes of Gaussian weights."""
+    codes = torch.randn(size, size).div_(format.step).round_().clamp_(-ENTROPY_ZERO, ENTROPY_ZERO - 1)
+    segment = EntropySegment(
+        format=format,
+        rows=torch.arange(size),
+        codes=codes.add_(ENTROPY_ZERO).to(torch.uint8),
+        row_exponents=torch.full((size,), ONE, dtype=torch.uint8),
+        column_exponents=torch.full((size,), ONE, dtype=torch.uint8),
+    )
+    return QuantizedWeight(name="random", shape=(size, size), segments=(segment,))
 
 
 def halves(count: int) -> Tensor:

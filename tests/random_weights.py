@@ -10,7 +10,6 @@ from hypothesis import strategies
 from torch import Tensor
 
 from guidedq.artifacts.quantized_weight import (
-    ENTROPY_ZERO,
     FLOAT_DTYPES,
     AffineSegment,
     EntropySegment,
@@ -20,7 +19,7 @@ from guidedq.artifacts.quantized_weight import (
     affine_segment,
 )
 from guidedq.quant.exponents import ONE, PARTS
-from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format
+from guidedq.quant.formats import ENTROPY_ZERO, AffineFormat, EntropyFormat, FloatFormat, Format
 from guidedq.quant.grid import Grid
 from guidedq.quant.packing import COLUMN_BITS, COLUMN_STEP, COLUMN_ZERO
 

@@ -15,9 +15,9 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from guidedq.artifacts.quantized_weight import ENTROPY_ZERO, FloatSegment
+from guidedq.artifacts.quantized_weight import FloatSegment
 from guidedq.ir.graph import Storage
-from guidedq.quant.formats import FloatFormat
+from guidedq.quant.formats import ENTROPY_ZERO, FloatFormat
 
 from .coded import store_codes, store_exponents
 from .layout import BYTE_BITS

@@ -13,7 +13,8 @@ from guidedq.errors import ArtifactError
 from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import UseKind
 from guidedq.ir.model import Model
-from guidedq.quant.formats import AffineFormat, Format
+from guidedq.quant.formats import AffineFormat
+from guidedq.quant.packing import HeldFormat
 
 from .modules import PackedLinear, PackedWeight
 from .native.calls import INTEGER_BLOCK
@@ -52,7 +53,7 @@ def _multiplied(model: Any) -> list[PackedWeight]:
     return [weight for weight in layers if isinstance(weight, PackedWeight)]
 
 
-def _by_integers(format: Format) -> bool:
+def _by_integers(format: HeldFormat) -> bool:
     """Whether `by_integers` of `native/integers.h` takes rows of this format."""
     if not isinstance(format, AffineFormat):
         return False

@@ -1,11 +1,11 @@
 """Modules that keep their weight packed, and multiply by it as it lies or dequantize it on use.
 
-A packed weight stays packed in memory, an entropy-coded one with a byte for each code. Kernels (`kernels.py`)
-multiply a few inputs by it without unpacking; for more, each call unpacks the weight anew, part by part, an embedding
-only the rows that are asked for. Where there are none (no compiler, another device, while torch traces a model),
-all is done in plain torch arithmetic, some 100 million weights a second on one core. Values are those of the reference
-dequantization bit for bit, then cast to the module's floating dtype (float32 unless `.half()` or `.bfloat16()` was
-called); the kernels' products are rounded to it once, at the end.
+A packed weight stays packed in memory; an entropy-coded one is patched (`quant/patched.py`), which takes about a bit
+more. Kernels (`kernels.py`) multiply a few inputs by it without unpacking; for more, each call unpacks the weight anew,
+part by part, an embedding only the rows that are asked for. Where there are none (no compiler, another device, while
+torch traces a model), all is done in plain torch arithmetic, some 100 million weights a second on one core. Values are
+those of the reference dequantization bit for bit, then cast to the module's floating dtype (float32 unless `.half()` or
+`.bfloat16()` was called); the kernels' products are rounded to it once, at the end.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ import triton.language as tl
 from jaxtyping import Float32, Int32, UInt8
 from torch import Tensor
 
-from guidedq.artifacts.quantized_weight import ENTROPY_ZERO
 from guidedq.quant.exponents import ONE
 from guidedq.quant.formats import FloatFormat
 from guidedq.quant.packing import COLUMN_STEP, COLUMN_ZERO, BlobLayout, read_layout, write_header
@@ -40,8 +39,7 @@ OPTIONS = {"height": ROWS_AT_ONCE, "words": WORDS_AT_ONCE, "enable_fp_fusion": T
 OLDEST_CAPABILITY = (8, 0)
 """Of the GPUs that Triton compiles for."""
 
-_AFFINE, _ENTROPY, _HALF, _BFLOAT = (tl.constexpr(KINDS[kind]) for kind in ("affine", "entropy", "fp16", "bf16"))
-_ENTROPY_ZERO = tl.constexpr(ENTROPY_ZERO)
+_AFFINE, _PATCHED, _HALF, _BFLOAT = (tl.constexpr(KINDS[kind]) for kind in ("affine", "patched", "fp16", "bf16"))
 _COLUMN_STEP, _FIRST_COLUMN_EXPONENT = tl.constexpr(COLUMN_STEP), tl.constexpr(ONE - COLUMN_STEP * COLUMN_ZERO)
 
 
@@ -97,7 +95,7 @@ def try_on(device: torch.device) -> None:
         Exception: it cannot, of the many kinds that Triton, compilers and drivers raise.
     """
     format = FloatFormat(dtype="fp32")
-    header = write_header([(format, 1)], 1, streams=False, scaled=False)
+    header = write_header([(format, 1)], 1, scaled=False)
     blob = torch.tensor([*header, *struct.pack("<f", 1.0)], dtype=torch.uint8)
     layout = read_layout(blob, "a trial", (1, 1))
     found = float(dequantize_rows(layout, blob.to(device), torch.zeros(1, dtype=torch.int32, device=device)))
@@ -204,9 +202,14 @@ def _values(
             outlier = 2 * (place * outliers + which)
             at = _word(blob, outlier_columns + outlier, mine, 2).to(tl.int32)
             values = tl.where(column == at, _half(blob, outlier_values + outlier, mine), values)
-    elif kind == _ENTROPY:
-        code = tl.load(blob + codes + place * columns + column, mask=mask, other=0).to(tl.int32)
-        values = (code - _ENTROPY_ZERO).to(tl.float32)
+    elif kind == _PATCHED:
+        code = _codes(blob, codes, place, mine, word, lane, columns, bits) - (1 << (bits - 1))
+        for which in range(outliers):
+            patch = place * outliers + which
+            at = _word(blob, outlier_columns + 2 * patch, mine, 2).to(tl.int32)
+            more = tl.load(blob + outlier_values + patch, mask=mine, other=0).to(tl.int8, bitcast=True).to(tl.int32)
+            code += tl.where(column == at, more, 0)
+        values = code.to(tl.float32)
         if scaled:
             step = _code(blob, column_scales, column, column < columns, 4)  # COLUMN_BITS
             values *= tl.load(powers + _FIRST_COLUMN_EXPONENT + _COLUMN_STEP * step)

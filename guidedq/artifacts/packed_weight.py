@@ -10,6 +10,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from guidedq.artifacts.nested_segment import NestedSegment
+from guidedq.artifacts.patched_segment import PatchedSegment, patch, restore
 from guidedq.artifacts.quantized_weight import (
     FLOAT_DTYPES,
     AffineSegment,
@@ -40,6 +41,7 @@ from guidedq.quant.packing import (
     region_widths,
     write_header,
 )
+from guidedq.quant.patched import PatchedFormat, narrow, widen
 
 
 def pack_weight(weight: QuantizedWeight, *, streams: bool = True) -> UInt8[Tensor, "bytes"]:
@@ -47,27 +49,28 @@ def pack_weight(weight: QuantizedWeight, *, streams: bool = True) -> UInt8[Tenso
 
     Args:
         weight: What to write.
-        streams: Store entropy segments by their entropy; otherwise a byte for each code, to be read row by row.
+        streams: Store entropy segments by their entropy; otherwise as patched ones, to be read row by row.
 
     Raises:
         FormatError: the weight breaks its own rules (codes too large, rows twice or unordered), or has many segments.
     """
     _check(weight)
-    formats = [(part.format, len(part.rows)) for part in weight.segments]
+    segments = weight.segments if streams else patch(weight.segments)
+    formats = [(part.format, len(part.rows)) for part in segments]
     scales = next((part.column_exponents for part in weight.segments if isinstance(part, EntropySegment)), None)
     scaled = scales is not None and bool((scales != ONE).any())
-    header = write_header(formats, weight.shape[1], streams=streams, scaled=scaled)
+    header = write_header(formats, weight.shape[1], scaled=scaled)
     parts = [_tensor_of(header)]
-    if len(weight.segments) > 1:
+    if len(segments) > 1:
         numbers = torch.empty(1, weight.shape[0], dtype=torch.uint8)
-        for number, part in enumerate(weight.segments):
+        for number, part in enumerate(segments):
             numbers[0, part.rows] = number
         parts.append(pack_codes(numbers, INDEX_BITS))
     if scales is not None and scaled:
         steps = (scales.int() - ONE) // COLUMN_STEP + COLUMN_ZERO
         parts.append(pack_codes(steps.to(torch.uint8)[None], COLUMN_BITS))
-    for part in weight.segments:
-        parts.extend(_regions(part, streams=streams))
+    for part in segments:
+        parts.extend(_regions(part))
     return torch.cat([part.reshape(-1) for part in parts])
 
 
@@ -79,10 +82,14 @@ def unpack_weight(blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, int
     """
     layout = read_layout(blob, name, shape)
     rows = segment_rows(blob, name, layout)
-    segments = [read_segment(blob, layout, part, own) for part, own in zip(layout.segments, rows, strict=True)]
+    parts = [read_segment(blob, layout, part, own) for part, own in zip(layout.segments, rows, strict=True)]
+    try:
+        segments = restore(parts)
+    except FormatError as error:
+        raise damaged(name, "rows that are stored in known segments", error) from error
     for segment in segments:
         check_segment(segment, name, shape[1])
-    return QuantizedWeight(name=name, shape=shape, segments=tuple(segments))
+    return QuantizedWeight(name=name, shape=shape, segments=segments)
 
 
 def segment_rows(blob: UInt8[Tensor, "bytes"], name: str, layout: BlobLayout) -> tuple[Int64[Tensor, "n"], ...]:
@@ -109,7 +116,7 @@ def read_segment(
     part: SegmentLayout,
     rows: Int64[Tensor, "n"],
     places: Int64[Tensor, "n"] | slice | None = None,
-) -> Segment:
+) -> Segment | PatchedSegment:
     """Read the rows of one segment, on the blob's device.
 
     Args:
@@ -120,7 +127,7 @@ def read_segment(
         places: Which of the segment's rows to read, in any order and number; all by default.
 
     Raises:
-        ArtifactError: the segment's stream is damaged.
+        ArtifactError: the segment's stream is damaged, or its patches are.
     """
     columns = layout.shape[1]
     widths = region_widths(part.format, columns)
@@ -128,7 +135,7 @@ def read_segment(
     regions: list[Tensor] = []
     if part.stream_bytes:
         regions.append(_decoded(blob, layout, part))
-        offset, widths = offset + STREAM_HEADER.size + part.stream_bytes, widths[1:]
+        offset += STREAM_HEADER.size + part.stream_bytes
     for width in widths:
         regions.append(blob[offset : offset + part.rows * width].view(part.rows, width))
         offset += part.rows * width
@@ -151,14 +158,42 @@ def read_segment(
             row_exponents=regions[1][:, 0],
             column_exponents=_column_exponents(blob, layout),
         )
+    if isinstance(part.format, PatchedFormat):
+        return _patched_segment(regions, part.format, rows, _column_exponents(blob, layout), layout.name)
     return AffineSegment(
         format=part.format,
         rows=rows,
         codes=unpack_codes(regions[0], part.format.bits, columns),
         grid=_grid(regions[1], regions[2], part.format, columns),
-        outlier_columns=regions[3][:, 0::2].long() | regions[3][:, 1::2].long() << 8,
+        outlier_columns=_columns_of(regions[3]),
         outlier_values=_values_of(regions[4], torch.float16),
     )
+
+
+def _patched_segment(
+    regions: Sequence[Tensor], format: PatchedFormat, rows: Tensor, column_exponents: Tensor, name: str
+) -> PatchedSegment:
+    codes, row_exponents, stored_as, at, patches = regions
+    columns = _columns_of(at)
+    if not bool((columns < len(column_exponents)).all()):
+        raise damaged(name, f"columns of patches below {len(column_exponents)}", "others")
+    narrow_codes = unpack_codes(codes, format.bits, len(column_exponents))
+    return PatchedSegment(
+        format=format,
+        rows=rows,
+        codes=widen(narrow_codes, columns, patches.contiguous().view(torch.int8), format.bits),
+        row_exponents=row_exponents[:, 0],
+        column_exponents=column_exponents,
+        stored_as=stored_as[:, 0],
+    )
+
+
+def _columns_of(region: Tensor) -> Int64[Tensor, "n columns"]:
+    return region[:, 0::2].long() | region[:, 1::2].long() << 8
+
+
+def _column_bytes(columns: Int64[Tensor, "n columns"]) -> Tensor:
+    return torch.stack((columns & 255, columns >> 8), dim=-1).to(torch.uint8)
 
 
 def _column_exponents(blob: UInt8[Tensor, "bytes"], layout: BlobLayout) -> UInt8[Tensor, "in"]:
@@ -273,15 +308,17 @@ def _rising(columns_of_rows: Int64[Tensor, "n outliers"], columns: int) -> bool:
     return bool(inside.all()) and bool((columns_of_rows.diff(dim=1) > 0).all())
 
 
-def _regions(part: Segment, *, streams: bool) -> list[Tensor]:
+def _regions(part: Segment | PatchedSegment) -> list[Tensor]:
     if isinstance(part, FloatSegment):
         return [_bytes_of(part.values)]
     if isinstance(part, AffineSegment):
         return _affine_regions(part)
     if isinstance(part, NestedSegment):
         return _nested_regions(part)
-    if not streams:
-        return [part.codes, part.row_exponents]
+    if isinstance(part, PatchedSegment):
+        codes, columns, patches = narrow(part.codes, part.format)
+        packed = pack_codes(codes, part.format.bits)
+        return [packed, part.row_exponents, part.stored_as, _column_bytes(columns), patches.view(torch.uint8)]
     stream = encode_codes(part.codes, column_order(part.column_exponents))
     return [_tensor_of(STREAM_HEADER.pack(len(stream)) + stream), part.row_exponents]
 
@@ -289,7 +326,7 @@ def _regions(part: Segment, *, streams: bool) -> list[Tensor]:
 def _affine_regions(part: AffineSegment) -> list[Tensor]:
     codes, bits = pack_codes(part.codes, part.format.bits), part.format.bits
     zero_points = [] if part.format.symmetric else [pack_codes(part.grid.zero_points, bits)]
-    columns = torch.stack((part.outlier_columns & 255, part.outlier_columns >> 8), dim=-1).to(torch.uint8)
+    columns = _column_bytes(part.outlier_columns)
     return [codes, _bytes_of(part.grid.scales), *zero_points, columns, _bytes_of(part.outlier_values)]
 
 

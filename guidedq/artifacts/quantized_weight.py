@@ -12,13 +12,11 @@ from torch import Tensor
 from guidedq.artifacts.nested_segment import NestedSegment
 from guidedq.errors import FormatError
 from guidedq.quant.exponents import scales_of
-from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
+from guidedq.quant.formats import ENTROPY_ZERO, AffineFormat, EntropyFormat, FloatFormat
 from guidedq.quant.grid import Grid, dequantize, expand_groups
 
 WEIGHTS_AT_ONCE = 1 << 20
 """Weights dequantized at once: 4 MB of float32, within a core's cache."""
-ENTROPY_ZERO = 128
-"""The code of zero in an entropy segment."""
 FLOAT_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -130,9 +128,8 @@ class EntropySegment:
         return int(self.codes.min()), int(self.codes.max())
 
     def dequantize(self) -> Float[Tensor, "n in"]:
-        """The float32 values of these rows: `(code - 128) * column scale * row scale`, each product rounded once."""
-        values = self.codes.float().sub_(ENTROPY_ZERO)
-        return values.mul_(scales_of(self.column_exponents)).mul_(scales_of(self.row_exponents)[:, None])
+        """The float32 values of these rows."""
+        return dequantize_codes(self.codes, self.column_exponents, self.row_exponents)
 
     def steps(self) -> Float[Tensor, "n in"]:
         """By how much a weight grows with its code."""
@@ -234,3 +231,11 @@ def affine_segment(
     return AffineSegment(
         format=format, rows=rows, codes=codes, grid=grid, outlier_columns=columns, outlier_values=values
     )
+
+
+def dequantize_codes(
+    codes: UInt8[Tensor, "n in"], column_exponents: UInt8[Tensor, "in"], row_exponents: UInt8[Tensor, "n"]
+) -> Float[Tensor, "n in"]:
+    """What codes of entropy formats stand for: `(code - 128) * column scale * row scale`, each product rounded once."""
+    values = codes.float().sub_(ENTROPY_ZERO)
+    return values.mul_(scales_of(column_exponents)).mul_(scales_of(row_exponents)[:, None])

@@ -101,6 +101,8 @@ class FloatFormat:
         return self.dtype
 
 
+ENTROPY_ZERO = 128
+"""The code of zero in entropy formats; codes have a byte."""
 ENTROPY_STEPS_PER_BIT = 4
 """Entropy formats differ by quarters of a bit at least."""
 EntropyCode = Literal["huffman", "rice"]

@@ -4,9 +4,9 @@
  2. Byte 1 is the number of segments, 1 to 8. No two segments have one format, and none is empty.
  3. Then 9 bytes per segment: kind (1 byte), group size (2), outliers per row (2), rows (4).
  4. Kind of an affine format: its bits, 1 to 8, plus 0x10 if symmetric. Float formats: 0x20 fp16, 0x21 bf16, 0x22 fp32,
-    with group size and outliers zero. Entropy formats: 0x30 as a stream, 0x31 with a byte for each code; four times the
-    nominal bits in place of the group size; in place of the outliers 1 if the columns have scales, the same in all such
-    segments of a blob.
+    with group size and outliers zero. Entropy formats: 0x30; four times the nominal bits in place of the group size; in
+    place of the outliers 1 if the columns have scales, the same in all such segments of a blob. Patched formats: 0x30
+    plus their bits, 1 to 8; in place of the group size 1 if the columns have scales; patches for outliers.
  5. With more than one segment follows the segment number of every row, 3 bits each, as one bit stream padded to a byte.
     The rows of a segment are those that carry its number, ascending. With one segment there is no such index.
  6. If the columns have scales these follow: 4 bits `v` each, as one bit stream padded to a byte, for the exponent
@@ -17,16 +17,19 @@
 10. zero points, unless symmetric: `n` bit streams of `groups` codes, each padded to a byte;
 11. columns of the outliers, unsigned 16-bit `[n, outliers]`, strictly ascending in each row;
 12. values of the outliers, fp16 `[n, outliers]`.
-13. Entropy 0x30: the stream's length (4 bytes), the stream (see `entropy.py`; columns in the order of their scales,
-    equal ones in their own); 0x31: the codes `[n, in]`. Then the scales of the rows, a byte each.
+13. Entropy: the stream's length (4 bytes), the stream (see `entropy.py`; columns in the order of their scales, equal
+    ones in their own). Then the scales of the rows, a byte each.
 14. Float: the values `[n, in]`.
 15. Kind of a nested format (see `nested.py`): 0x40, always the only segment; the group size; in place of the outliers
     the set of its widths, bit `k - 1` for width `k`. Its data: for each width the bits that it adds to the one before,
     from the top, as codes of their own, `n` bit streams; scales and zero points as in 9 and 10; the narrower widths'
     ratios, fp16; for each of these a bit stream of `n` shifts of 3 bits, padded to a byte.
+16. Patched (see `patched.py`), in memory only: codes, `n` bit streams; scales of the rows, a byte each; a byte each for
+    what the row is stored as: 32 times the number of its segment there, plus four times its nominal bits; columns of
+    the patches, unsigned 16-bit `[n, patches]`; the patches, signed 8-bit.
 
-Blobs on disk hold streams; in memory they hold bytes in their place, so that rows can be read one by one. Without
-streams a blob takes `blob_bytes`.
+Blobs on disk hold streams; in memory they hold patched codes in their place, so that rows can be read one by one.
+Without streams a blob takes `blob_bytes`.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ from guidedq.quant.formats import (
     Format,
 )
 from guidedq.quant.nested import NestedFormat
+from guidedq.quant.patched import COLUMN_BYTES, PATCH_BYTES, WIDEST, PatchedFormat
 
 LAYOUT_VERSION = 0x72
 PREFIX_BYTES = 2
@@ -64,11 +68,17 @@ COLUMN_ZERO = 8
 COLUMN_STEP = 4
 """Columns' scales differ by half octaves: finer ones would gain a percent."""
 STREAM_HEADER = struct.Struct("<I")
+NUMBER_SHIFT = 5
+"""What a patched row is stored as (16): the segment's number stands above so many bits."""
 
 _SYMMETRIC = 0x10
-_STREAM, _BYTES = 0x30, 0x31
+_ENTROPY = 0x30
 _NESTED = 0x40
 _FLOAT_KINDS: dict[int, Literal["fp16", "bf16", "fp32"]] = {0x20: "fp16", 0x21: "bf16", 0x22: "fp32"}
+
+
+HeldFormat = Format | PatchedFormat
+"""Those of segments on disk and in memory."""
 
 
 @final
@@ -83,7 +93,7 @@ class SegmentLayout:
         stream_bytes: Length of its stream of codes, 0 if it has none.
     """
 
-    format: Format
+    format: HeldFormat
     rows: int
     offset: int
     stream_bytes: int = 0
@@ -114,12 +124,14 @@ class BlobLayout:
         return any(part.stream_bytes for part in self.segments)
 
 
-def region_widths(format: Format, columns: int) -> tuple[int, ...]:
-    """Bytes per row of each region of a segment without a stream, in their order (8 to 12, 13, 14, or 15)."""
+def region_widths(format: HeldFormat, columns: int) -> tuple[int, ...]:
+    """Bytes per row of each region of a segment but its stream, in their order (8 to 12, 13, 14, 15, or 16)."""
     if isinstance(format, FloatFormat):
         return (format.row_bytes(columns),)
     if isinstance(format, EntropyFormat):
-        return columns, 1
+        return (1,)
+    if isinstance(format, PatchedFormat):
+        return packed_width(columns, format.bits), 1, 1, COLUMN_BYTES * format.patches, PATCH_BYTES * format.patches
     groups = format.groups(columns)
     if isinstance(format, NestedFormat):
         layers = (packed_width(columns, bits) for bits in format.layers)
@@ -138,15 +150,15 @@ def columns_bytes(columns: int) -> int:
     return packed_width(columns, COLUMN_BITS)
 
 
-def blob_bytes(columns: int, segments: Sequence[tuple[Format, int]], *, scaled: bool = False) -> int:
-    """Bytes of a blob without streams, with so many rows in each format, and with scales of the columns if `scaled`."""
+def blob_bytes(columns: int, segments: Sequence[tuple[HeldFormat, int]], *, scaled: bool = False) -> int:
+    """Bytes of a blob but its streams, with so many rows in each format, and with scales of the columns if `scaled`."""
     rows = sum(count for _, count in segments)
     header = PREFIX_BYTES + SEGMENT_HEADER.size * len(segments) + index_bytes(rows, len(segments))
     header += columns_bytes(columns) if scaled else 0
     return header + sum(_segment_bytes(format, count, columns) for format, count in segments)
 
 
-def write_header(segments: Sequence[tuple[Format, int]], columns: int, *, streams: bool, scaled: bool) -> bytes:
+def write_header(segments: Sequence[tuple[HeldFormat, int]], columns: int, *, scaled: bool) -> bytes:
     """The bytes of lines 1 to 4.
 
     Raises:
@@ -160,7 +172,7 @@ def write_header(segments: Sequence[tuple[Format, int]], columns: int, *, stream
     for format, rows in segments:
         if problem := _problem(format, rows, columns):
             raise FormatError(problem)
-    headers = [_segment_header(format, rows, streams=streams, scaled=scaled) for format, rows in segments]
+    headers = [_segment_header(format, rows, scaled=scaled) for format, rows in segments]
     return bytes((LAYOUT_VERSION, len(segments))) + b"".join(headers)
 
 
@@ -193,7 +205,7 @@ def read_layout(blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, int])
     nested = any(isinstance(format, NestedFormat) for format, _, _ in parts)
     _expect(not nested or len(parts) == 1, name, "a nested segment alone", parts)
     columns_offset = index_offset + index_bytes(rows, len(parts))
-    marks = {head[2] for head, (format, _, _) in zip(heads, parts, strict=True) if isinstance(format, EntropyFormat)}
+    marks = {_scale_mark(head) for head in heads} - {None}
     _expect(len(marks) < 2, name, "columns with scales or without", marks)
     scaled = marks == {1}
     offset = columns_offset + (columns_bytes(columns) if scaled else 0)
@@ -203,7 +215,7 @@ def read_layout(blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, int])
         segments.append(SegmentLayout(format=format, rows=count, offset=offset, stream_bytes=stream_bytes))
         offset += _segment_bytes(format, count, columns)
         if has_stream:
-            offset += STREAM_HEADER.size + stream_bytes - count * columns
+            offset += STREAM_HEADER.size + stream_bytes
     _expect(offset == len(blob), name, f"{offset} bytes", len(blob))
     return BlobLayout(
         name=name,
@@ -214,7 +226,7 @@ def read_layout(blob: UInt8[Tensor, "bytes"], name: str, shape: tuple[int, int])
     )
 
 
-def _segment_bytes(format: Format, rows: int, columns: int) -> int:
+def _segment_bytes(format: HeldFormat, rows: int, columns: int) -> int:
     refit = format.refit_bytes(rows) if isinstance(format, NestedFormat) else 0
     return rows * sum(region_widths(format, columns)) + refit
 
@@ -234,20 +246,29 @@ def damaged(name: str, expected: str, found: object) -> ArtifactError:
     )
 
 
-def _segment_header(format: Format, rows: int, *, streams: bool, scaled: bool) -> bytes:
+def _segment_header(format: HeldFormat, rows: int, *, scaled: bool) -> bytes:
     if isinstance(format, FloatFormat):
         kind = next(kind for kind, dtype in _FLOAT_KINDS.items() if dtype == format.dtype)
         return SEGMENT_HEADER.pack(kind, 0, 0, rows)
     if isinstance(format, EntropyFormat):
-        kind = _STREAM if streams else _BYTES
-        return SEGMENT_HEADER.pack(kind, round(format.bits * ENTROPY_STEPS_PER_BIT), int(scaled), rows)
+        return SEGMENT_HEADER.pack(_ENTROPY, round(format.bits * ENTROPY_STEPS_PER_BIT), int(scaled), rows)
+    if isinstance(format, PatchedFormat):
+        return SEGMENT_HEADER.pack(_ENTROPY + format.bits, int(scaled), format.patches, rows)
     if isinstance(format, NestedFormat):
         return SEGMENT_HEADER.pack(_NESTED, format.group_size, sum(1 << width - 1 for width in format.widths), rows)
     kind = format.bits | (_SYMMETRIC if format.symmetric else 0)
     return SEGMENT_HEADER.pack(kind, format.group_size, format.outliers, rows)
 
 
-def _read_segment_header(values: tuple[int, ...], name: str) -> tuple[Format, int, bool]:
+def _scale_mark(head: tuple[int, ...]) -> int | None:
+    """Whether a header says that columns have scales, 1 or 0; none of other kinds."""
+    kind, group_size, outliers, _ = head
+    if kind == _ENTROPY:
+        return outliers
+    return group_size if _ENTROPY < kind <= _ENTROPY + WIDEST else None
+
+
+def _read_segment_header(values: tuple[int, ...], name: str) -> tuple[HeldFormat, int, bool]:
     """Format, rows, and whether the codes are a stream."""
     kind, group_size, outliers, rows = values
     if kind in _FLOAT_KINDS:
@@ -256,9 +277,12 @@ def _read_segment_header(values: tuple[int, ...], name: str) -> tuple[Format, in
         )
         return FloatFormat(dtype=_FLOAT_KINDS[kind]), rows, False
     try:
-        if kind in (_STREAM, _BYTES):
-            _expect(outliers in (0, 1), name, "columns with scales or without", outliers)
-            return EntropyFormat(bits=group_size / ENTROPY_STEPS_PER_BIT), rows, kind == _STREAM
+        if (mark := _scale_mark(values)) is not None:
+            _expect(mark in (0, 1), name, "columns with scales or without", mark)
+        if kind == _ENTROPY:
+            return EntropyFormat(bits=group_size / ENTROPY_STEPS_PER_BIT), rows, True
+        if _ENTROPY < kind <= _ENTROPY + WIDEST:
+            return PatchedFormat(bits=kind - _ENTROPY, patches=outliers), rows, False
         if kind == _NESTED:
             widths = tuple(width for width in range(1, 17) if outliers >> (width - 1) & 1)
             return NestedFormat(widths=widths, group_size=group_size, precision=max(widths, default=0)), rows, False
@@ -269,11 +293,12 @@ def _read_segment_header(values: tuple[int, ...], name: str) -> tuple[Format, in
         raise damaged(name, "a known format", f"kind {kind}") from error
 
 
-def _problem(format: Format, rows: int, columns: int) -> str | None:
+def _problem(format: HeldFormat, rows: int, columns: int) -> str | None:
     """Why a segment cannot be, if it cannot."""
     if not 0 < rows < 2**32:
         return f"{format}: a segment of {rows} rows."
     outliers = format.outliers if isinstance(format, AffineFormat) else 0
+    outliers = format.patches if isinstance(format, PatchedFormat) else outliers
     if outliers > columns or (outliers and columns > OUTLIER_COLUMNS):
         return f"{format}: {outliers} outliers in rows of {columns} columns (at most {OUTLIER_COLUMNS} can be indexed)."
     return None

@@ -15,9 +15,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from guidedq.artifacts.guidance import SiteGuidance
-from guidedq.artifacts.quantized_weight import ENTROPY_ZERO, EntropySegment
+from guidedq.artifacts.quantized_weight import EntropySegment
 from guidedq.quant.exponents import ONE, PARTS, nearest_exponents, scales_of
-from guidedq.quant.formats import LEAST_ENTROPY_BITS, MOST_ENTROPY_BITS, AffineFormat, EntropyFormat
+from guidedq.quant.formats import ENTROPY_ZERO, LEAST_ENTROPY_BITS, MOST_ENTROPY_BITS, AffineFormat, EntropyFormat
 from guidedq.quant.packing import COLUMN_STEP
 
 from .metric import Feedback, RowMetric, row_scales

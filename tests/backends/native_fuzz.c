@@ -35,8 +35,13 @@ static void write_half(uint8_t *to) { /* of any size below 2 */
 
 /* The scale of a column in a segment. */
 static double column_scale(const Layout *layout, const uint8_t *blob, const float *scales, const Segment *s, size_t column) {
-    if (s->kind != ENTROPY || layout->column_scales < 0) return 1;
+    if (s->kind != PATCHED || layout->column_scales < 0) return 1;
     return scales[160 + 4 * (int)code_at(blob + layout->column_scales, column, 4)];
+}
+
+static size_t outlier_column(const uint8_t *blob, const Segment *s, size_t place) {
+    const uint8_t *at = blob + s->outlier_columns + 2 * place;
+    return (size_t)(at[0] | at[1] << 8);
 }
 
 /* The value of a weight; `*size` is what the kernels' sums have for it: some take the middle from codes first, others
@@ -52,10 +57,16 @@ static double twin(const Layout *layout, const uint8_t *blob, const float *scale
         const size_t bytes = s->kind == SINGLE ? 4 : 2;
         memcpy((char *)&found + 4 - bytes, codes + bytes * column, bytes);
         value = found;
-    } else if (s->kind == ENTROPY) {
+    } else if (s->kind == PATCHED) {
         const double scale = scales[blob[(size_t)s->scales + row]] * column_scale(layout, blob, scales, s, column);
-        value = (codes[column] - 128.0) * scale;
-        *size = fabs(value) + (whole ? 128 * scale : 0);
+        const double middle = (double)(1 << (s->bits - 1)), code = code_at(codes, column, (size_t)s->bits);
+        value = (code - middle) * scale;
+        *size = fabs(value) + (whole || s->bits <= 4 ? (code + middle) * scale : 0);
+        for (size_t i = 0; i < (size_t)s->outliers; i++) {
+            const size_t place = row * (size_t)s->outliers + i;
+            if (outlier_column(blob, s, place) == column) value += (int8_t)blob[(size_t)s->outlier_values + place] * scale;
+        }
+        *size += fabs(value);
         return value;
     } else {
         const size_t bits = (size_t)s->bits, group = column / (size_t)s->group, groups = (size_t)s->groups;
@@ -65,11 +76,10 @@ static double twin(const Layout *layout, const uint8_t *blob, const float *scale
                             : code_at(blob + s->zero_points + row * packed_bytes(groups, bits), group, bits);
         value = scale * (code - zero);
         *size = fabs(scale) * (bits > 4 ? fabs(code - middle) + fabs(zero - middle) : code + zero);
-        if (bits > 4 && whole) *size += fabs(scale) * (code + zero);
+        if (whole) *size += fabs(scale) * (bits > 4 ? code + zero : 2 * middle);
         for (size_t i = 0; i < (size_t)s->outliers; i++) {
             const size_t place = row * (size_t)s->outliers + i;
-            const uint8_t *at = blob + s->outlier_columns + 2 * place;
-            if ((size_t)(at[0] | at[1] << 8) != column) continue;
+            if (outlier_column(blob, s, place) != column) continue;
             *size += 2 * fabs(value);
             value = half_at(blob + s->outlier_values + 2 * place);
             *size += fabs(value);
@@ -88,28 +98,36 @@ static Layout *random_layout(void) {
     size_t end = layout->column_scales < 0 ? draw(3) : packed_bytes((size_t)layout->columns, 4);
     for (int64_t i = 0; i < layout->segments; i++) {
         Segment *s = &layout->segment[i];
-        s->kind = PICK(AFFINE, AFFINE, AFFINE, AFFINE, AFFINE, ENTROPY, HALF, BFLOAT, SINGLE);
+        s->kind = PICK(AFFINE, AFFINE, AFFINE, AFFINE, AFFINE, PATCHED, PATCHED, HALF, BFLOAT, SINGLE);
         s->rows = 1 + draw(6);
         layout->rows += s->rows;
-        s->bits = (const int[]){1 + (int)draw(8), 8, 16, 16, 32}[s->kind];
+        s->bits = (const int[]){1 + (int)draw(8), 1 + (int)draw(8), 16, 16, 32}[s->kind];
         const size_t rows = (size_t)s->rows, columns = (size_t)layout->columns;
         s->codes = (int64_t)end;
         end += rows * row_bytes(s, columns);
-        if (s->kind == ENTROPY) s->scales = (int64_t)end, end += rows;
-        if (s->kind != AFFINE) continue;
-        const int64_t asked = PICK(1, 3, 4, 8, 12, 16, 20, 32, 64, 128, 100000);
+        if (s->kind > PATCHED) continue;
+        const int patched = s->kind == PATCHED;
+        const int64_t asked = patched ? 100000 : PICK(1, 3, 4, 8, 12, 16, 20, 32, 64, 128, 192, 100000);
         s->group = asked < layout->columns ? asked : layout->columns;
         s->groups = (layout->columns + s->group - 1) / s->group;
-        s->symmetric = draw(2);
+        s->symmetric = patched || draw(2);
         s->outliers = draw(3) ? 0 : draw((uint32_t)(columns < 4 ? columns + 1 : 4));
-        s->scales = (int64_t)end, end += rows * (size_t)s->groups * 2;
+        s->scales = (int64_t)end, end += rows * (patched ? 1 : (size_t)s->groups * 2);
         s->zero_points = (int64_t)end;
         if (!s->symmetric) end += rows * packed_bytes((size_t)s->groups, (size_t)s->bits);
         s->outlier_columns = (int64_t)end, end += rows * (size_t)s->outliers * 2;
-        s->outlier_values = (int64_t)end, end += rows * (size_t)s->outliers * 2;
+        s->outlier_values = (int64_t)end, end += rows * (size_t)s->outliers * (patched ? 1 : 2);
     }
     layout->bytes = (int64_t)end;
     return layout;
+}
+
+/* A patched code, for no patch to make too much of it. */
+static void write_middle(uint8_t *codes, size_t place, size_t bits) {
+    for (size_t i = 0; i < bits; i++) {
+        const size_t bit = place * bits + i;
+        codes[bit / 8] = (uint8_t)((codes[bit / 8] & ~(1 << bit % 8)) | (i + 1 == bits) << bit % 8);
+    }
 }
 
 static uint8_t *random_blob(const Layout *layout) {
@@ -120,13 +138,14 @@ static uint8_t *random_blob(const Layout *layout) {
         const size_t rows = (size_t)s->rows, columns = (size_t)layout->columns, outliers = (size_t)s->outliers;
         for (size_t j = 0; s->kind >= HALF && j < rows * row_bytes(s, columns); j += s->kind == SINGLE ? 4 : 2)
             write_half(blob + s->codes + j + (s->kind == SINGLE ? 2 : 0));
-        for (size_t j = 0; s->kind == ENTROPY && j < rows; j++) blob[(size_t)s->scales + j] = (uint8_t)(100 + draw(90));
-        for (size_t j = 0; j < rows * (size_t)s->groups; j++) write_half(blob + s->scales + 2 * j);
+        for (size_t j = 0; s->kind == PATCHED && j < rows; j++) blob[(size_t)s->scales + j] = (uint8_t)(100 + draw(90));
+        for (size_t j = 0; s->kind == AFFINE && j < rows * (size_t)s->groups; j++) write_half(blob + s->scales + 2 * j);
         for (size_t j = 0; j < rows * outliers; j++) {
             const size_t column = j % outliers; /* ascending: the first columns */
             blob[(size_t)s->outlier_columns + 2 * j] = (uint8_t)column;
             blob[(size_t)s->outlier_columns + 2 * j + 1] = 0;
-            write_half(blob + s->outlier_values + 2 * j);
+            if (s->kind == AFFINE) write_half(blob + s->outlier_values + 2 * j);
+            else write_middle(blob + s->codes + j / outliers * row_bytes(s, columns), column, (size_t)s->bits);
         }
     }
     return blob;
@@ -197,15 +216,18 @@ static int compare(const Layout *layout, const uint8_t *blob, const float *scale
     return bad;
 }
 
-/* One number of the layout, or one byte of the blob, is another: any answer will do, but no other memory is touched.
+/* One number of the layout, one byte of the blob, or one place is another, and inputs are extreme: any answer will do, but no other memory is touched.
  * Rows, columns and the blob's length stay, for the caller's own buffers are as large as these say. */
-static void damage(Layout *layout, uint8_t *blob, const float *scales, const int32_t *order, int set) {
+static void damage(Layout *layout, uint8_t *blob, const float *scales, int32_t *order, int set) {
     const size_t rows = (size_t)layout->rows, columns = (size_t)layout->columns;
     int64_t *numbers = (int64_t *)layout;
     const uint32_t header = 3, some = header + draw(2 + 12 * (uint32_t)layout->segments);
-    if (draw(2)) blob[draw((uint32_t)layout->bytes)] ^= (uint8_t)(1 + draw(255));
+    if (!draw(3)) order[draw((uint32_t)rows)] = PICK(-1, -7, 2147483647, (int)rows);
+    else if (draw(2)) blob[draw((uint32_t)layout->bytes)] ^= (uint8_t)(1 + draw(255));
     else numbers[some] = draw(2) ? numbers[some] + PICK(-1, 1, 7, -64, 4096) : PICK(-1, 0, 2147483647);
     float *inputs = calloc(columns, sizeof(float)), *outputs = malloc(rows * columns * sizeof(float));
+    const float extreme[] = {0.0f, NAN, INFINITY, -3e38f, 1e-40f, 1e-31f};
+    for (size_t i = 0; i < columns; i++) inputs[i] = extreme[draw(sizeof(extreme) / sizeof(float))];
     guidedq_multiply(layout, blob, scales, order, inputs, 1, outputs, 1, set, (int)draw(2));
     guidedq_dequantize(layout, blob, scales, order, NULL, 0, (int64_t)rows, outputs, 1, set);
     free(inputs), free(outputs);

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.quantized_weight import (
-    ENTROPY_ZERO,
     EntropySegment,
     FloatSegment,
     QuantizedWeight,
@@ -28,7 +27,7 @@ from guidedq.ir.graph import Graph, Site, operator_graph
 from guidedq.ir.model import InputSpec, Model, Objective
 from guidedq.ir.program import TorchProgram
 from guidedq.quant.exponents import ONE, nearest_exponents, scales_of
-from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format
+from guidedq.quant.formats import ENTROPY_ZERO, AffineFormat, EntropyFormat, FloatFormat, Format
 from guidedq.quant.grid import Grid, quantize_nearest
 
 

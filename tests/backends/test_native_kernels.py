@@ -13,6 +13,7 @@ from tolerances import UNIT_FLOAT32
 from torch import Tensor, nn
 
 from guidedq.artifacts.packed_weight import pack_weight, segment_rows
+from guidedq.artifacts.patched_segment import PatchedSegment, patch
 from guidedq.artifacts.quantized_weight import AffineSegment, EntropySegment, QuantizedWeight
 from guidedq.backends.packed_torch import kernels
 from guidedq.backends.packed_torch.modules import PackedEmbedding, PackedLinear, PackedWeight
@@ -62,22 +63,24 @@ class Kernels:
 
 
 def summed_sizes(weight: QuantizedWeight, *, whole: bool) -> Tensor:
-    """What the kernels add up for each weight: codes and zero points apart, and what an outlier stands in place of.
+    """What the kernels add up for each weight: codes and zero points apart, patches, what outliers stand in place of.
 
     Args:
         weight: What is multiplied.
-        whole: Whether nothing is taken from wide codes before.
+        whole: Whether nothing is taken from codes before, however wide they are.
     """
     sizes = torch.empty(weight.shape)
-    for part in weight.segments:
+    for part in patch(weight.segments):
         values = part.dequantize().abs()
-        if isinstance(part, EntropySegment) and whole:
-            values += 128 * scales_of(part.column_exponents) * scales_of(part.row_exponents)[:, None]
+        if isinstance(part, PatchedSegment):
+            codes = 3 * 2 ** (part.format.bits - 1) if whole or part.format.bits <= 4 else 0
+            values = 2 * values + codes * scales_of(part.column_exponents) * scales_of(part.row_exponents)[:, None]
         if isinstance(part, AffineSegment):
             middle = 2 ** (part.format.bits - 1) if part.format.bits > 4 and not whole else 0
             zero_points = expand_groups(part.grid.zero_points.float(), weight.shape[1], part.format)
             scales = expand_groups(part.grid.scales.float(), weight.shape[1], part.format)
             values += 3 * scales * ((part.codes.float() - middle).abs() + (zero_points - middle).abs())
+            values += 2 ** (part.format.bits - 1) * scales if whole else 0.0
         sizes[part.rows] = values
     return sizes.double()
 
@@ -121,6 +124,19 @@ def test_products_are_within_the_error_of_a_float32_sum(mix, rows, columns, seed
         if name == "avx512vnni":
             bound += 2 * UNIT_FLOAT32 * rounded_sizes(weight, inputs, sizes)
         assert bool(((kernels.multiply(inputs, number) - exact).abs() <= bound).all())
+
+
+@pytest.mark.parametrize(
+    "format", [EntropyFormat(bits=5.0), AffineFormat(bits=8, group_size=0, symmetric=True)], ids=str
+)
+def test_inputs_far_from_zero_are_multiplied_as_well_as_others(format):
+    weight = random_weight("w", (32, 4096), (format,), 0, scale=0.02)
+    inputs = 1 + torch.randn(4, 4096) / 100
+    exact = inputs.double() @ weight.dequantize().double().t()
+    size = inputs.double().abs() @ weight.dequantize().double().abs().t()
+    for number, name in enumerate(compiled().instruction_sets):
+        worst = float(((Kernels(weight).multiply(inputs, number) - exact).abs() / size).max())
+        assert worst < 4 * UNIT_FLOAT32, name
 
 
 def test_threads_change_no_bit():

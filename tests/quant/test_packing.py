@@ -49,10 +49,12 @@ def test_unpacking_undoes_packing_and_without_streams_the_size_is_the_counted_on
     stored, plain = pack_weight(weight), pack_weight(weight, streams=False)
     for blob in (stored, plain):
         assert same_weight(unpack_weight(blob, "w", shape), weight)
-    counted = [(part.format, len(part.rows)) for part in weight.segments]
-    assert len(plain) == blob_bytes(shape[1], counted, scaled=columns_are_scaled(weight))
-    assert read_layout(stored, "w", shape).has_streams == weight.has_entropy
-    assert not read_layout(plain, "w", shape).has_streams
+    for blob, streams in ((stored, weight.has_entropy), (plain, False)):
+        layout = read_layout(blob, "w", shape)
+        counted = [(part.format, part.rows) for part in layout.segments]
+        added = [STREAM_HEADER.size + part.stream_bytes for part in layout.segments if part.stream_bytes]
+        assert len(blob) == blob_bytes(shape[1], counted, scaled=columns_are_scaled(weight)) + sum(added)
+        assert layout.has_streams == bool(added) == streams
     assert weight.has_entropy or torch.equal(stored, plain)
 
 
@@ -91,8 +93,7 @@ def test_the_bytes_of_fixed_widths_are_those_of_the_lines():
 
 
 @pytest.mark.parametrize("scaled", [True, False])
-@pytest.mark.parametrize("streams", [True, False])
-def test_the_bytes_of_entropy_segments_are_those_of_the_lines(streams, scaled):
+def test_the_bytes_of_entropy_segments_are_those_of_the_lines(scaled):
     steps = torch.tensor([[0, 8, 15, 7, 9, 8] if scaled else [8] * 6], dtype=torch.uint8)
     exponents = (192 + 4 * (steps[0].int() - 8)).to(torch.uint8)
     weight = random_weight("w", (5, 6), [EntropyFormat(bits=2.25), EntropyFormat(bits=6.0)], 7)
@@ -102,14 +103,35 @@ def test_the_bytes_of_entropy_segments_are_those_of_the_lines(streams, scaled):
     numbers[0, second.rows] = 1
     expected = struct.pack("<BB", 0x72, 2)
     for part, quarters in ((first, 9), (second, 24)):
-        expected += struct.pack("<BHHI", 0x30 if streams else 0x31, quarters, int(scaled), len(part.rows))
+        expected += struct.pack("<BHHI", 0x30, quarters, int(scaled), len(part.rows))
     expected += bytes(pack_codes(numbers, INDEX_BITS).flatten().tolist())
     expected += bytes(pack_codes(steps, COLUMN_BITS).flatten().tolist()) if scaled else b""
     for part in (first, second):
         stream = encode_codes(part.codes, column_order(part.column_exponents))
-        expected += struct.pack("<I", len(stream)) + stream if streams else bytes(part.codes.flatten().tolist())
-        expected += bytes(part.row_exponents.tolist())
-    assert bytes(pack_weight(weight, streams=streams).tolist()) == expected
+        expected += struct.pack("<I", len(stream)) + stream + bytes(part.row_exponents.tolist())
+    assert bytes(pack_weight(weight).tolist()) == expected
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_the_bytes_of_patched_segments_are_those_of_the_lines(scaled):
+    exponents = torch.full((48,), ONE, dtype=torch.uint8)
+    exponents[5] += 4 * scaled
+    codes = torch.full((3, 48), 127, dtype=torch.uint8)
+    codes[0, 3], codes[2, 20] = 138, 100
+    row_exponents = torch.tensor([190, 191, 192], dtype=torch.uint8)
+    segment = EntropySegment(
+        format=EntropyFormat(bits=0.75),
+        rows=torch.arange(3),
+        codes=codes,
+        row_exponents=row_exponents,
+        column_exponents=exponents,
+    )
+    expected = struct.pack("<BB", 0x72, 1) + struct.pack("<BHHI", 0x31, int(scaled), 1, 3)
+    expected += bytes([0x88, 0x88, 0x98, *[0x88] * 21]) if scaled else b""
+    expected += bytes([0b1000, *[0] * 17]) + bytes(row_exponents.tolist()) + bytes([3, 3, 3])
+    expected += struct.pack("<HHH", 3, 0, 20) + struct.pack("<bbb", 138 - 128, 0, 100 - 127)
+    weight = QuantizedWeight(name="w", shape=(3, 48), segments=(segment,))
+    assert bytes(pack_weight(weight, streams=False).tolist()) == expected
 
 
 def test_one_segment_has_no_index_and_symmetric_rows_no_zero_points():

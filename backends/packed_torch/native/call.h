@@ -9,8 +9,8 @@ typedef struct {
     int8_t *digits;   /* [inputs, blocks, count, INTEGER_BLOCK], the highest first, in the order of a segment's
                        * codes; NULL: in float */
     float *scales;    /* [inputs, scale_stride], zeros behind */
-    int32_t *middles; /* [inputs, blocks, 2]: what the codes' middle adds to a block's sum of the last digit, and to that
-                       * of the digits above it */
+    int32_t *middles; /* [inputs, scale_stride, 2]: what the codes' middle adds to a block's sums, of the last digit and
+                       * of those above it */
     size_t each;      /* blocks of an input */
     size_t count;     /* digits of a number */
     size_t scale_stride;
@@ -23,7 +23,7 @@ typedef struct {
     size_t stride;
     size_t group_stride;
     int shared;    /* `values` belong to an earlier segment */
-    Blocks blocks; /* they lie in `values` */
+    Blocks blocks; /* if it is multiplied in integers; they lie in `values` */
 } Prepared;
 
 typedef struct {
@@ -35,6 +35,7 @@ typedef struct {
     const int64_t *wanted;     /* rows: which; NULL: all from `first_row` on */
     int64_t first_row;
     const float *inputs;       /* product: [count, columns], rounded if `input_codes` are given */
+    const float *scaled;       /* product: the same times the columns' scales, which PATCHED segments take */
     const int8_t *input_codes; /* product: [count, whole blocks], what `inputs` were rounded to; NULL: they were not */
     const float *input_scales; /* product: [count, scale_stride], of `input_codes`; zeros behind */
     size_t scale_stride;
@@ -73,6 +74,11 @@ typedef struct {
 
 /* Those of instruction set number `set`, best first; NULL beyond the last. */
 const Kernels *guidedq_kernels(int set);
+
+/* Older compilers lack some of its intrinsics. */
+#if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 10)
+#define AVX512VNNI 1
+#endif
 
 extern const Kernels kernels_portable, kernels_neon, kernels_avx2, kernels_avx512, kernels_avx512vnni;
 

@@ -13,6 +13,7 @@ from guidedq.quant.exponents import LARGEST_EXPONENT, scales_of
 from guidedq.quant.formats import AffineFormat, EntropyFormat
 from guidedq.quant.nested import NestedFormat
 from guidedq.quant.packing import BlobLayout, SegmentLayout, region_widths
+from guidedq.quant.patched import PatchedFormat
 
 from .library import Library
 
@@ -21,7 +22,7 @@ MOST_INPUTS = 16
 INTEGER_BLOCK = 64
 """Inputs that share a scale when they are rounded to int8; `weight.h` has the same."""
 _DONE, _NO_MEMORY, _NO_SUCH_ROW = 0, 2, 3
-KINDS = {"affine": 0, "entropy": 1, "fp16": 2, "bf16": 3, "fp32": 4}
+KINDS = {"affine": 0, "patched": 1, "fp16": 2, "bf16": 3, "fp32": 4}
 SCALES = scales_of(torch.arange(LARGEST_EXPONENT + 1, dtype=torch.uint8, device="cpu"))
 
 
@@ -48,7 +49,8 @@ def multiply_rows(
     Sums are in float32, codes and zero points apart: the error is that of a float32 sum of as many products, each of
     them as large as `scale * (|code - m| + |zero_point - m|) * |input|`, where `m` is 0 up to 4 bits and else the
     middle code. Processors with AVX-512 VNNI take the inputs as integers of 24 bits, whose scale the largest of each
-    `INTEGER_BLOCK` columns decides: there `m` is 0, and that one's unit in the last place counts for all of its block.
+    `INTEGER_BLOCK` columns decides: that one's unit in the last place counts for all of its block. There `m` is the
+    middle code, but it is taken from eight sums side by side, each of which may be as large as without.
 
     Args:
         library: The kernels.
@@ -115,9 +117,11 @@ def segment_numbers(part: SegmentLayout, columns: int) -> tuple[int, ...]:
         groups = (format.columns_per_group(columns), format.groups(columns))
         kind = (KINDS["affine"], format.bits, *groups, int(format.symmetric), format.outliers)
         return (*kind, part.rows, *starts[:5])
-    if isinstance(format, EntropyFormat):
-        return (KINDS["entropy"], 8, 0, 0, 0, 0, part.rows, *starts[:2], 0, 0, 0)
-    assert not isinstance(format, NestedFormat), "nested weights lie in planes"
+    if isinstance(format, PatchedFormat):
+        codes, scales, _, columns_of_patches, patches, _ = starts
+        kind = (KINDS["patched"], format.bits, columns, 1, 1, format.patches)
+        return (*kind, part.rows, codes, scales, 0, columns_of_patches, patches)
+    assert not isinstance(format, EntropyFormat | NestedFormat), "neither is read row by row"
     return (KINDS[format.dtype], format.bits, 0, 0, 0, 0, part.rows, part.offset, 0, 0, 0, 0)
 
 

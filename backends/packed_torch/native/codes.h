@@ -38,5 +38,15 @@ INLINE float outlier_value(const Call *call, const Segment *segment, size_t row,
     return half_at(call->blob + segment->outlier_values + 2 * place);
 }
 
+/* What a patch adds to the code of a column. */
+INLINE int patch_at(const Call *call, const Segment *segment, size_t row, size_t which) {
+    return (int8_t)call->blob[(size_t)segment->outlier_values + row * (size_t)segment->outliers + which];
+}
+
+/* A row's scale. */
+INLINE float patched_scale(const Call *call, const Segment *segment, size_t row) {
+    return call->scales[call->blob[(size_t)segment->scales + row]];
+}
+
 /* Bytes of a row's packed zero points. */
 INLINE size_t zero_bytes(const Segment *segment) { return packed_bytes((size_t)segment->groups, (size_t)segment->bits); }

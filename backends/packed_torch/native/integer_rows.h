@@ -29,11 +29,10 @@ static int prepare_integers(const Call *call, const Segment *segment, Prepared *
     const size_t columns = (size_t)call->layout->columns;
     if (find_blocks(call, segment, prepared) != DONE) return NO_MEMORY;
     const Blocks *blocks = &prepared->blocks;
-    const float *scales = segment->kind == ENTROPY ? call->columns : NULL;
     uint8_t order[INTEGER_BLOCK];
     for (size_t i = 0; i < INTEGER_BLOCK; i++) order[i] = (uint8_t)column_at((int)segment->bits, i);
     for (size_t m = 0; m < call->count; m++) {
-        const float *inputs = call->inputs + m * columns;
+        const float *inputs = (segment->kind == PATCHED ? call->scaled : call->inputs) + m * columns;
         if (segment->kind == AFFINE)
             sum_groups(segment, inputs, columns, prepared->group_sums + m * prepared->group_stride);
         int8_t *digits = digits_of(blocks, m);
@@ -47,8 +46,8 @@ static int prepare_integers(const Call *call, const Segment *segment, Prepared *
         } else {
             for (size_t first = 0; first < columns; first += INTEGER_BLOCK) {
                 const size_t width = columns - first < INTEGER_BLOCK ? columns - first : INTEGER_BLOCK;
-                blocks->scales[m * blocks->scale_stride + first / INTEGER_BLOCK] = split_block(
-                    inputs + first, scales ? scales + first : NULL, width, order, digits + first * blocks->count);
+                blocks->scales[m * blocks->scale_stride + first / INTEGER_BLOCK] = 
+                    split_block(inputs + first, width, order, digits + first * blocks->count);
             }
         }
         sum_middles((int)segment->bits, blocks, digits, blocks->middles + m * middle_stride(blocks));
@@ -103,18 +102,24 @@ INLINE int multiply_run(const int bits, const size_t count, const Call *call, co
         const uint8_t *codes = codes_of(call, segment, row, scratch);
         float sums[MOST_INPUTS];
         if ((size_t)*listed >= all) return NO_SUCH_ROW;
-        if (segment->kind == ENTROPY) {
-            const float scale = call->scales[call->blob[(size_t)segment->scales + row]];
+        if (segment->kind == PATCHED) {
+            const float scale = patched_scale(call, segment, row);
+            const size_t columns = (size_t)call->layout->columns;
+            int outcome = DONE;
             multiply_integers(bits, count, codes, blocks, blocks->scales, call->count, sums);
-            for (size_t m = 0; m < call->count; m++) call->outputs[m * all + (size_t)*listed] = scale * sums[m];
-            continue;
+            for (size_t m = 0; m < call->count; m++) {
+                const float more = sum_patches(call, segment, row, call->scaled + m * columns, &outcome);
+                call->outputs[m * all + (size_t)*listed] = scale * (sums[m] + more);
+            }
+            if (outcome != DONE) return outcome;
+        } else {
+            float zeros[MOST_INPUTS];
+            scale_blocks(call, segment, row, scratch, zeros);
+            multiply_integers(bits, count, codes, blocks, scratch->block_scales, call->count, sums);
+            for (size_t m = 0; m < call->count; m++) sums[m] -= zeros[m];
+            if (segment->outliers && replace_outliers(call, segment, row, scratch, sums) != DONE) return NO_SUCH_COLUMN;
+            for (size_t m = 0; m < call->count; m++) call->outputs[m * all + (size_t)*listed] = sums[m];
         }
-        float zeros[MOST_INPUTS];
-        scale_blocks(call, segment, row, scratch, zeros);
-        multiply_integers(bits, count, codes, blocks, scratch->block_scales, call->count, sums);
-        for (size_t m = 0; m < call->count; m++) sums[m] -= zeros[m];
-        if (segment->outliers && replace_outliers(call, segment, row, scratch, sums) != DONE) return NO_SUCH_COLUMN;
-        for (size_t m = 0; m < call->count; m++) call->outputs[m * all + (size_t)*listed] = sums[m];
     }
     return DONE;
 }

@@ -9,9 +9,8 @@ INLINE int by_integers(const Call *call, const Segment *segment) {
 }
 
 /* Inputs that are not rounded stay in float. */
-INLINE float split_block(const float *inputs, const float *scales, size_t width, const uint8_t *order,
-                         int8_t *digits) {
-    (void)inputs, (void)scales, (void)width, (void)order, (void)digits;
+INLINE float split_block(const float *inputs, size_t width, const uint8_t *order, int8_t *digits) {
+    (void)inputs, (void)width, (void)order, (void)digits;
     return 0.0f;
 }
 

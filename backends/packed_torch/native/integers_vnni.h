@@ -1,12 +1,12 @@
 /* Codes of any width times inputs in integers, in blocks of INTEGER_BLOCK columns, by AVX-512 VNNI and VBMI on 256 bits:
  * there are more units for these than for 512, and half as many sums to convert. Sums within a block are exact; blocks
  * are added in float32. All inputs are taken: where they are not rounded to int8, each is three digits, which costs less
- * than float32, whose inputs take four times the loads. Only segments whose groups are no whole blocks stay in float. */
+ * than float32, whose inputs take four times the loads. What stays in float: groups that are no whole blocks, and numbers. */
 typedef struct { __m256i first, second; } Block; /* of codes, a byte each, in the order of `column_at` */
 
 INLINE int by_integers(const Call *call, const Segment *segment) {
     (void)call;
-    return segment->kind == ENTROPY || segment->groups == 1 || segment->group % INTEGER_BLOCK == 0;
+    return segment->kind == PATCHED || segment->groups == 1 || segment->group % INTEGER_BLOCK == 0;
 }
 
 /* The column of a block that comes at each place, so that codes meet their inputs after the fewest steps. */
@@ -59,26 +59,28 @@ INLINE Block block_at(const int bits, const uint8_t *codes) {
     return (Block){_mm256_loadu_si256(bytes), _mm256_loadu_si256(bytes + 1)};
 }
 
-/* What is taken from a code: codes wider than 4 bits lie far from zero, and sums would cancel. */
-INLINE int integer_middle(const int bits) { return bits > 4 ? 1 << (bits - 1) : 0; }
+/* What is taken from a code, for codes lie far from zero, and sums would cancel. */
+INLINE int integer_middle(const int bits) { return 1 << (bits - 1); }
+
+/* The eighth of it, as each of the eight parts of a sum has its share; of narrow codes, as some of the parts have. */
+INLINE int middle_share(const int bits) { return bits > 4 ? integer_middle(bits) / 8 : 1; }
+INLINE __mmask8 with_share(const int bits) { return bits > 3 ? 0xff : (__mmask8)((1 << integer_middle(bits)) - 1); }
 
 enum { LARGEST_DIGITS = 127 << 16 };
 
-/* A block of numbers, times the columns' scales if there are any, as three digits in the order given. Returns their
- * scale: NaN, as then all of the block is, if a number is not finite. */
-static float split_block(const float *inputs, const float *scales, size_t width, const uint8_t *order,
-                         int8_t *digits) {
+/* A block of numbers as three digits in the order given. Returns their scale: NaN, as then all of the block is, if a
+ * number is not finite. */
+static float split_block(const float *inputs, size_t width, const uint8_t *order, int8_t *digits) {
     __m512 values[4], largest = _mm512_setzero_ps(), nothing = _mm512_setzero_ps();
     for (size_t i = 0; i < 4; i++) {
         const size_t left = width > 16 * i ? width - 16 * i : 0;
         const __mmask16 there = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
         values[i] = _mm512_maskz_loadu_ps(there, inputs + 16 * i);
-        if (scales) values[i] = _mm512_mul_ps(values[i], _mm512_maskz_loadu_ps(there, scales + 16 * i));
         largest = _mm512_max_ps(largest, _mm512_abs_ps(values[i]));
         nothing = _mm512_add_ps(nothing, _mm512_sub_ps(values[i], values[i]));
     }
     const float most = _mm512_reduce_max_ps(largest);
-    const __m512 steps = _mm512_set1_ps(most > 1e-30f ? (float)LARGEST_DIGITS / most : 0.0f);
+    const __m512 steps = _mm512_set1_ps(most > 1e-31f ? (float)LARGEST_DIGITS / most : 0.0f);
     uint8_t bytes[3][INTEGER_BLOCK];
     for (size_t i = 0; i < 4; i++) {
         __m512i number = _mm512_cvtps_epi32(_mm512_mul_ps(values[i], steps));
@@ -108,10 +110,9 @@ INLINE int32_t sum_of_digits(const int8_t *digits) {
     return _mm512_reduce_add_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), one, own));
 }
 
-/* For each block of an input, what its codes' middle adds to its sums. */
+/* For each block of an input, what its codes' middle adds to each part of its sums. */
 static void sum_middles(int bits, const Blocks *blocks, const int8_t *digits, int32_t *middles) {
-    const int middle = integer_middle(bits);
-    if (!middle) return;
+    const int middle = middle_share(bits);
     for (size_t block = 0; block < blocks->each; block++, middles += 2, digits += blocks->count * INTEGER_BLOCK) {
         middles[0] = -middle * sum_of_digits(digits + (blocks->count - 1) * INTEGER_BLOCK);
         if (blocks->count == 3)
@@ -130,29 +131,41 @@ typedef struct { __m256 low, high; } Sums;
 
 /* Where a block's sums begin. */
 INLINE __m256i middle_at(const int bits, const int32_t *middle) {
-    return integer_middle(bits) ? _mm256_zextsi128_si256(_mm_cvtsi32_si128(*middle)) : _mm256_setzero_si256();
+    return _mm256_maskz_set1_epi32(with_share(bits), *middle);
 }
 
 /* Bytes: with three digits the processor follows so many addresses that it is too late for codes from memory. */
 enum { AHEAD = 8192 };
 
-INLINE void multiply_block(const int bits, const size_t count, const int inputs, const uint8_t *codes,
-                           const Blocks *blocks, size_t input, size_t block, const float *scales, Sums *sums) {
-    const uint8_t *here = codes + block * INTEGER_BLOCK / 8 * (size_t)bits;
-    const Block own = block_at(bits, here);
-    if (count == 3) _mm_prefetch((const char *)here + AHEAD, _MM_HINT_T1);
-    for (size_t m = input; m < input + (size_t)inputs; m++, scales += blocks->scale_stride, sums++) {
-        const int8_t *digits = digits_of(blocks, m) + block * count * INTEGER_BLOCK;
-        const int8_t *last = digits + (count - 1) * INTEGER_BLOCK;
-        const int32_t *middles = blocks->middles + m * middle_stride(blocks) + 2 * block;
-        const __m256i low = add_products(own, last, middle_at(bits, middles));
-        sums->low = _mm256_fmadd_ps(_mm256_cvtepi32_ps(low), _mm256_broadcast_ss(scales), sums->low);
+/* Where a block's numbers begin of the first of some inputs, and how far apart those of the next are. */
+typedef struct {
+    const uint8_t *codes;
+    const int8_t *digits;
+    const int32_t *middles;
+    const float *scales;
+    size_t digit_stride, scale_stride;
+} Place;
+
+/* The block at a place, and on to the next one. */
+INLINE void multiply_block(const int bits, const size_t count, const int inputs, Place *at, Sums *sums) {
+    const Block own = block_at(bits, at->codes);
+    if (count == 3) _mm_prefetch((const char *)at->codes + AHEAD, _MM_HINT_T1);
+    for (size_t m = 0; m < (size_t)inputs; m++) {
+        const int8_t *digits = at->digits + m * at->digit_stride;
+        const int32_t *middles = at->middles + 2 * m * at->scale_stride;
+        const __m256 scale = _mm256_broadcast_ss(at->scales + m * at->scale_stride);
+        const __m256i low = add_products(own, digits + (count - 1) * INTEGER_BLOCK, middle_at(bits, middles));
+        sums[m].low = _mm256_fmadd_ps(_mm256_cvtepi32_ps(low), scale, sums[m].low);
         if (count == 1) continue;
         const __m256i highest = _mm256_slli_epi32(add_products(own, digits, _mm256_setzero_si256()), 8);
         const __m256i above = add_products(own, digits + INTEGER_BLOCK, middle_at(bits, middles + 1));
         const __m256 high = _mm256_cvtepi32_ps(_mm256_add_epi32(highest, above));
-        sums->high = _mm256_fmadd_ps(high, _mm256_broadcast_ss(scales), sums->high);
+        sums[m].high = _mm256_fmadd_ps(high, scale, sums[m].high);
     }
+    at->codes += INTEGER_BLOCK / 8 * bits;
+    at->digits += count * INTEGER_BLOCK;
+    at->middles += 2;
+    at->scales++;
 }
 
 /* The part of `multiply_integers` for `inputs` inputs from number `input` on. */
@@ -160,13 +173,14 @@ INLINE void multiply_blocks(const int bits, const size_t count, const int inputs
                             const Blocks *blocks, size_t input, const float *scales, float *found) {
     Sums even[4], odd[4]; /* for the processor to work on both at once */
     for (int m = 0; m < inputs; m++) even[m] = odd[m] = (Sums){_mm256_setzero_ps(), _mm256_setzero_ps()};
-    scales += input * blocks->scale_stride;
-    size_t block = 0;
-    for (; block + 2 <= blocks->each; block += 2) {
-        multiply_block(bits, count, inputs, codes, blocks, input, block, scales + block, even);
-        multiply_block(bits, count, inputs, codes, blocks, input, block + 1, scales + block + 1, odd);
+    Place at = {codes, digits_of(blocks, input), blocks->middles + input * middle_stride(blocks),
+                scales + input * blocks->scale_stride, digit_stride(blocks), blocks->scale_stride};
+    size_t left = blocks->each;
+    for (; left >= 2; left -= 2) {
+        multiply_block(bits, count, inputs, &at, even);
+        multiply_block(bits, count, inputs, &at, odd);
     }
-    if (block < blocks->each) multiply_block(bits, count, inputs, codes, blocks, input, block, scales + block, even);
+    if (left) multiply_block(bits, count, inputs, &at, even);
     for (int m = 0; m < inputs; m++) {
         __m256 total = _mm256_add_ps(even[m].low, odd[m].low);
         if (count == 3) {

@@ -24,9 +24,11 @@ const Kernels *guidedq_kernels(int set) {
 #if defined(__x86_64__)
     const int avx512 =
         __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+#if AVX512VNNI
     if (avx512 && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
         __builtin_cpu_supports("avx512vnni"))
         found[count++] = &kernels_avx512vnni;
+#endif
     if (avx512) found[count++] = &kernels_avx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found[count++] = &kernels_avx2;
 #elif defined(__aarch64__)
@@ -50,20 +52,21 @@ static int lies_within(int64_t first, int64_t rows, int64_t width, int64_t limit
 static int is_sound(const Segment *segment, const Layout *layout) {
     const int64_t columns = layout->columns, rows = segment->rows, limit = layout->bytes;
     if (segment->kind < AFFINE || segment->kind > SINGLE || rows < 1 || rows > layout->rows) return 0;
-    const int64_t widest = segment->kind == AFFINE ? 8 : 32;
-    const int64_t widths[] = {segment->bits, 8, 16, 16, 32};
+    const int64_t widest = segment->kind <= PATCHED ? 8 : 32;
+    const int64_t widths[] = {segment->bits, segment->bits, 16, 16, 32};
     if (segment->bits != widths[segment->kind] || segment->bits < 1 || segment->bits > widest) return 0;
     if (!lies_within(segment->codes, rows, (int64_t)row_bytes(segment, (size_t)columns), limit)) return 0;
-    if (segment->kind != AFFINE && segment->groups != 0) return 0;
-    if (segment->kind == ENTROPY) return lies_within(segment->scales, rows, 1, limit);
-    if (segment->kind != AFFINE) return 1;
+    if (segment->kind > PATCHED) return segment->groups == 0;
     if (segment->group < 1 || segment->group > columns) return 0;
     if (segment->groups != (columns + segment->group - 1) / segment->group) return 0;
     if (segment->outliers < 0 || segment->outliers > columns) return 0;
+    if (!lies_within(segment->outlier_columns, rows, segment->outliers * 2, limit)) return 0;
+    if (segment->kind == PATCHED)
+        return segment->groups == 1 && segment->symmetric && lies_within(segment->scales, rows, 1, limit) &&
+               lies_within(segment->outlier_values, rows, segment->outliers, limit);
     const int64_t zero_bytes = (int64_t)packed_bytes((size_t)segment->groups, (size_t)segment->bits);
     return lies_within(segment->scales, rows, segment->groups * 2, limit) &&
            (segment->symmetric || lies_within(segment->zero_points, rows, zero_bytes, limit)) &&
-           lies_within(segment->outlier_columns, rows, segment->outliers * 2, limit) &&
            lies_within(segment->outlier_values, rows, segment->outliers * 2, limit);
 }
 
@@ -92,6 +95,19 @@ static int read_column_scales(const Layout *layout, const uint8_t *blob, const f
         columns[i] = scales[192 + 4 * (step - 8)];
     }
     *found = columns;
+    return DONE;
+}
+
+/* The inputs times the columns' scales, for segments that have these; to be freed. */
+static int scale_inputs(Call *call, float **scaled) {
+    const size_t columns = (size_t)call->layout->columns;
+    call->scaled = call->inputs;
+    if (!call->columns) return DONE;
+    float *values = *scaled = malloc(call->count * columns * sizeof(float) + 1);
+    if (!values) return NO_MEMORY;
+    for (size_t m = 0; m < call->count; m++)
+        for (size_t i = 0; i < columns; i++) values[m * columns + i] = call->inputs[m * columns + i] * call->columns[i];
+    call->scaled = values;
     return DONE;
 }
 
@@ -160,17 +176,19 @@ int guidedq_multiply(const Layout *layout, const uint8_t *blob, const float *sca
     const Kernels *kernels = guidedq_kernels(set);
     if (!kernels) return NO_SUCH_INSTRUCTIONS;
     if (!is_whole(layout) || threads < 1 || count < 0 || count > MOST_INPUTS) return BAD_LAYOUT;
-    float *columns = NULL, *rounded = NULL;
+    float *columns = NULL, *rounded = NULL, *scaled = NULL;
     Call call = {.layout = layout, .blob = blob, .scales = scales, .rows = listed, .inputs = inputs, .outputs = outputs};
     call.count = (size_t)count;
     int outcome = read_column_scales(layout, blob, scales, &columns);
     call.columns = columns;
     if (outcome == DONE && integers) outcome = round_inputs(&call, &rounded);
+    if (outcome == DONE) outcome = scale_inputs(&call, &scaled);
     if (outcome == DONE) outcome = kernels->prepare(&call);
     const size_t rows = (size_t)layout->rows;
     if (outcome == DONE) outcome = share_out(&call, kernels->multiply, rows, (size_t)layout->bytes / rows + 1, threads);
     for (int s = 0; s < MOST_SEGMENTS; s++)
         if (!call.prepared[s].shared) free(call.prepared[s].values);
+    free(scaled);
     free(rounded);
     free(columns);
     return outcome;

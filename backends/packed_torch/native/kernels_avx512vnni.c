@@ -1,6 +1,8 @@
 /* The kernels by AVX-512 with VBMI and VNNI (Ice Lake, Zen 4, and later): this file alone is compiled for these, and only
  * processors that have them come here. */
-#if defined(__x86_64__)
+#include "call.h"
+
+#if AVX512VNNI
 #include <immintrin.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,7 +36,7 @@
 #endif
 
 const Kernels kernels_avx512vnni = {"avx512vnni", prepare, multiply, dequantize,
-                                prepare_planes, multiply_planes, dequantize_planes};
+                                    prepare_planes, multiply_planes, dequantize_planes};
 #else
 typedef int nothing_on_other_processors;
 #endif

@@ -3,27 +3,31 @@ INLINE size_t block_codes(const Segment *segment) { return (size_t)LANES * WORD_
 
 /* Whether codes are multiplied as they lie: words must not straddle groups. */
 INLINE int by_words(const Segment *segment) {
-    if (segment->kind != AFFINE) return segment->kind == ENTROPY;
+    if (segment->kind > PATCHED) return 0;
     return segment->groups == 1 || segment->group % WORD_CODES(segment->bits) == 0;
 }
 
 /* Whether zero points differ from what `multiply_row` has taken from the codes. */
 INLINE int has_zero_points(const Segment *segment) {
-    return segment->kind == AFFINE && !(segment->symmetric && segment->bits > 4);
+    return !(segment->symmetric && segment->bits > 4);
 }
 
 /* What `multiply_row` leaves of a symmetric format's zero point. */
 INLINE float zero_left(const Segment *segment) { return segment->bits > 4 ? 0.0f : (float)(1 << (segment->bits - 1)); }
 
+/* What a segment's codes are multiplied by. */
+INLINE const float *inputs_of(const Call *call, const Segment *segment) {
+    return segment->kind == PATCHED ? call->scaled : call->inputs;
+}
+
 static void order_inputs(const Call *call, const Segment *segment, const float *inputs, float *ordered) {
     const size_t length = WORD_CODES(segment->bits), columns = (size_t)call->layout->columns;
     float weights[8];
     for (size_t place = 0; place < length; place++) weights[place] = 1.0f / weight_of((int)segment->bits, (int)place);
-    const float *scales = segment->kind == ENTROPY ? call->columns : NULL;
     for (size_t i = 0; i < columns; ordered += block_codes(segment))
         for (size_t lane = 0; lane < LANES; lane++)
             for (size_t place = 0; place < length && i < columns; place++, i++)
-                ordered[place * LANES + lane] = (scales ? inputs[i] * scales[i] : inputs[i]) * weights[place];
+                ordered[place * LANES + lane] = inputs[i] * weights[place];
 }
 
 static int prepare_segment(Call *call, const Segment *segment, Prepared *prepared) {
@@ -37,7 +41,7 @@ static int prepare_segment(Call *call, const Segment *segment, Prepared *prepare
     if (!prepared->values) return NO_MEMORY;
     prepared->group_sums = prepared->values + call->count * prepared->stride;
     for (size_t m = 0; m < call->count; m++) {
-        const float *inputs = call->inputs + m * columns;
+        const float *inputs = inputs_of(call, segment) + m * columns;
         order_inputs(call, segment, inputs, prepared->values + m * prepared->stride);
         if (has_zero_points(segment))
             sum_groups(segment, inputs, columns, prepared->group_sums + m * prepared->group_stride);
@@ -45,19 +49,20 @@ static int prepare_segment(Call *call, const Segment *segment, Prepared *prepare
     return DONE;
 }
 
-/* All entropy segments take the same inputs. */
+/* All PATCHED segments of one width take the same inputs. */
 static int prepare(Call *call) {
-    Prepared *entropy = NULL;
+    Prepared *patched[9] = {NULL};
     for (int64_t s = 0; s < call->layout->segments; s++) {
         const Segment *segment = &call->layout->segment[s];
         if (!by_words(segment)) continue;
-        if (segment->kind == ENTROPY && entropy) {
-            call->prepared[s] = *entropy;
-            call->prepared[s].shared = 1;
+        Prepared *own = &call->prepared[s], **earlier = segment->kind == PATCHED ? &patched[segment->bits] : NULL;
+        if (earlier && *earlier) {
+            *own = **earlier;
+            own->shared = 1;
             continue;
         }
-        if (prepare_segment(call, segment, &call->prepared[s]) != DONE) return NO_MEMORY;
-        if (segment->kind == ENTROPY) entropy = &call->prepared[s];
+        if (prepare_segment(call, segment, own) != DONE) return NO_MEMORY;
+        if (earlier) *earlier = own;
     }
     return DONE;
 }
@@ -93,39 +98,56 @@ static int multiply_words(const Call *call, const Segment *segment, size_t row, 
     const Prepared *prepared = &call->prepared[segment - call->layout->segment];
     const size_t blocks = prepared->stride / block_codes(segment);
     const uint8_t *codes = codes_of(call, segment, row, scratch);
-    const int entropy = segment->kind == ENTROPY, grouped = !entropy && segment->groups > 1;
-    if (entropy) scratch->scales[0] = call->scales[call->blob[(size_t)segment->scales + row]];
-    else {
+    const int patched = segment->kind == PATCHED, grouped = segment->groups > 1;
+    if (patched) {
+        memset(scratch->scales, 0, LANES * sizeof(float));
+        scratch->scales[0] = patched_scale(call, segment, row);
+    } else {
         const size_t groups = (size_t)segment->groups;
         read_scales(call->blob + segment->scales + row * groups * 2, groups, scratch->scales);
     }
     if (grouped) spread_scales(segment, blocks * LANES, scratch);
     multiply_codes((int)segment->bits, codes, grouped ? scratch->word_scales : NULL, prepared, call->count, blocks, sums);
+    int outcome = DONE;
+    for (size_t m = 0; patched && m < call->count; m++)
+        sums[m] += sum_patches(call, segment, row, call->scaled + m * (size_t)call->layout->columns, &outcome);
     for (size_t m = 0; !grouped && m < call->count; m++) sums[m] *= scratch->scales[0];
-    if (!has_zero_points(segment)) return replace_outliers(call, segment, row, scratch, sums);
-    zero_products(call, segment, row, scratch);
-    for (size_t m = 0; m < call->count; m++)
-        sums[m] -= multiply_padded(scratch->products, prepared->group_sums + m * prepared->group_stride,
-                                   prepared->group_stride);
-    return replace_outliers(call, segment, row, scratch, sums);
+    if (has_zero_points(segment)) {
+        zero_products(call, segment, row, scratch);
+        for (size_t m = 0; m < call->count; m++)
+            sums[m] -= multiply_padded(scratch->products, prepared->group_sums + m * prepared->group_stride,
+                                       prepared->group_stride);
+    }
+    return patched ? outcome : replace_outliers(call, segment, row, scratch, sums);
+}
+
+/* A row of which the codes are unpacked. */
+static int dequantize_patched(const Call *call, const Segment *segment, size_t row, Scratch *scratch, float *values) {
+    const size_t columns = (size_t)call->layout->columns;
+    const int middle = 1 << (segment->bits - 1);
+    const float scale = patched_scale(call, segment, row);
+    for (size_t i = 0; i < columns; i++) scratch->codes[i] = (uint8_t)(scratch->codes[i] - middle);
+    for (size_t i = 0; i < (size_t)segment->outliers; i++) {
+        const size_t column = outlier_column(call, segment, row, i);
+        if (column >= columns) return NO_SUCH_COLUMN;
+        scratch->codes[column] = (uint8_t)(scratch->codes[column] + patch_at(call, segment, row, i));
+    }
+    for (size_t i = 0; i < columns; i++)
+        values[i] = (float)(int8_t)scratch->codes[i] * (call->columns ? call->columns[i] : 1.0f) * scale;
+    return DONE;
 }
 
 static int dequantize_row(const Call *call, const Segment *segment, size_t row, Scratch *scratch, float *values) {
     const size_t columns = (size_t)call->layout->columns;
     const uint8_t *limit = call->blob + call->layout->bytes;
     const uint8_t *codes = call->blob + segment->codes + row * row_bytes(segment, columns);
-    if (segment->kind == ENTROPY) {
-        const float scale = call->scales[call->blob[(size_t)segment->scales + row]];
-        for (size_t i = 0; i < columns; i++)
-            values[i] = (float)((int)codes[i] - ENTROPY_ZERO) * (call->columns ? call->columns[i] : 1.0f) * scale;
-        return DONE;
-    }
-    if (segment->kind != AFFINE) {
+    if (segment->kind > PATCHED) {
         dequantize_floats(codes, segment->kind, columns, values);
         return DONE;
     }
     const size_t groups = (size_t)segment->groups;
     unpack_codes(codes, limit, (int)segment->bits, columns, scratch->codes);
+    if (segment->kind == PATCHED) return dequantize_patched(call, segment, row, scratch, values);
     read_scales(call->blob + segment->scales + row * groups * 2, groups, scratch->scales);
     const uint8_t *zero_points = call->blob + segment->zero_points + row * zero_bytes(segment);
     if (!segment->symmetric) unpack_codes(zero_points, limit, (int)segment->bits, groups, scratch->zero_points);
@@ -166,7 +188,7 @@ static int multiply(const Call *call, size_t first, size_t last) {
     const size_t rows = (size_t)call->layout->rows;
     Scratch scratch;
     float sums[MOST_INPUTS];
-    int outcome = find_scratch(call, &scratch);
+    int outcome = find_scratch(call, call->count, &scratch);
     if (outcome != DONE) return outcome;
     for (size_t place = first, done; outcome == DONE && place < last; place += done) {
         size_t own = place;
@@ -194,7 +216,7 @@ static int multiply(const Call *call, size_t first, size_t last) {
 static int dequantize(const Call *call, size_t first, size_t last) {
     const size_t rows = (size_t)call->layout->rows, columns = (size_t)call->layout->columns;
     Scratch scratch;
-    int outcome = find_scratch(call, &scratch);
+    int outcome = find_scratch(call, 0, &scratch);
     if (outcome != DONE) return outcome;
     for (size_t i = first; outcome == DONE && i < last; i++) {
         const size_t row = (size_t)(call->wanted ? call->wanted[i] : call->first_row + (int64_t)i);

@@ -19,10 +19,9 @@ enum { LINE = 64 }; /* bytes; what is stored across two lines of the cache is sl
 /* Room for so many bytes from the beginning of a line, to be freed; NULL if there is none. */
 static void *found_lines(size_t bytes) { return aligned_alloc(LINE, whole(bytes, LINE)); }
 
-/* An input's digits. */
-INLINE int8_t *digits_of(const Blocks *blocks, size_t input) {
-    return blocks->digits + input * blocks->each * blocks->count * INTEGER_BLOCK;
-}
+/* Digits of an input, and where they are. */
+INLINE size_t digit_stride(const Blocks *blocks) { return blocks->each * blocks->count * INTEGER_BLOCK; }
+INLINE int8_t *digits_of(const Blocks *blocks, size_t input) { return blocks->digits + input * digit_stride(blocks); }
 
 /* Middles of an input. */
 INLINE size_t middle_stride(const Blocks *blocks) { return 2 * blocks->scale_stride; }
@@ -32,14 +31,14 @@ INLINE size_t padded_blocks(const Layout *layout) {
     return whole(whole((size_t)layout->columns, INTEGER_BLOCK) / INTEGER_BLOCK, LINE / 4);
 }
 
-static int find_scratch(const Call *call, Scratch *scratch) {
+static int find_scratch(const Call *call, size_t inputs, Scratch *scratch) {
     const Layout *layout = call->layout;
     const size_t columns = (size_t)layout->columns, blocks = padded_blocks(layout);
     size_t groups = 0;
     for (int64_t s = 0; s < layout->segments; s++)
         if ((size_t)layout->segment[s].groups > groups) groups = (size_t)layout->segment[s].groups;
     const size_t floats = whole(groups, LINE / 4), words = whole(columns, LINE) / 4 + LANES;
-    const size_t bytes = whole(columns + READ_AHEAD, LINE), products = call->count * blocks;
+    const size_t bytes = whole(columns + READ_AHEAD, LINE), products = inputs * blocks;
     scratch->scales = found_lines((2 * floats + words + products + whole(columns, LINE / 4)) * sizeof(float) +
                                   bytes + floats + MOST_UNPACKED);
     if (!scratch->scales) return NO_MEMORY;
@@ -82,6 +81,21 @@ static int replace_outliers(const Call *call, const Segment *segment, size_t row
         for (size_t m = 0; m < call->count; m++) sums[m] += more * call->inputs[m * columns + column];
     }
     return DONE;
+}
+
+/* What a row's patches make with an input, but for the row's scale; `*outcome` says if a column is none. */
+INLINE float sum_patches(const Call *call, const Segment *segment, size_t row, const float *inputs, int *outcome) {
+    const size_t columns = (size_t)call->layout->columns;
+    float totals[2] = {0.0f, 0.0f}; /* for the processor to work on both at once */
+    for (size_t i = 0; i < (size_t)segment->outliers; i++) {
+        const size_t column = outlier_column(call, segment, row, i);
+        if (column >= columns) {
+            *outcome = NO_SUCH_COLUMN;
+            return 0.0f;
+        }
+        totals[i % 2] += (float)patch_at(call, segment, row, i) * inputs[column];
+    }
+    return totals[0] + totals[1];
 }
 
 /* A row's codes, with READ_AHEAD bytes behind them. */

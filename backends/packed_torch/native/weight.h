@@ -9,7 +9,8 @@
 #error "blobs are little-endian, and so are these kernels"
 #endif
 
-enum { AFFINE, ENTROPY, HALF, BFLOAT, SINGLE };
+/* PATCHED: rows whose codes are stored by their entropy, as they lie in memory. All of a row's columns are one group. */
+enum { AFFINE, PATCHED, HALF, BFLOAT, SINGLE };
 
 /* What a call says of itself. `native/library.py` turns all but the first into errors. */
 enum { DONE, BAD_LAYOUT, NO_MEMORY, NO_SUCH_ROW, NO_SUCH_COLUMN, NO_SUCH_INSTRUCTIONS };
@@ -21,7 +22,7 @@ typedef struct {
     int64_t group; /* columns of a full group */
     int64_t groups;
     int64_t symmetric;
-    int64_t outliers; /* in each row */
+    int64_t outliers; /* in each row; of PATCHED the patches, whose values are signed bytes */
     int64_t rows;
     int64_t codes; /* or values */
     int64_t scales;
@@ -52,7 +53,7 @@ typedef struct {
     int64_t shifts; /* of rows, 0: all are 0 */
 } PlaneLayout;
 
-enum { MOST_SEGMENTS = 8, MOST_INPUTS = 16, ENTROPY_ZERO = 128, INTEGER_BLOCK = 64 };
+enum { MOST_SEGMENTS = 8, MOST_INPUTS = 16, INTEGER_BLOCK = 64 };
 
 /* Bytes of `count` codes of `bits` bits. */
 static inline size_t packed_bytes(size_t count, size_t bits) { return (count * bits + 7) / 8; }

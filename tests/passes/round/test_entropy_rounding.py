@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from guidedq.artifacts.guidance import QuadraticTerm, SiteGuidance
-from guidedq.artifacts.quantized_weight import ENTROPY_ZERO, EntropySegment
+from guidedq.artifacts.quantized_weight import EntropySegment
 from guidedq.passes.round.entropy import MOST_OCTAVES, column_exponents
 from guidedq.passes.round.gptq import GptqRounder
 from guidedq.passes.round.metric import feedback, row_metrics
 from guidedq.passes.round.nearest import NearestRounder
 from guidedq.quant.entropy import column_order, encode_codes
 from guidedq.quant.exponents import ONE, PARTS, scales_of
-from guidedq.quant.formats import AffineFormat, EntropyFormat, RoundedFormat
+from guidedq.quant.formats import ENTROPY_ZERO, AffineFormat, EntropyFormat, RoundedFormat
 from guidedq.quant.packing import columns_bytes
 
 QUARTERS = [EntropyFormat(bits=quarters / 4) for quarters in range(2, 25)]
