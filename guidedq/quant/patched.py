@@ -9,11 +9,13 @@ Boncz 2006). Rows of one width and one number of patches lie together, whatever 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import final
 
 import torch
 from jaxtyping import Bool, Int8, Int32, Int64, UInt8
 from torch import Tensor
+from torch.nn.functional import pad
 
 from guidedq.errors import FormatError
 from guidedq.quant.byte_counts import packed_width
@@ -29,6 +31,7 @@ LEAST_GAIN, LEAST_BYTES = 0.01, 64
 """What one more format must save, of all bytes and in itself: each takes the kernels some work of its own."""
 _CODES_AT_ONCE = 1 << 20
 """Few enough to stay in a processor's cache."""
+_LOWEST_BITS = 0x0101010101010101
 _NEVER = 1 << 24
 """Bytes that no row has."""
 
@@ -94,15 +97,20 @@ def _worth_trying(misfits: Int32[Tensor, "n widths"], columns: int) -> list[Patc
 
 
 def count_misfits(codes: UInt8[Tensor, "n in"]) -> Int32[Tensor, "n widths"]:
-    """How many codes of each row do not fit into 1, 2, … 8 bits."""
-    found = torch.zeros(len(codes), WIDEST, dtype=torch.int32)
-    step = max(1, _CODES_AT_ONCE // max(1, codes.shape[1]))
-    for start in range(0, len(codes), step):
-        rows = slice(start, start + step)
-        sizes = _sizes(codes[rows])
-        for bits in range(WIDEST - 1, 0, -1):
-            beyond = (sizes >= 1 << (bits - 1)).sum(1, dtype=torch.int32)
-            found[rows, bits - 1] = beyond
+    """How many codes of each row do not fit into 1, 2, … 8 bits.
+
+    Eight codes are counted at once, in the bytes of a 64-bit word: the highest bit of each tells whether it is a misfit.
+    """
+    rows, columns = codes.shape
+    found = torch.zeros(rows, WIDEST, dtype=torch.int32)
+    height, width = max(1, _CODES_AT_ONCE // max(1, columns)), 8 * 255  # more than 255 words would fill a byte
+    for top, left in product(range(0, rows, height), range(0, columns, width)):
+        part = codes[top : top + height, left : left + width]
+        sizes = pad(_sizes(part), (0, -part.shape[1] % 8))
+        for bits in range(1, int(sizes.max()).bit_length() + 1):
+            marked = (sizes + (ENTROPY_ZERO - (1 << (bits - 1)))).view(torch.int64) >> 7 & _LOWEST_BITS
+            beyond = marked.sum(1, keepdim=True).view(torch.uint8).sum(1)
+            found[top : top + height, bits - 1] += beyond.int()
     return found
 
 
@@ -139,7 +147,7 @@ def widen(
     return whole.scatter_add_(1, at, patches.view(torch.uint8))
 
 
-def _sizes(codes: UInt8[Tensor, "n in"]) -> Int8[Tensor, "n in"]:
+def _sizes(codes: UInt8[Tensor, "n in"]) -> UInt8[Tensor, "n in"]:
     """The codes without their signs: 0 and -1 are 0, 1 and -2 are 1, and so on."""
     signed = (codes ^ ENTROPY_ZERO).view(torch.int8)
-    return signed ^ (signed >> 7)
+    return (signed ^ (signed >> 7)).view(torch.uint8)
