@@ -16,7 +16,7 @@ from .native.calls import dequantize_rows, multiply_rows
 from .native.library import Library, library
 
 if TYPE_CHECKING:
-    from .modules import PackedWeight
+    from .matrix import PackedMatrix
 
 TILE = 1 << 21
 """Weights that the kernels in C unpack at once for torch to multiply by: 8 MB of float32, rows enough for threads."""
@@ -34,11 +34,11 @@ class AbstractKernels(ABC):
     tile: int
 
     @abstractmethod
-    def multiply(self, packed: PackedWeight, inputs: Float32[Tensor, "count in"]) -> Float32[Tensor, "count out"]:
+    def multiply(self, packed: PackedMatrix, inputs: Float32[Tensor, "*batch in"]) -> Float32[Tensor, "*batch out"]:
         """The matrix times a few finite inputs, contiguous and on its device; rounded first, if it `rounds` them."""
 
     @abstractmethod
-    def dequantize(self, packed: PackedWeight, wanted: Int64[Tensor, "n"] | range) -> Float32[Tensor, "n in"]:
+    def dequantize(self, packed: PackedMatrix, wanted: Int64[Tensor, "n"] | range) -> Float32[Tensor, "n in"]:
         """Some rows of the matrix, bit for bit as the reference dequantizes them.
 
         Raises:
@@ -54,12 +54,12 @@ class NativeKernels(AbstractKernels):
     library: Library
     tile: int = TILE
 
-    def multiply(self, packed: PackedWeight, inputs: Float32[Tensor, "count in"]) -> Float32[Tensor, "count out"]:
+    def multiply(self, packed: PackedMatrix, inputs: Float32[Tensor, "*batch in"]) -> Float32[Tensor, "*batch out"]:
         """On threads of the processor."""
         given = (packed.description, packed.blob, packed.listed, inputs)
         return multiply_rows(self.library, *given, integers=packed.rounds)
 
-    def dequantize(self, packed: PackedWeight, wanted: Int64[Tensor, "n"] | range) -> Float32[Tensor, "n in"]:
+    def dequantize(self, packed: PackedMatrix, wanted: Int64[Tensor, "n"] | range) -> Float32[Tensor, "n in"]:
         """On threads of the processor."""
         lying = wanted if isinstance(wanted, range) else wanted.contiguous()
         columns = packed.layout.shape[1]
@@ -73,13 +73,15 @@ class TritonKernels(AbstractKernels):
 
     tile: int = GPU_TILE
 
-    def multiply(self, packed: PackedWeight, inputs: Float32[Tensor, "count in"]) -> Float32[Tensor, "count out"]:
+    def multiply(self, packed: PackedMatrix, inputs: Float32[Tensor, "*batch in"]) -> Float32[Tensor, "*batch out"]:
         """On the GPU; not waited for."""
         from .triton_kernels import multiply_rows
 
-        return multiply_rows(packed.layout, packed.blob, packed.listed, packed.rounded(inputs))
+        rounded = packed.rounded(inputs).flatten(0, -2) if inputs.dim() > 1 else packed.rounded(inputs)[None]
+        outputs = multiply_rows(packed.layout, packed.blob, packed.listed, rounded)
+        return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
 
-    def dequantize(self, packed: PackedWeight, wanted: Int64[Tensor, "n"] | range) -> Float32[Tensor, "n in"]:
+    def dequantize(self, packed: PackedMatrix, wanted: Int64[Tensor, "n"] | range) -> Float32[Tensor, "n in"]:
         """On the GPU; not waited for. It is there that torch finds rows that do not exist."""
         from .triton_kernels import dequantize_rows
 
@@ -94,8 +96,13 @@ def kernels_on(device: torch.device) -> AbstractKernels | None:
     """The kernels for weights on a device, or None where plain torch must do."""
     if device.type == "cpu":
         found = library()
-        return None if found is None else NativeKernels(library=found)
+        return None if found is None else _native(found)
     return _triton_on(device) if device.type == "cuda" else None
+
+
+@cache
+def _native(found: Library) -> NativeKernels:
+    return NativeKernels(library=found)
 
 
 @cache

@@ -10,28 +10,20 @@ those of the reference dequantization bit for bit, then cast to the module's flo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from guidedq.artifacts.packed_weight import pack_weight, read_segment, segment_rows, unpack_weight
-from guidedq.artifacts.quantized_weight import WEIGHTS_AT_ONCE
-from guidedq.ir.activation_rounding import round_activations
+from guidedq.artifacts.packed_weight import pack_weight, segment_rows, unpack_weight
 from guidedq.quant.nested import NestedFormat
-from guidedq.quant.packing import PREFIX_BYTES, SEGMENT_HEADER, BlobLayout, read_layout
+from guidedq.quant.packing import PREFIX_BYTES, SEGMENT_HEADER, read_layout
 
-from .kernels import AbstractKernels, kernels_on
-from .native.calls import INTEGER_BLOCK, describe
+from .matrix import PackedMatrix, round_inputs
+from .native.calls import describe
 from .operators import nested_linear, packed_linear, packed_matrix, packed_rows
 from .planes import PlaneWeight
-
-LARGE_MATRIX = 1 << 24
-"""Weights of a matrix that plain torch multiplies part by part: 64 MB of float32."""
-FEW_INPUTS = 8
-"""So many inputs at most are multiplied without unpacking: beyond, torch's matrix product makes up for unpacking."""
 
 
 @final
@@ -68,40 +60,25 @@ class PackedWeight(nn.Module):
         layout = read_layout(blob, name, matrix)
         self.header = bytes(blob[: PREFIX_BYTES + SEGMENT_HEADER.size * len(layout.segments)].tolist()).hex()
         listed = torch.cat(segment_rows(blob, name, layout))
-        tensors = (blob, listed.int(), listed.argsort().int(), torch.empty(0))
-        self._hold(*tensors, layout, describe(layout, len(blob)))
-
-    @classmethod
-    def around(
-        cls,
-        blob: Tensor,
-        listed: Tensor,
-        places: Tensor,
-        dtype_anchor: Tensor,
-        layout: BlobLayout,
-        description: bytes,
-    ) -> PackedWeight:
-        """The same weight as a matrix, around tensors that an operator was given; nothing is read or checked."""
-        packed = cls.__new__(cls)
-        nn.Module.__init__(packed)
-        packed.shape, packed.transposed = layout.shape, False
-        packed._hold(blob, listed, places, dtype_anchor, layout, description)
-        return packed
-
-    def _hold(
-        self,
-        blob: Tensor,
-        listed: Tensor,
-        places: Tensor,
-        dtype_anchor: Tensor,
-        layout: BlobLayout,
-        description: bytes,
-    ) -> None:
-        self.layout, self.description = layout, description
+        self.layout, self.description = layout, describe(layout, len(blob))
         self.register_buffer("blob", blob)
-        self.register_buffer("listed", listed, persistent=False)  # rows, segment after segment
-        self.register_buffer("places", places, persistent=False)  # where each row is listed
-        self.register_buffer("dtype_anchor", dtype_anchor, persistent=False)
+        self.register_buffer("listed", listed.int(), persistent=False)
+        self.register_buffer("places", listed.argsort().int(), persistent=False)
+        self.register_buffer("dtype_anchor", torch.empty(0), persistent=False)
+
+    @property
+    def held(self) -> PackedMatrix:
+        """The tensors as a matrix."""
+        tensors: Any = self._buffers  # which is faster than attributes
+        return PackedMatrix(
+            layout=self.layout,
+            description=self.description,
+            blob=tensors["blob"],
+            listed=tensors["listed"],
+            places=tensors["places"],
+            dtype=tensors["dtype_anchor"].dtype,
+            rounds=self.rounds,
+        )
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -125,49 +102,15 @@ class PackedWeight(nn.Module):
         """The weight as a matrix."""
         if torch.compiler.is_compiling():
             return packed_matrix(*self.operands)
-        values = self.dtype_anchor.new_empty(self.layout.shape)
-        for rows, part in self.parts():
-            values[rows] = part
-        return values
+        return self.held.dequantize()
 
     def rounded(self, inputs: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch in"]:
         """The inputs as they are multiplied."""
-        return round_activations(inputs.float(), INTEGER_BLOCK).to(inputs.dtype) if self.rounds else inputs
+        return round_inputs(inputs) if self.rounds else inputs
 
     def multiply(self, inputs: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """The matrix times inputs; a large one is never whole in memory."""
-        rows, columns = self.layout.shape
-        kernels = self._kernels(inputs)
-        if kernels is not None and _few(inputs, self.dtype_anchor.dtype, columns):
-            lying = inputs.reshape(-1, columns).float().contiguous()
-            outputs = kernels.multiply(self, lying)
-            return outputs.to(inputs.dtype).reshape(*inputs.shape[:-1], rows)
-        inputs = self.rounded(inputs)
-        if rows * columns <= (LARGE_MATRIX if kernels is None else kernels.tile):
-            return nn.functional.linear(inputs, self.matrix())
-        outputs = inputs.new_empty(*inputs.shape[:-1], rows)
-        for mine, part in self.parts():
-            outputs[..., mine] = nn.functional.linear(inputs, part)
-        return outputs
-
-    def parts(self) -> Iterator[tuple[Int64[Tensor, "n"] | slice, Float[Tensor, "n in"]]]:
-        """The matrix in parts: some rows' numbers, and their values."""
-        rows, columns = self.layout.shape
-        if (kernels := self._kernels(self.places)) is not None:
-            step = max(1, kernels.tile // columns)
-            for first in range(0, rows, step):
-                mine = range(first, min(first + step, rows))
-                yield slice(mine.start, mine.stop), kernels.dequantize(self, mine).to(self.dtype_anchor.dtype)
-            return
-        step = max(1, WEIGHTS_AT_ONCE // columns)
-        start = 0
-        for part in self.layout.segments:
-            listed = self.listed[start : start + part.rows].long()
-            for first in range(0, part.rows, step):
-                places = slice(first, first + step)
-                segment = read_segment(self.blob, self.layout, part, listed[places], places)
-                yield listed[places], segment.dequantize().to(self.dtype_anchor.dtype)
-            start += part.rows
+        return self.held.multiply(inputs)
 
     def rows(self, index: Int64[Tensor, "n"]) -> Float[Tensor, "n in"]:
         """Some rows of the matrix, in any order, repeated or not; the others are not unpacked.
@@ -177,27 +120,7 @@ class PackedWeight(nn.Module):
         """
         if torch.compiler.is_compiling():
             return packed_rows(index, *self.operands)
-        columns = self.layout.shape[1]
-        if (kernels := self._kernels(index)) is not None:
-            return kernels.dequantize(self, index).to(self.dtype_anchor.dtype)
-        values = self.dtype_anchor.new_empty(len(index), columns)
-        places = self.places.index_select(0, index).long()
-        start = 0
-        for part in self.layout.segments:
-            chosen = ((places >= start) & (places < start + part.rows)).nonzero()[:, 0]
-            own = places.index_select(0, chosen) - start
-            if len(chosen):
-                segment = read_segment(self.blob, self.layout, part, own, own)
-                values[chosen] = segment.dequantize().to(values.dtype)
-            start += part.rows
-        return values
-
-    def _kernels(self, given: Tensor) -> AbstractKernels | None:
-        """The kernels, if they can read both the weight and what is given: traced tensors have no memory."""
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        if traced or self.blob.device != given.device or not (_lies(self.blob) and _lies(given)):
-            return None
-        return kernels_on(self.blob.device)
+        return self.held.rows(index)
 
     def extra_repr(self) -> str:
         """Shape and formats, for people."""
@@ -256,23 +179,6 @@ class PackedEmbedding(nn.Module):
         if isinstance(self.packed, PlaneWeight):
             return self.packed.rows(indices.long())
         return self.packed.rows(indices.reshape(-1).long()).unflatten(0, indices.shape)
-
-
-def _lies(values: Tensor) -> bool:
-    """Whether a tensor's numbers lie in memory as they are: not those of `vmap`, unwritten zeros, or negated views."""
-    try:
-        address = values.data_ptr()
-    except RuntimeError:
-        return False
-    return type(values) is Tensor and not values.is_neg() and (address != 0 or values.numel() == 0)
-
-
-def _few(inputs: Tensor, dtype: torch.dtype, columns: int) -> bool:
-    """Whether the kernels take these inputs: few enough, of the module's dtype, and without a gradient to come."""
-    narrow = dtype in (torch.float32, torch.bfloat16, torch.float16) and inputs.dtype is dtype
-    graded = inputs.requires_grad and torch.is_grad_enabled()
-    fits = inputs.dim() > 0 and inputs.shape[-1] == columns and inputs.numel() <= FEW_INPUTS * columns
-    return narrow and fits and not graded
 
 
 def packed_weight(

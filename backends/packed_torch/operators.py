@@ -18,10 +18,10 @@ from torch import Tensor
 from guidedq.quant.nested import parse_nested
 from guidedq.quant.packing import BlobLayout, read_layout
 
+from .matrix import PackedMatrix
 from .native.calls import describe
 
 if TYPE_CHECKING:
-    from .modules import PackedWeight
     from .planes import PlaneWeight
 
 WEIGHT = "Tensor blob, Tensor listed, Tensor places, Tensor dtype_anchor, str header, int rows, int columns"
@@ -36,7 +36,7 @@ NESTED = (
 @torch.library.custom_op("guidedq::packed_matrix", mutates_args=(), schema=f"({WEIGHT}) -> Tensor")
 def packed_matrix(*weight: Any) -> Tensor:
     """The weight as a matrix, `[rows, columns]`, in the dtype of `dtype_anchor`."""
-    return _weight(*weight).matrix()
+    return _weight(*weight).dequantize()
 
 
 @packed_matrix.register_fake
@@ -108,10 +108,16 @@ def _(values: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
 
 def _weight(
     blob: Tensor, listed: Tensor, places: Tensor, dtype_anchor: Tensor, header: str, rows: int, columns: int
-) -> PackedWeight:
-    from .modules import PackedWeight
-
-    return PackedWeight.around(blob, listed, places, dtype_anchor, *_layout(header, len(blob), rows, columns))
+) -> PackedMatrix:
+    layout, description = _layout(header, len(blob), rows, columns)
+    return PackedMatrix(
+        layout=layout,
+        description=description,
+        blob=blob,
+        listed=listed,
+        places=places,
+        dtype=dtype_anchor.dtype,
+    )
 
 
 @cache

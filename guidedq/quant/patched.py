@@ -99,7 +99,7 @@ def _worth_trying(misfits: Int32[Tensor, "n widths"], columns: int) -> list[Patc
 def count_misfits(codes: UInt8[Tensor, "n in"]) -> Int32[Tensor, "n widths"]:
     """How many codes of each row do not fit into 1, 2, … 8 bits.
 
-    Eight codes are counted at once, in the bytes of a 64-bit word: the highest bit of each tells whether it is a misfit.
+    Eight codes are counted at once, in the bytes of a 64-bit word: the highest bit of each tells whether it fits.
     """
     rows, columns = codes.shape
     found = torch.zeros(rows, WIDEST, dtype=torch.int32)

@@ -271,5 +271,5 @@ def test_a_large_matrix_is_never_whole_in_memory(monkeypatch):
     shape = (2 * kernels.TILE // 512, 512)
     weight = random_weight("w", shape, (AffineFormat(bits=2), AffineFormat(bits=3)), 0)
     packed = PackedWeight(pack_weight(weight), "w", shape, transposed=False)
-    assert max(part.numel() for _, part in packed.parts()) <= kernels.TILE
+    assert max(part.numel() for _, part in packed.held.parts()) <= kernels.TILE
     same(PackedLinear(packed, torch.zeros(shape[0])), torch.randn(9, 512))

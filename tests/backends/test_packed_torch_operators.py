@@ -9,7 +9,7 @@ from random_weights import random_weight
 from torch import nn
 
 from guidedq.artifacts.packed_weight import pack_weight
-from guidedq.backends.packed_torch import modules, operators
+from guidedq.backends.packed_torch import matrix, operators
 from guidedq.backends.packed_torch.modules import PackedEmbedding, PackedLinear, PackedWeight, packed_module
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
 
@@ -80,7 +80,7 @@ def test_the_operators_keep_what_they_promise_to_torch():
 
 
 def test_a_large_matrix_in_parts_gives_the_same_as_an_operator(monkeypatch):
-    monkeypatch.setattr(modules, "LARGE_MATRIX", 0)
+    monkeypatch.setattr(matrix, "LARGE_MATRIX", 0)
     weight = packed(6, 16)
     values = torch.randn(2, 3, 16)
     expected = nn.functional.linear(values, weight.matrix(), torch.ones(6))

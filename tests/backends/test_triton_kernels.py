@@ -20,9 +20,10 @@ from torch import nn
 pytest.importorskip("triton")
 
 from guidedq.artifacts.packed_weight import pack_weight, segment_rows
-from guidedq.backends.packed_torch import kernels, modules, triton_kernels
+from guidedq.backends.packed_torch import kernels, matrix, triton_kernels
 from guidedq.backends.packed_torch.kernels import TritonKernels
-from guidedq.backends.packed_torch.modules import FEW_INPUTS, PackedEmbedding, PackedLinear, PackedWeight
+from guidedq.backends.packed_torch.matrix import FEW_INPUTS
+from guidedq.backends.packed_torch.modules import PackedEmbedding, PackedLinear, PackedWeight
 from guidedq.backends.packed_torch.native.calls import SCALES
 from guidedq.backends.packed_torch.triton_kernels import dequantize_rows, multiply_rows
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format
@@ -90,10 +91,10 @@ def test_every_width_is_read_and_multiplied(bits, symmetric):
     mix = (AffineFormat(bits=bits, group_size=20 if symmetric else 48, symmetric=symmetric, outliers=1),)
     packed = packed_of(mix, rows=5).to(DEVICE)
     expected = random_weight("w", (5, COLUMNS), mix, 5, scale=0.1).dequantize()
-    found = TritonKernels().dequantize(packed, range(1, 5))
+    found = TritonKernels().dequantize(packed.held, range(1, 5))
     assert torch.equal(found.cpu(), expected[1:])
     inputs = torch.randn(2, COLUMNS)
-    product = TritonKernels().multiply(packed, inputs.to(DEVICE)).cpu()
+    product = TritonKernels().multiply(packed.held, inputs.to(DEVICE)).cpu()
     torch.testing.assert_close(product, inputs @ expected.t(), rtol=0.0, atol=1e-4)
 
 
@@ -131,7 +132,7 @@ def packed_of(mix: tuple[Format, ...], rows: int = 9) -> PackedWeight:
 @pytest.fixture
 def packed(monkeypatch) -> PackedWeight:
     """A packed weight that Triton's kernels read."""
-    monkeypatch.setattr(modules, "kernels_on", lambda _: TritonKernels())
+    monkeypatch.setattr(matrix, "kernels_on", lambda _: TritonKernels())
     return packed_of(MIX).to(DEVICE)
 
 
@@ -147,8 +148,8 @@ def test_a_linear_layer_multiplies_by_the_dequantized_weight(packed, count, dtyp
 
 
 def test_a_large_matrix_is_unpacked_part_by_part(packed, monkeypatch):
-    monkeypatch.setattr(modules, "kernels_on", lambda _: TritonKernels(tile=2 * COLUMNS))
-    assert [len(part) for _, part in packed.parts()] == [2, 2, 2, 2, 1]
+    monkeypatch.setattr(matrix, "kernels_on", lambda _: TritonKernels(tile=2 * COLUMNS))
+    assert [len(part) for _, part in packed.held.parts()] == [2, 2, 2, 2, 1]
     inputs = torch.randn(FEW_INPUTS + 1, COLUMNS, device=DEVICE)
     torch.testing.assert_close(packed.multiply(inputs), inputs @ packed.matrix().t(), rtol=0.0, atol=1e-4)
 
@@ -169,7 +170,7 @@ def test_outliers_that_changed_since_they_were_loaded_write_nowhere_else():
     packed = packed_of((AffineFormat(bits=4, outliers=1),), rows=4)
     before = packed.matrix()
     packed.blob[-4 * 4 : -2 * 4] = 255
-    found = TritonKernels().dequantize(packed.to(DEVICE), range(4)).cpu()
+    found = TritonKernels().dequantize(packed.to(DEVICE).held, range(4)).cpu()
     assert int((found != before).sum()) <= 4
 
 
@@ -209,5 +210,5 @@ def test_a_layer_on_a_gpu_computes_what_it_does_on_the_cpu():
         inputs = torch.randn(count, COLUMNS)
         expected = layer.cpu()(inputs)
         layer.to(DEVICE)
-        assert layer.packed._kernels(inputs.to(DEVICE)) == TritonKernels()
+        assert layer.packed.held._kernels(inputs.to(DEVICE)) == TritonKernels()
         torch.testing.assert_close(layer(inputs.to(DEVICE)).cpu(), expected, rtol=0.0, atol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from math import prod
 
 import torch
 from jaxtyping import Float32, Int32, Int64, UInt8
@@ -39,11 +40,11 @@ def multiply_rows(
     description: bytes,
     blob: UInt8[Tensor, "bytes"],
     listed: Int32[Tensor, "out"],
-    inputs: Float32[Tensor, "count in"],
+    inputs: Float32[Tensor, "*batch in"],
     *,
     integers: bool = False,
     instruction_set: int = 0,
-) -> Float32[Tensor, "count out"]:
+) -> Float32[Tensor, "*batch out"]:
     """Multiply at most `MOST_INPUTS` rows of finite inputs by a weight, on as many threads as torch would use.
 
     Sums are in float32, codes and zero points apart: the error is that of a float32 sum of as many products, each of
@@ -66,11 +67,13 @@ def multiply_rows(
         ArtifactError: the blob has changed since it was described.
         MemoryError: there is no memory for a copy of the inputs.
     """
-    rows = len(listed)
-    outputs = inputs.new_empty(len(inputs), rows)
-    given = (inputs.data_ptr(), len(inputs), outputs.data_ptr())
-    arguments = (*given, torch.get_num_threads(), instruction_set, int(integers))
-    check_outcome(library.multiply(description, blob.data_ptr(), SCALES.data_ptr(), listed.data_ptr(), *arguments))
+    *batch, _ = inputs.shape
+    outputs = inputs.new_empty((*batch, len(listed)))
+    given = (inputs.data_ptr(), prod(batch), outputs.data_ptr())
+    arguments = (*given, torch.get_num_threads(), instruction_set, integers)
+    outcome = library.multiply(description, blob.data_ptr(), SCALES.data_ptr(), listed.data_ptr(), *arguments)
+    if outcome != _DONE:
+        check_outcome(outcome)
     return outputs
 
 

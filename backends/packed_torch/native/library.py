@@ -17,7 +17,7 @@ _FLOAT = ctypes.c_float
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Library:
     """What `kernels.h` declares.
 
