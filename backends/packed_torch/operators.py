@@ -9,6 +9,7 @@ its own. Precisions by position are a tensor, which compiled code reads at each 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -33,30 +34,44 @@ NESTED = (
 """The same of a nested weight; `positions`, if there are any, stand in place of `precision`."""
 
 
-@torch.library.custom_op("guidedq::packed_matrix", mutates_args=(), schema=f"({WEIGHT}) -> Tensor")
+_LIBRARY = torch.library.Library("guidedq", "DEF")
+
+
+def _operator(schema: str, allocate: Callable[..., Tensor]) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Define an operator by a function, as `torch.library.custom_op` does, whose operators take twice as long to call.
+
+    Gradients do not pass: where one is to come, layers multiply by the dequantized matrix.
+
+    Args:
+        schema: Of the arguments and the result.
+        allocate: Gives a tensor like the result, for tracing.
+    """
+
+    def define(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        name = function.__name__
+        _LIBRARY.define(f"{name}{schema}", tags=torch.Tag.pt2_compliant_tag)
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"guidedq::{name}", allocate)
+        return getattr(torch.ops.guidedq, name).default
+
+    return define
+
+
+@_operator(f"({WEIGHT}) -> Tensor", lambda *weight: weight[3].new_empty(weight[5], weight[6]))
 def packed_matrix(*weight: Any) -> Tensor:
     """The weight as a matrix, `[rows, columns]`, in the dtype of `dtype_anchor`."""
     return _weight(*weight).dequantize()
 
 
-@packed_matrix.register_fake
-def _(*weight: Any) -> Tensor:
-    return weight[3].new_empty(weight[5], weight[6])
-
-
-@torch.library.custom_op("guidedq::packed_rows", mutates_args=(), schema=f"(Tensor index, {WEIGHT}) -> Tensor")
+@_operator(f"(Tensor index, {WEIGHT}) -> Tensor", lambda index, *weight: weight[3].new_empty(index.shape[0], weight[6]))
 def packed_rows(index: Tensor, *weight: Any) -> Tensor:
     """Some rows of the matrix, `[n, columns]`, by their numbers, int64 `[n]`."""
     return _weight(*weight).rows(index)
 
 
-@packed_rows.register_fake
-def _(index: Tensor, *weight: Any) -> Tensor:
-    return weight[3].new_empty(index.shape[0], weight[6])
-
-
-@torch.library.custom_op(
-    "guidedq::packed_linear", mutates_args=(), schema=f"(Tensor values, Tensor? bias, {WEIGHT}) -> Tensor"
+@_operator(
+    f"(Tensor values, Tensor? bias, {WEIGHT}) -> Tensor",
+    lambda values, _, *weight: values.new_empty(*values.shape[:-1], weight[5]),
 )
 def packed_linear(values: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     """`values`, `[..., columns]`, times the transposed matrix, plus the bias: `[..., rows]`."""
@@ -64,46 +79,27 @@ def packed_linear(values: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     return outputs if bias is None else outputs.add_(bias)
 
 
-@packed_linear.register_fake
-def _(values: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
-    return values.new_empty(*values.shape[:-1], weight[5])
-
-
-@torch.library.custom_op("guidedq::nested_matrix", mutates_args=(), schema=f"({NESTED}) -> Tensor")
+@_operator(f"({NESTED}) -> Tensor", lambda *weight: weight[3].new_empty(weight[9], weight[10]))
 def nested_matrix(*weight: Any) -> Tensor:
     """A nested weight as a matrix, `[rows, columns]`, in the dtype of `dtype_anchor`; there are no `positions`."""
     return _nested(*weight)()
 
 
-@nested_matrix.register_fake
-def _(*weight: Any) -> Tensor:
-    return weight[3].new_empty(weight[9], weight[10])
-
-
-@torch.library.custom_op("guidedq::nested_rows", mutates_args=(), schema=f"(Tensor index, {NESTED}) -> Tensor")
+@_operator(f"(Tensor index, {NESTED}) -> Tensor", lambda index, *weight: weight[3].new_empty(*index.shape, weight[10]))
 def nested_rows(index: Tensor, *weight: Any) -> Tensor:
     """Some rows of the matrix, `[..., columns]`, by their numbers, int64 `[...]`."""
     return _nested(*weight).rows(index)
 
 
-@nested_rows.register_fake
-def _(index: Tensor, *weight: Any) -> Tensor:
-    return weight[3].new_empty(*index.shape, weight[10])
-
-
-@torch.library.custom_op(
-    "guidedq::nested_linear", mutates_args=(), schema=f"(Tensor values, Tensor? bias, {NESTED}) -> Tensor"
+@_operator(
+    f"(Tensor values, Tensor? bias, {NESTED}) -> Tensor",
+    lambda values, _, *weight: values.new_empty(*values.shape[:-1], weight[9]),
 )
 def nested_linear(values: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     """`values`, `[..., columns]`, times the transposed matrix, plus the bias: `[..., rows]`."""
     from .modules import PackedLinear
 
     return PackedLinear(_nested(*weight), bias)(values)
-
-
-@nested_linear.register_fake
-def _(values: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
-    return values.new_empty(*values.shape[:-1], weight[9])
 
 
 def _weight(

@@ -57,6 +57,14 @@ def test_a_compiled_network_is_one_graph_and_gives_the_same_numbers(network, mon
     assert torch.equal(compiled(TOKENS), network(TOKENS))
 
 
+def test_gradients_pass_a_compiled_layer(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    layer = PackedLinear(packed(12, 16), None)
+    inputs = torch.randn(2, 16, requires_grad=True)
+    torch.compile(layer, backend="aot_eager", fullgraph=True)(inputs).sum().backward()
+    torch.testing.assert_close(inputs.grad, layer.weight.sum(0).expand(2, -1))
+
+
 def test_an_exported_network_survives_the_disk_and_takes_other_lengths(network, tmp_path):
     length = torch.export.Dim("length", min=2, max=32)
     exported = torch.export.export(network, (TOKENS,), dynamic_shapes=({1: length},))
