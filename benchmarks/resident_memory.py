@@ -8,7 +8,7 @@ transformers loads each model, in fp32 and in bf16, in a process of its own, whi
 cache still there, and again when the C library was told to give freed blocks back (`malloc_trim`), so that only what
 is in use is left. The peak is of both kinds (`VmHWM`), pages that other processes share counted whole.
 
-Entropy-coded weights hold a byte for each code in memory, so `--fixed` has the artifact written anew, where it is not
+Entropy-coded weights take more in memory than in the file, so `--fixed` has the artifact written anew, where it is not
 there yet, with all its weights rounded to the nearest at 4 bits in groups of 64: it is as large as a good one of such a
 format, and its quality is of no interest here. `--smallest` is a model of some hundred kilobytes, to show what
 transformers and torch take for themselves. Writes `results/resident_memory.json` and `docs/memory.md`.
@@ -37,7 +37,7 @@ HEAD = """\
 REMARKS = """\
 - Packed weights of fixed widths stay where they are, in the mapped file, whose pages processes share, and which the
   system can drop and read again. None of them is copied.
-- Entropy-coded weights are unpacked once, to a byte for each code; the file is then let go.
+- Entropy-coded weights are unpacked once, to narrow codes and patches; the file is then let go.
 - At work come the cache, the outputs, and parts of weights that were dequantized for the prompt. These are freed, but
   the C library keeps their memory for the next prompt.
 - While a model loads, all of its codes are checked, one weight's at a time: hence the peak.

@@ -41,7 +41,7 @@ from guidedq.quant.packing import (
     region_widths,
     write_header,
 )
-from guidedq.quant.patched import PatchedFormat, narrow, widen
+from guidedq.quant.patched import CODES_AT_ONCE, PatchedFormat, narrow, widen
 
 
 def pack_weight(weight: QuantizedWeight, *, streams: bool = True) -> UInt8[Tensor, "bytes"]:
@@ -316,9 +316,7 @@ def _regions(part: Segment | PatchedSegment) -> list[Tensor]:
     if isinstance(part, NestedSegment):
         return _nested_regions(part)
     if isinstance(part, PatchedSegment):
-        codes, columns, patches = narrow(part.codes, part.format)
-        packed = pack_codes(codes, part.format.bits)
-        return [packed, part.row_exponents, part.stored_as, _column_bytes(columns), patches.view(torch.uint8)]
+        return _patched_regions(part)
     stream = encode_codes(part.codes, column_order(part.column_exponents))
     return [_tensor_of(STREAM_HEADER.pack(len(stream)) + stream), part.row_exponents]
 
@@ -328,6 +326,16 @@ def _affine_regions(part: AffineSegment) -> list[Tensor]:
     zero_points = [] if part.format.symmetric else [pack_codes(part.grid.zero_points, bits)]
     columns = _column_bytes(part.outlier_columns)
     return [codes, _bytes_of(part.grid.scales), *zero_points, columns, _bytes_of(part.outlier_values)]
+
+
+def _patched_regions(part: PatchedSegment) -> list[Tensor]:
+    packed, columns, patches = [], [], []
+    for codes in part.codes.split(max(1, CODES_AT_ONCE // part.codes.shape[1])):
+        narrowed, at, added = narrow(codes, part.format)
+        packed.append(pack_codes(narrowed, part.format.bits))
+        columns.append(_column_bytes(at))
+        patches.append(added.view(torch.uint8))
+    return [torch.cat(packed), part.row_exponents, part.stored_as, torch.cat(columns), torch.cat(patches)]
 
 
 def _nested_regions(part: NestedSegment) -> list[Tensor]:

@@ -14,7 +14,7 @@ from guidedq.artifacts.quantized_weight import EntropySegment, Segment, dequanti
 from guidedq.errors import FormatError
 from guidedq.quant.formats import ENTROPY_STEPS_PER_BIT, EntropyFormat
 from guidedq.quant.packing import MAXIMUM_SEGMENTS, NUMBER_SHIFT
-from guidedq.quant.patched import PatchedFormat, choose_formats
+from guidedq.quant.patched import PatchedFormat, choose_formats, count_misfits
 
 
 @final
@@ -49,23 +49,24 @@ def patch(segments: Sequence[Segment]) -> tuple[Segment | PatchedSegment, ...]:
     numbered = [(number, part) for number, part in enumerate(segments) if isinstance(part, EntropySegment)]
     if not numbered:
         return tuple(segments)
-    rows = torch.cat([part.rows for _, part in numbered])
-    codes = torch.cat([part.codes for _, part in numbered])
-    exponents = torch.cat([part.row_exponents for _, part in numbered])
-    names = torch.cat([torch.full_like(part.row_exponents, _name(number, part.format)) for number, part in numbered])
-    formats, own = choose_formats(codes, MAXIMUM_SEGMENTS - len(others))
+    misfits = torch.cat([count_misfits(part.codes) for _, part in numbered])
+    columns = numbered[0][1].codes.shape[1]
+    formats, own = choose_formats(misfits, columns, MAXIMUM_SEGMENTS - len(others))
+    chosen = own.split([len(part.rows) for _, part in numbered])
     patched: list[PatchedSegment] = []
-    for number, format in enumerate(formats):
-        mine = (own == number).nonzero()[:, 0]
-        mine = mine[rows[mine].argsort()]
+    for which, format in enumerate(formats):
+        mine = [part.part(own == which) for (_, part), own in zip(numbered, chosen, strict=True)]
+        names = [_name(number, part.format) for number, part in numbered]
+        rows, order = torch.cat([part.rows for part in mine]).sort()
+        stored_as = [torch.full_like(part.row_exponents, name) for part, name in zip(mine, names, strict=True)]
         patched.append(
             PatchedSegment(
                 format=format,
-                rows=rows[mine],
-                codes=codes[mine],
-                row_exponents=exponents[mine],
-                column_exponents=numbered[0][1].column_exponents,
-                stored_as=names[mine],
+                rows=rows,
+                codes=torch.cat([part.codes for part in mine])[order],
+                row_exponents=torch.cat([part.row_exponents for part in mine])[order],
+                column_exponents=mine[0].column_exponents,
+                stored_as=torch.cat(stored_as)[order],
             )
         )
     return *others, *patched

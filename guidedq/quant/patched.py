@@ -29,7 +29,7 @@ PATCH_COUNTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """How many patches the rows of a format may have: few numbers, for rows to share them, and finer where it costs."""
 LEAST_GAIN, LEAST_BYTES = 0.01, 64
 """What one more format must save, of all bytes and in itself: each takes the kernels some work of its own."""
-_CODES_AT_ONCE = 1 << 20
+CODES_AT_ONCE = 1 << 20
 """Few enough to stay in a processor's cache."""
 _LOWEST_BITS = 0x0101010101010101
 _NEVER = 1 << 24
@@ -57,17 +57,18 @@ class PatchedFormat:
         return f"patched{{bits={self.bits} patches={self.patches}}}"
 
 
-def choose_formats(codes: UInt8[Tensor, "n in"], most: int) -> tuple[tuple[PatchedFormat, ...], Int64[Tensor, "n"]]:
+def choose_formats(
+    misfits: Int32[Tensor, "n widths"], columns: int, most: int
+) -> tuple[tuple[PatchedFormat, ...], Int64[Tensor, "n"]]:
     """Few formats that hold rows in few bytes, and for each row which of them.
 
     The format that is best for all rows at once comes first, then one by one those that save most.
 
     Args:
-        codes: Of a byte each.
+        misfits: Of each row, from `count_misfits`.
+        columns: Of the rows.
         most: How many formats there may be.
     """
-    columns = codes.shape[1]
-    misfits = count_misfits(codes)
     formats = _worth_trying(misfits, columns)
     widths = torch.tensor([format.bits - 1 for format in formats])
     fits = misfits[:, widths] <= torch.tensor([format.patches for format in formats])
@@ -103,7 +104,7 @@ def count_misfits(codes: UInt8[Tensor, "n in"]) -> Int32[Tensor, "n widths"]:
     """
     rows, columns = codes.shape
     found = torch.zeros(rows, WIDEST, dtype=torch.int32)
-    height, width = max(1, _CODES_AT_ONCE // max(1, columns)), 8 * 255  # more than 255 words would fill a byte
+    height, width = max(1, CODES_AT_ONCE // max(1, columns)), 8 * 255  # more than 255 words would fill a byte
     for top, left in product(range(0, rows, height), range(0, columns, width)):
         part = codes[top : top + height, left : left + width]
         sizes = pad(_sizes(part), (0, -part.shape[1] % 8))

@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, strategies
 from random_weights import affine_formats, entropy_formats, fixed_formats, formats, random_weight, same_weight
 
+from guidedq.artifacts import packed_weight
 from guidedq.artifacts.packed_weight import pack_weight, read_segment, segment_rows, unpack_weight
 from guidedq.artifacts.quantized_weight import EntropySegment, FloatSegment, QuantizedWeight, float_weight
 from guidedq.errors import ArtifactError, FormatError
+from guidedq.quant import patched
 from guidedq.quant.bit_stream import pack_codes
 from guidedq.quant.entropy import column_order, encode_codes
 from guidedq.quant.exponents import ONE
@@ -132,6 +134,14 @@ def test_the_bytes_of_patched_segments_are_those_of_the_lines(scaled):
     expected += struct.pack("<HHH", 3, 0, 20) + struct.pack("<bbb", 138 - 128, 0, 100 - 127)
     weight = QuantizedWeight(name="w", shape=(3, 48), segments=(segment,))
     assert bytes(pack_weight(weight, streams=False).tolist()) == expected
+
+
+def test_large_segments_are_patched_part_by_part_to_the_same_bytes(monkeypatch):
+    weight = random_weight("w", (40, 90), [EntropyFormat(bits=2.0), EntropyFormat(bits=4.0)], 7)
+    whole = pack_weight(weight, streams=False)
+    for module in (packed_weight, patched):
+        monkeypatch.setattr(module, "CODES_AT_ONCE", 7 * 90)
+    assert torch.equal(pack_weight(weight, streams=False), whole)
 
 
 def test_one_segment_has_no_index_and_symmetric_rows_no_zero_points():

@@ -34,7 +34,7 @@ sizes = {"rows": strategies.integers(1, 40), "columns": strategies.integers(1, 4
 @given(*sizes.values(), strategies.integers(0, 2**31), strategies.integers(1, 8))
 def test_every_row_fits_its_format_and_comes_back(rows, columns, seed, most):
     codes = random_codes(rows, columns, seed)
-    formats, own = choose_formats(codes, most)
+    formats, own = choose_formats(count_misfits(codes), columns, most)
     assert 1 <= len(formats) <= most
     assert set(own.tolist()) == set(range(len(formats)))
     for number, format in enumerate(formats):
@@ -56,7 +56,7 @@ def test_misfits_are_what_a_width_cannot_hold(rows, columns, seed):
 
 def test_eight_formats_are_within_a_tenth_of_a_format_for_each_row():
     codes = random_codes(2000, 576, 0)
-    formats, own = choose_formats(codes, 8)
+    formats, own = choose_formats(count_misfits(codes), 576, 8)
     prices = torch.tensor([packed_width(576, format.bits) + PATCH_PRICE * format.patches for format in formats])
     widths = torch.tensor([packed_width(576, bits) for bits in range(1, 9)])
     least = (widths + PATCH_PRICE * count_misfits(codes)).amin(1)
