@@ -147,9 +147,6 @@ class PackedLinear(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Multiply, and add the bias."""
         if torch.compiler.is_compiling():
-            if values.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_exporting():
-                whole = self.packed().t() if self.packed.transposed else self.packed()
-                return nn.functional.linear(values, whole, self.bias)
             if isinstance(self.packed, PackedWeight):
                 return packed_linear(self.packed.rounded(values), self.bias, *self.packed.operands)
             return nested_linear(values, self.bias, *self.packed.operands)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from guidedq.errors import ArtifactError
 from guidedq.quant.nested import parse_nested
 from guidedq.quant.packing import BlobLayout, read_layout
 
@@ -34,13 +35,11 @@ NESTED = (
 """The same of a nested weight; `positions`, if there are any, stand in place of `precision`."""
 
 
-_LIBRARY = torch.library.Library("guidedq", "DEF")
+_LIBRARY = torch.library.Library("guidedq", "FRAGMENT")
 
 
 def _operator(schema: str, allocate: Callable[..., Tensor]) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Define an operator by a function, as `torch.library.custom_op` does, whose operators take twice as long to call.
-
-    Gradients do not pass: where one is to come, layers multiply by the dequantized matrix.
 
     Args:
         schema: Of the arguments and the result.
@@ -100,6 +99,38 @@ def nested_linear(values: Tensor, bias: Tensor | None, *weight: Any) -> Tensor:
     from .modules import PackedLinear
 
     return PackedLinear(_nested(*weight), bias)(values)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """For the gradient: all of the weight."""
+    del output
+    _, bias, *weight = inputs
+    ctx.held = [None if isinstance(operand, Tensor) else operand for operand in weight]
+    ctx.save_for_backward(*(operand if isinstance(operand, Tensor) else None for operand in weight))
+    ctx.biased = bias is not None
+
+
+def _pull_back(matrix: Callable[..., Tensor]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The gradient of a linear operator, whose `matrix` is multiplied by what comes back."""
+
+    def pull_back(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = zip(context.saved_tensors, context.held, strict=True)
+        weight = [held if tensor is None else tensor for tensor, held in tensors]
+        outer = tuple(range(gradient.dim() - 1))
+        of_bias = gradient.sum(outer) if context.biased and context.needs_input_grad[1] else None
+        return gradient @ matrix(*weight), of_bias, *(None for _ in weight)
+
+    return pull_back
+
+
+def _whole_matrix(*weight: Any) -> Tensor:
+    if weight[6] is not None:
+        raise ArtifactError("no gradient passes a compiled layer whose precision differs by position. Set one for all.")
+    return nested_matrix(*weight)
+
+
+torch.library.register_autograd("guidedq::packed_linear", _pull_back(packed_matrix), setup_context=_keep)
+torch.library.register_autograd("guidedq::nested_linear", _pull_back(_whole_matrix), setup_context=_keep)
 
 
 def _weight(

@@ -62,7 +62,7 @@ def choose_formats(
 ) -> tuple[tuple[PatchedFormat, ...], Int64[Tensor, "n"]]:
     """Few formats that hold rows in few bytes, and for each row which of them.
 
-    The format that is best for all rows at once comes first, then one by one those that save most.
+    The best of those that hold all rows comes first, then one by one those that save most.
 
     Args:
         misfits: Of each row, from `count_misfits`.
@@ -75,7 +75,7 @@ def choose_formats(
     prices = [packed_width(columns, format.bits) + PATCH_PRICE * format.patches for format in formats]
     sizes = torch.tensor(prices, dtype=torch.int32)
     costs: Int32[Tensor, "n formats"] = torch.where(fits, sizes, _NEVER)
-    chosen = [int(costs.sum(0).argmin())]
+    chosen = [int(torch.where(fits.all(0), costs.sum(0), torch.iinfo(torch.int64).max).argmin())]
     best = costs[:, chosen[0]]
     while len(chosen) < most:
         gains = (best[:, None] - costs).clamp_(min=0).sum(0)
@@ -150,5 +150,5 @@ def widen(
 
 def _sizes(codes: UInt8[Tensor, "n in"]) -> UInt8[Tensor, "n in"]:
     """The codes without their signs: 0 and -1 are 0, 1 and -2 are 1, and so on."""
-    signed = (codes ^ ENTROPY_ZERO).view(torch.int8)
+    signed = (codes.contiguous() ^ ENTROPY_ZERO).view(torch.int8)
     return (signed ^ (signed >> 7)).view(torch.uint8)

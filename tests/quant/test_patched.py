@@ -63,6 +63,16 @@ def test_eight_formats_are_within_a_tenth_of_a_format_for_each_row():
     assert float(prices[own].sum()) < 1.1 * float(least.sum())
 
 
+@pytest.mark.parametrize("most", [1, 2, 8])
+def test_one_odd_row_among_very_many_has_its_format(most):
+    misfits = torch.zeros(200_000, 8, dtype=torch.int32)
+    misfits[:, :2] = 5000
+    misfits[77, :7] = 5000
+    formats, own = choose_formats(misfits, 5376, most)
+    held = misfits[torch.arange(len(own)), torch.tensor([format.bits - 1 for format in formats])[own]]
+    assert bool((held <= torch.tensor([format.patches for format in formats])[own]).all())
+
+
 def test_a_row_with_too_many_misfits_is_refused():
     codes = torch.full((2, 50), 128, dtype=torch.uint8)
     codes[1, :3] = 200
