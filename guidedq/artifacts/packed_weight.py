@@ -178,10 +178,14 @@ def _patched_segment(
     if not bool((columns < len(column_exponents)).all()):
         raise damaged(name, f"columns of patches below {len(column_exponents)}", "others")
     narrow_codes = unpack_codes(codes, format.bits, len(column_exponents))
+    try:
+        whole = widen(narrow_codes, columns, patches.contiguous().view(torch.int8), format.bits)
+    except FormatError as error:
+        raise damaged(name, "patches that lead to codes", error) from error
     return PatchedSegment(
         format=format,
         rows=rows,
-        codes=widen(narrow_codes, columns, patches.contiguous().view(torch.int8), format.bits),
+        codes=whole,
         row_exponents=row_exponents[:, 0],
         column_exponents=column_exponents,
         stored_as=stored_as[:, 0],

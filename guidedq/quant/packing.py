@@ -24,9 +24,10 @@
     the set of its widths, bit `k - 1` for width `k`. Its data: for each width the bits that it adds to the one before,
     from the top, as codes of their own, `n` bit streams; scales and zero points as in 9 and 10; the narrower widths'
     ratios, fp16; for each of these a bit stream of `n` shifts of 3 bits, padded to a byte.
-16. Patched (see `patched.py`), in memory only: codes, `n` bit streams; scales of the rows, a byte each; a byte each for
-    what the row is stored as: 32 times the number of its segment there, plus four times its nominal bits; columns of
-    the patches, unsigned 16-bit `[n, patches]`; the patches, signed 8-bit.
+16. Patched (see `patched.py`), written in memory only, read anywhere: codes, `n` bit streams; scales of the rows, a
+    byte each; a byte each for what the row is stored as: 32 times the number of its segment there, plus four times its
+    nominal bits; columns of the patches, unsigned 16-bit `[n, patches]`; the patches, signed 8-bit. A code and its
+    patch make a byte; of two patches with one column, one is zero.
 
 Blobs on disk hold streams; in memory they hold patched codes in their place, so that rows can be read one by one.
 Without streams a blob takes `blob_bytes`.
@@ -297,10 +298,11 @@ def _problem(format: HeldFormat, rows: int, columns: int) -> str | None:
     """Why a segment cannot be, if it cannot."""
     if not 0 < rows < 2**32:
         return f"{format}: a segment of {rows} rows."
-    outliers = format.outliers if isinstance(format, AffineFormat) else 0
-    outliers = format.patches if isinstance(format, PatchedFormat) else outliers
-    if outliers > columns or (outliers and columns > OUTLIER_COLUMNS):
-        return f"{format}: {outliers} outliers in rows of {columns} columns (at most {OUTLIER_COLUMNS} can be indexed)."
+    single = format.outliers if isinstance(format, AffineFormat) else 0
+    single = format.patches if isinstance(format, PatchedFormat) else single
+    if single > columns or (single and columns > OUTLIER_COLUMNS):
+        what = "patches" if isinstance(format, PatchedFormat) else "outliers"
+        return f"{format}: {single} {what} in rows of {columns} columns (at most {OUTLIER_COLUMNS} can be indexed)."
     return None
 
 

@@ -143,9 +143,17 @@ def narrow(
 def widen(
     codes: UInt8[Tensor, "n in"], at: Int64[Tensor, "n patches"], patches: Int8[Tensor, "n patches"], bits: int
 ) -> UInt8[Tensor, "n in"]:
-    """The codes of a byte each that `narrow` was given; sums wrap, so damaged patches give codes, too."""
+    """The codes of a byte each that `narrow` was given.
+
+    Raises:
+        FormatError: a patch leads out of the byte, or two belong to one code.
+    """
     whole = codes + (ENTROPY_ZERO - (1 << (bits - 1)))
-    return whole.scatter_add_(1, at, patches.view(torch.uint8))
+    asked = whole.gather(1, at).short() + patches
+    whole.scatter_add_(1, at, patches.view(torch.uint8))
+    if not bool(((whole.gather(1, at) == asked) | (patches == 0)).all()):
+        raise FormatError("patches that lead out of a byte, or meet in one code.")
+    return whole
 
 
 def _sizes(codes: UInt8[Tensor, "n in"]) -> UInt8[Tensor, "n in"]:

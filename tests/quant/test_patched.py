@@ -45,6 +45,14 @@ def test_every_row_fits_its_format_and_comes_back(rows, columns, seed, most):
         assert torch.equal(widen(narrowed, at, patches, format.bits), mine)
 
 
+@pytest.mark.parametrize(("at", "patches"), [([0, 1], [121, 0]), ([1, 0], [-121, 0]), ([1, 1], [3, 4])])
+def test_patches_that_lead_nowhere_are_refused(at, patches):
+    codes = torch.tensor([[15, 0, 7]], dtype=torch.uint8)
+    places, missing = torch.tensor([at]), torch.tensor([patches], dtype=torch.int8)
+    with pytest.raises(FormatError, match="patches that lead out of a byte, or meet"):
+        widen(codes, places, missing, 4)
+
+
 @given(*sizes.values(), strategies.integers(0, 2**31))
 def test_misfits_are_what_a_width_cannot_hold(rows, columns, seed):
     codes = random_codes(rows, columns, seed)

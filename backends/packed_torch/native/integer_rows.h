@@ -46,7 +46,7 @@ static int prepare_integers(const Call *call, const Segment *segment, Prepared *
         } else {
             for (size_t first = 0; first < columns; first += INTEGER_BLOCK) {
                 const size_t width = columns - first < INTEGER_BLOCK ? columns - first : INTEGER_BLOCK;
-                blocks->scales[m * blocks->scale_stride + first / INTEGER_BLOCK] = 
+                blocks->scales[m * blocks->scale_stride + first / INTEGER_BLOCK] =
                     split_block(inputs + first, width, order, digits + first * blocks->count);
             }
         }
