@@ -39,7 +39,8 @@ class PrefixCorrector(AbstractCorrector):
     With `x` what a site reads in the original and `z` what it reads behind the already quantized sites, the best
     unrounded weight is `W E[x z^T] E[z z^T]^-1`. Original and quantized model run side by side, each site is rounded
     when data first reach it: one forward pass over the samples, twice, for the whole model. Embeddings, grouped
-    convolutions, recurrent layers, tied weights and programs that torch cannot run are rounded to themselves.
+    convolutions, recurrent layers, experts (the two models may send them other tokens), tied weights and programs that
+    torch cannot run are rounded to themselves.
 
     A correction is a regression on what was seen, and with few samples it makes things worse: sites that read more
     inputs than a sixteenth of the tokens are rounded to themselves, and so are images' sites under 64 images.
@@ -149,4 +150,5 @@ def _solved(cross: Tensor, square: Tensor, ridge: float) -> Tensor:
 
 
 def _is_correctable(site: Site) -> bool:
-    return len(site.uses) == 1 and site.uses[0].kind in CORRECTABLE and site.input_groups == 1
+    (use, *others) = site.uses
+    return not others and use.kind in CORRECTABLE and not use.routed and site.input_groups == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from .store import read_site, site_file, write_site
 TINY = torch.finfo(torch.float32).tiny
 """The least that a weight can matter: a quadratic form of zeros has no factors."""
 UNSEEN_SHARE = 0.1
-"""Of the average weight's importance: what no calibration sample needed is needed seldom. Taken for average, the idle
+"""Of the median weight's importance: what no calibration sample needed is needed seldom. Taken for average, the idle
 half of a voice detector (its 8 kHz branch) got 8 to 16 bits of 8, and the half in use 3 to 5."""
 FORWARD_ONLY = "guidance is forward-only there: what they read counts, not how the end loss answers."
 UNSEEN = (
@@ -39,11 +39,11 @@ UNSEEN = (
 def complete(
     model: Model, samples: SampleSet, folder: Path, *, gradients: bool, memory_bytes: int | None, progress: Progress
 ) -> None:
-    """Write guidance for the sites that have none yet.
+    """Write guidance for the sites that have none yet, or only zeros: experts that no token was sent to.
 
     Where no gradient comes by, second moments of what a site reads count, as in forward-only guidance, on a scale on
     which a weight matters on average as much as those that gradients reach. Of a site that no sample reaches nothing is
-    known: each of its weights is taken to matter alike, a tenth as much as the others on average.
+    known: each of its weights is taken to matter alike, a tenth as much as those of the median site.
 
     Args:
         model: Whose sites.
@@ -54,19 +54,20 @@ def complete(
         progress: Told which sites these are.
     """
     numbers = {site.name: index for index, site in enumerate(model.graph.quantizable)}
-    heard = [number for number in numbers.values() if site_file(folder, number).exists()]
-    missing = [site for site in model.graph.quantizable if numbers[site.name] not in heard]
+    heard = {name: _weights(folder, number) for name, number in numbers.items() if site_file(folder, number).exists()}
+    missing = [site for site in model.graph.quantizable if not any(heard.get(site.name, ()))]
     if not missing:
         return
-    level = fmean([_weight(term) for number in heard for term in read_site(folder, number)] or [0.0])
+    levels = [weight for weights in heard.values() if any(weights) for weight in weights]
+    level = fmean(levels or [0.0])
     found: dict[str, list[QuadraticTerm]] = {}
-    for shard in shards_of(missing, memory_bytes) if gradients else []:
+    for shard in shards_of([site for site in missing if site.name not in heard], memory_bytes) if gradients else []:
         found |= _observed(model, samples, shard)
     mean = fmean([_weight(term) for terms in found.values() for term in terms] or [0.0])
     factor = level / mean if level > 0 and mean > 0 else 1.0
     for site in missing:
         terms = [replace(term, hessian=term.hessian * factor) for term in found.get(site.name, [])]
-        write_site(folder, numbers[site.name], terms or [_unseen(site, UNSEEN_SHARE * (level or mean))])
+        write_site(folder, numbers[site.name], terms or [_unseen(site, UNSEEN_SHARE * median(levels or [mean]))])
     _tell(progress, [site.name for site in missing if site.name in found], "no gradient reaches", FORWARD_ONLY)
     _tell(progress, [site.name for site in missing if site.name not in found], "no sample reached", UNSEEN)
 
@@ -89,6 +90,10 @@ def _observed(model: Model, samples: SampleSet, sites: Sequence[Site]) -> dict[s
     units = model.objective.units(samples)
     terms = {site.name: terms_of(statistics, site, sums, units) for site in sites}
     return {name: mine for name, mine in terms.items() if mine}
+
+
+def _weights(folder: Path, number: int) -> list[float]:
+    return [_weight(term) for term in read_site(folder, number)]
 
 
 def _weight(term: QuadraticTerm) -> float:

@@ -62,6 +62,23 @@ WHISPER = {
     "eos_token_id": 2,
     "decoder_start_token_id": 3,
 }
+MIXTRAL = {**LLAMA, "num_hidden_layers": 1, "num_local_experts": 4, "num_experts_per_tok": 2}
+GPT_OSS = {**MIXTRAL, "head_dim": 6, "layer_types": ["full_attention"], "rope_parameters": {"rope_type": "default"}}
+NEMOTRON = {
+    "vocab_size": 40,
+    "hidden_size": 24,
+    "layers_block_type": ["attention", "moe"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 20,
+    "moe_shared_expert_intermediate_size": 20,
+    "intermediate_size": 44,
+}
 RESNET = {
     "embedding_size": 8,
     "hidden_sizes": [8, 12],
@@ -73,6 +90,9 @@ RESNET = {
 CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", {**LLAMA, "tie_word_embeddings": False}),
     "tied_llama": ("LlamaForCausalLM", "LlamaConfig", {**LLAMA, "tie_word_embeddings": True}),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", MIXTRAL),
+    "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", GPT_OSS),
+    "nemotron": ("NemotronHForCausalLM", "NemotronHConfig", NEMOTRON),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
     "bert": ("BertModel", "BertConfig", BERT),
     "masked_bert": ("BertForMaskedLM", "BertConfig", BERT),

@@ -85,6 +85,7 @@ class PackedQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> Any:
+        from guidedq.frontend.experts import split_experts
         from guidedq.frontend.transformer_module import expose_lookups
 
         from .placing import check_digests, check_names, expect_bytes, read_headers
@@ -96,6 +97,7 @@ class PackedQuantizer(HfQuantizer):
         check_digests(paths)
         stored = read_headers(paths)
         expose_lookups(model)  # names are those that the frontend gave
+        split_experts(model)
         if type(model).__name__ in (model.config.architectures or ()):
             check_names(model, config.sites, config.tied, stored)
         placed = expect_bytes(model, config.sites, config.tied, stored)

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from guidedq.errors import ModelError
 from guidedq.frontend.checkpoint import Checkpoint, open_checkpoint
+from guidedq.frontend.experts import is_routed, split_experts
 from guidedq.frontend.transformer_module import LanguageModelModule, TransformerModule, expose_lookups
 from guidedq.ir.graph import Graph, Storage, UseKind
 from guidedq.ir.lifting import WeightedModule, lift, trial_batch
@@ -69,6 +70,7 @@ def load_hugging_face(path: Path) -> Model:
         whole = _load_weights(checkpoint, leaf)
         tokenizer, notices = _tokenizer(path)
     expose_lookups(whole)
+    split_experts(whole)
     objective = _objective(leaf.__name__, whole.config)
     inputs = _inputs(whole)
     parameters = inspect.signature(whole.forward).parameters
@@ -103,7 +105,13 @@ def weighted_modules(module: nn.Module) -> Mapping[str, WeightedModule]:
         if known and isinstance(part.weight, nn.Parameter):
             groups = part.groups if isinstance(part, (nn.Conv1d, nn.Conv2d)) else 1
             parameter = f"{name}.weight" if name else "weight"
-            found[name] = WeightedModule(parameter=parameter, kind=known[0], storage=known[1], input_groups=groups)
+            found[name] = WeightedModule(
+                parameter=parameter,
+                kind=known[0],
+                storage=known[1],
+                input_groups=groups,
+                routed=is_routed(module, name),
+            )
     return found
 
 

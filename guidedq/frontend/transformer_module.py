@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from guidedq.errors import ModelError
+from guidedq.frontend.experts import SplitExperts
 from guidedq.ir.program import AbstractWriter
 
 OUTPUTS = ("logits", "last_hidden_state")
@@ -35,7 +36,7 @@ class TransformerModule(nn.Module):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """The main output of the model on these inputs."""
-        return main_output(self.__dict__["whole"](**inputs, **self.constants))
+        return run(self, inputs)
 
 
 @final
@@ -49,7 +50,7 @@ class LanguageModelModule(nn.Module, AbstractWriter):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """The logits on these inputs."""
-        return main_output(self.__dict__["whole"](**inputs, **self.constants))
+        return run(self, inputs)
 
     def write(
         self, tokens: Int64[Tensor, "sequence start"], length: int, generator: torch.Generator
@@ -72,6 +73,14 @@ def share_tables(wrapper: nn.Module, model: nn.Module) -> None:
     for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
         wrapper.__dict__[table] = model.__dict__[table]
     wrapper.__dict__["whole"] = model
+    wrapper.__dict__["mixtures"] = [part for part in model.modules() if isinstance(part, SplitExperts)]
+
+
+def run(wrapper: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The main output of the model whose tables a wrapper shares; experts tell the samples apart."""
+    for part in () if torch.compiler.is_compiling() else wrapper.__dict__["mixtures"]:
+        part.samples = len(next(iter(inputs.values())))
+    return main_output(wrapper.__dict__["whole"](**inputs, **wrapper.constants))
 
 
 class Lookup(nn.Embedding):

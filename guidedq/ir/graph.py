@@ -49,10 +49,12 @@ class Use:
     Attributes:
         operator: Name of the operator's node in the graph, and of the submodule that runs it.
         kind: What the operator does with the weight.
+        routed: The model chooses what it reads (an expert of a mixture): with other weights it may read other tokens.
     """
 
     operator: str
     kind: UseKind
+    routed: bool = False
 
 
 @final

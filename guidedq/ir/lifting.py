@@ -32,12 +32,14 @@ class WeightedModule:
         kind: What it does with the weight.
         storage: How the weight is stored.
         input_groups: Groups of a convolution.
+        routed: The model chooses what it reads.
     """
 
     parameter: str
     kind: UseKind
     storage: Storage = Storage.OUT_IN
     input_groups: int = 1
+    routed: bool = False
 
 
 def lift(module: nn.Module, weighted: Mapping[str, WeightedModule], batch: Batch) -> tuple[Graph, tuple[str, ...]]:
@@ -136,12 +138,16 @@ def _sites(
         Site(
             name=name,
             shape=tuple(_tensor(module, name).shape),
-            uses=tuple(Use(operator=operator, kind=weighted[operator].kind) for operator in users),
+            uses=tuple(_use(operator, weighted[operator]) for operator in users),
             storage=_one_storage(name, [weighted[operator] for operator in users]),
             input_groups=max(weighted[operator].input_groups for operator in users),
         )
         for name, users in uses.items()
     )
+
+
+def _use(operator: str, weighted: WeightedModule) -> Use:
+    return Use(operator=operator, kind=weighted.kind, routed=weighted.routed)
 
 
 def _one_storage(name: str, users: Sequence[WeightedModule]) -> Storage:

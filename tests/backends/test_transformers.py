@@ -34,6 +34,8 @@ CLASSES = {
     "bert": transformers.AutoModel,
     "masked_bert": transformers.AutoModelForMaskedLM,
     "bert_classifier": transformers.AutoModelForSequenceClassification,
+    "mixtral": transformers.AutoModelForCausalLM,
+    "gpt_oss": transformers.AutoModelForCausalLM,
     "t5": transformers.AutoModelForSeq2SeqLM,
     "whisper": transformers.AutoModelForSpeechSeq2Seq,
     "resnet": transformers.AutoModelForImageClassification,
