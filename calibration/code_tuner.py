@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import final
@@ -19,6 +19,7 @@ from guidedq.progress import Progress
 from guidedq.stages import AbstractTuner
 
 from .backward_pass import run_backwards, scratch
+from .cheaper_codes import smallest_change
 from .divergence import divergence_gradient
 from .latent import LatentWeight, LatentWeights
 from .listening import recomputed, recomputes, repeated_blocks
@@ -61,7 +62,14 @@ class CodeTuner(AbstractTuner):
         return model.program.differentiable and self.steps > 0 and model.parameters <= self.largest
 
     def tune(
-        self, model: Model, samples: SampleSet, weights: tuple[QuantizedWeight, ...], *, seed: int, progress: Progress
+        self,
+        model: Model,
+        samples: SampleSet,
+        weights: tuple[QuantizedWeight, ...],
+        *,
+        fits: Callable[[tuple[QuantizedWeight, ...]], bool],
+        seed: int,
+        progress: Progress,
     ) -> tuple[QuantizedWeight, ...]:
         """Run the steps; the same weights with other codes, or the very ones given where that does no good."""
         assert isinstance(model.program, TorchProgram)
@@ -80,7 +88,7 @@ class CodeTuner(AbstractTuner):
             if _diverges(divergences):
                 progress.notice("tuning does this model no good and was given up")
                 return weights
-        return tuple(latents[weight.name].quantized() for weight in weights)
+        return smallest_change(lambda pull: tuple(latents[weight.name].quantized(pull) for weight in weights), fits)
 
     def _batches(self, samples: SampleSet, most: int, seed: int) -> Iterator[SampleSet]:
         """Without end, in an order that changes from epoch to epoch."""

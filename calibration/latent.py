@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from guidedq.artifacts.quantized_weight import WEIGHTS_AT_ONCE, QuantizedWeight, RoundedSegment
+from guidedq.artifacts.quantized_weight import WEIGHTS_AT_ONCE, EntropySegment, QuantizedWeight, RoundedSegment
 from guidedq.ir.graph import Site
+
+from .cheaper_codes import CODES, cheaper
 
 MEAN_DECAY, SQUARE_DECAY = 0.9, 0.95
 """Adam's: the second is short, for there are few steps."""
@@ -116,10 +118,10 @@ class LatentWeight:
                 for place in part.places():
                     part.move(place, gradient[part.segment.rows[place]], step, rate)
 
-    def quantized(self) -> QuantizedWeight:
-        """The weight with the codes that it has now."""
+    def quantized(self, pull: float = 0.0) -> QuantizedWeight:
+        """The weight with the codes that it has now; under a pull (`cheaper_codes.py`), with shorter ones."""
         segments = tuple(
-            part.segment.with_codes(part.codes(slice(None))) if isinstance(part, _LatentSegment) else part
+            part.segment.with_codes(part.shortened(pull)) if isinstance(part, _LatentSegment) else part
             for part in self._parts
         )
         return replace(self._weight, segments=segments)
@@ -151,6 +153,16 @@ class _LatentSegment:
         """The codes now."""
         codes = self.segment.codes[place].float().add_(self._offsets[place]).round_()
         return codes.clamp_(self._least, self._most).to(torch.uint8)
+
+    def shortened(self, pull: float) -> UInt8[Tensor, "n in"]:
+        """All codes; of an entropy format, which alone gains by it, under a pull."""
+        codes = self.codes(slice(None))
+        if pull and isinstance(self.segment, EntropySegment):
+            counts = codes.flatten().bincount(minlength=CODES).float()
+            for place in self.places():
+                numbers = self.segment.codes[place].float().add_(self._offsets[place])
+                codes[place] = cheaper(numbers, counts, pull, self._least, self._most)
+        return codes
 
     def rounded(self, place: slice) -> RoundedSegment:
         """Some rows with the codes that they have now."""

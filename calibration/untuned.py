@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -22,7 +23,14 @@ class NoTuner(AbstractTuner):
         return False
 
     def tune(
-        self, model: Model, samples: SampleSet, weights: tuple[QuantizedWeight, ...], *, seed: int, progress: Progress
+        self,
+        model: Model,
+        samples: SampleSet,
+        weights: tuple[QuantizedWeight, ...],
+        *,
+        fits: Callable[[tuple[QuantizedWeight, ...]], bool],
+        seed: int,
+        progress: Progress,
     ) -> tuple[QuantizedWeight, ...]:
         """The weights as they are."""
         return weights

@@ -182,7 +182,14 @@ class AbstractTuner(ABC):
 
     @abstractmethod
     def tune(
-        self, model: Model, samples: SampleSet, weights: tuple[QuantizedWeight, ...], *, seed: int, progress: Progress
+        self,
+        model: Model,
+        samples: SampleSet,
+        weights: tuple[QuantizedWeight, ...],
+        *,
+        fits: Callable[[tuple[QuantizedWeight, ...]], bool],
+        seed: int,
+        progress: Progress,
     ) -> tuple[QuantizedWeight, ...]:
         """The same weights with other codes, or the very ones given: formats, rows and grids stay as they are.
 
@@ -190,6 +197,7 @@ class AbstractTuner(ABC):
             model: The original.
             samples: Calibration inputs.
             weights: All quantizable sites, rounded.
+            fits: Whether weights are small enough; where codes are stored by their entropy, others may take more bytes.
             seed: Seeds the order of the samples.
             progress: Told about steps done.
         """

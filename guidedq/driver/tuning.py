@@ -22,7 +22,7 @@ from guidedq.artifacts.quantized_weight import (
 )
 from guidedq.driver.decision import Decision, decide, with_probes
 from guidedq.driver.evidence import Evidence
-from guidedq.driver.fitting import fitted
+from guidedq.driver.fitting import MARGIN, fitted
 from guidedq.driver.job import Job
 from guidedq.driver.probing import measured_on_probes, probe_of, scaled, stored_bytes
 from guidedq.driver.rounding import rounded
@@ -119,8 +119,12 @@ def _tune(job: Job, evidence: Evidence, decision: Decision, limit: int | None, e
         chosen = fitted(job, evidence, decision, room, size_of) or decision
         before = attempts.get(chosen.allocation.digest) or tuple(rounded(job, evidence, chosen.allocation, "round"))
         attempts.clear()
+
+        def fits(weights: tuple[QuantizedWeight, ...]) -> bool:
+            return limit is None or stored_bytes(evidence, chosen.allocation, weights) <= int((1 - MARGIN) * limit)
+
         samples = evidence.calibration.tuning
-        weights = job.recipe.tune.tune(job.model, samples, before, seed=job.seed, progress=job.progress)
+        weights = job.recipe.tune.tune(job.model, samples, before, fits=fits, seed=job.seed, progress=job.progress)
     if weights is before:
         return
     with job.stopwatch.time("probes"):

@@ -33,6 +33,11 @@ def tokens(samples: int = 6, length: int = 7, seed: int = 1) -> SampleSet:
     return SampleSet(inputs={"input_ids": torch.randint(0, VOCABULARY, (samples, length), generator=generator)})
 
 
+def anything(_: tuple[QuantizedWeight, ...]) -> bool:
+    """Any size is small enough."""
+    return True
+
+
 def images(samples: int = 4) -> SampleSet:
     return SampleSet(inputs={"image": torch.randn(samples, 2, 9, 9, generator=torch.Generator().manual_seed(2))})
 
@@ -191,7 +196,7 @@ def test_tuning_lowers_the_divergence_on_other_samples(build, format: AffineForm
     model = build()
     before = rounded(model, format)
     tuner = CodeTuner(steps=150, tokens=110)
-    after = tuner.tune(model, tokens(300, seed=8), before, seed=0, progress=SilentProgress())
+    after = tuner.tune(model, tokens(300, seed=8), before, fits=anything, seed=0, progress=SilentProgress())
     fresh = tokens(20, seed=9)
     assert divergence(model, after, fresh) < 0.95 * divergence(model, before, fresh)
 
@@ -200,8 +205,9 @@ def test_tuning_changes_codes_only_within_their_range_and_always_alike() -> None
     model = stacked_language_model()
     before = rounded(model, COARSE, FIXED)
     tuner = CodeTuner(steps=10, tokens=28, rate=0.2)
-    first, second = (tuner.tune(model, tokens(), before, seed=3, progress=SilentProgress()) for _ in range(2))
-    other = tuner.tune(model, tokens(), before, seed=4, progress=SilentProgress())
+    first, second, other = (
+        tuner.tune(model, tokens(), before, fits=anything, seed=seed, progress=SilentProgress()) for seed in (3, 3, 4)
+    )
     changed = 0
     for old, new, again in zip(before, first, second, strict=True):
         assert (old.name, old.shape) == (new.name, new.shape)
@@ -219,13 +225,35 @@ def test_tuning_changes_codes_only_within_their_range_and_always_alike() -> None
     assert any(not torch.equal(a.dequantize(), b.dequantize()) for a, b in zip(first, other, strict=True))
 
 
+def test_what_does_not_fit_gets_shorter_codes() -> None:
+    model = stacked_language_model()
+    before = rounded(model, COARSE)
+    tuner = CodeTuner(steps=60, tokens=110)
+    free, bound = (
+        tuner.tune(model, tokens(300, seed=8), before, fits=fits, seed=0, progress=SilentProgress())
+        for fits in (anything, lambda weights: entropy_bits(weights) <= 0.97 * entropy_bits(before))
+    )
+    assert entropy_bits(bound) <= 0.97 * entropy_bits(before) < entropy_bits(free)
+    fresh = tokens(20, seed=9)
+    assert divergence(model, free, fresh) < divergence(model, bound, fresh) < divergence(model, before, fresh)
+
+
+def entropy_bits(weights: tuple[QuantizedWeight, ...]) -> float:
+    total = 0.0
+    for segment in (segment for weight in weights for segment in weight.segments):
+        assert isinstance(segment, EntropySegment)
+        shares = segment.codes.flatten().bincount() / segment.codes.numel()
+        total -= segment.codes.numel() * float(shares[shares > 0].log2() @ shares[shares > 0])
+    return total
+
+
 def test_weights_in_floating_point_stay() -> None:
     model = stacked_language_model()
     weights = rounded(model, COARSE)
     site = model.graph.site("head.weight")
     head = float_weight(site.name, model.matrix(site), FloatFormat(dtype="fp16"))
     mixed = (*weights[:-1], head)
-    after = CodeTuner(steps=2, tokens=14).tune(model, tokens(), mixed, seed=0, progress=SilentProgress())
+    after = CodeTuner(steps=2, tokens=14).tune(model, tokens(), mixed, fits=anything, seed=0, progress=SilentProgress())
     assert torch.equal(after[-1].dequantize(), head.dequantize())
 
 
