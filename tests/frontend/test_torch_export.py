@@ -51,6 +51,18 @@ class TinyConvolution(nn.Module):
         return self.classes(self.drop(self.second(x).mean((2, 3))))
 
 
+class TinyGenerator(nn.Module):
+    """A volume made from an image: a transposed convolution in groups, and one with three axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.ConvTranspose2d(3, 6, 3, stride=2, padding=1, output_padding=1, groups=3)
+        self.second = nn.Conv3d(2, 4, 3, padding=1, bias=False)
+
+    def forward(self, pixels):
+        return self.second(torch.tanh(self.first(pixels)).unflatten(1, (2, 3)))
+
+
 def exported(module, path, decomposed=False, name="input_ids"):
     if name == "input_ids":
         sample = torch.randint(11, (2, 5))
@@ -125,6 +137,18 @@ def test_convolutions_keep_their_geometry_and_their_groups(tmp_path, decomposed)
     ]  # fmt: skip
     assert model.objective is Objective.CLASSIFIER
     assert model.inputs[0].shape == (None, 3, 8, 8)
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_transposed_convolutions_and_those_with_three_axes_are_sites(tmp_path, decomposed):
+    torch.manual_seed(0)
+    module = TinyGenerator().eval()
+    model = exported(module, tmp_path / "tiny.pt2", decomposed, name="pixels")
+    pixels = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(model.program.predict({"pixels": pixels}), module(pixels), rtol=1e-5, atol=1e-6)
+    assert [(site.name, site.rows, site.columns) for site in model.graph.sites] == [
+        ("first.weight", 6, 9), ("second.weight", 4, 54),
+    ]  # fmt: skip
 
 
 def test_program_exported_in_half_precision_runs_in_float32(tmp_path):

@@ -23,13 +23,16 @@ WEIGHT_DTYPES = (torch.float32, *HALF_DTYPES)
 READERS = {
     "MatMul": (UseKind.LINEAR, (2,)),
     "Gemm": (UseKind.LINEAR, (2,)),
-    "Conv": (UseKind.CONVOLUTION, (3, 4)),
+    "Conv": (UseKind.CONVOLUTION, (3, 4, 5)),
+    "ConvTranspose": (UseKind.CONVOLUTION, (3, 4, 5)),
     "Gather": (UseKind.EMBEDDING, (2,)),
     **dict.fromkeys(GATES, (UseKind.RECURRENT, (3,))),
 }
 """The operators that may read a weight: what they do with it, and how many axes it then has."""
 WEIGHT_INPUTS = {"Gather": (0,), **dict.fromkeys(GATES, (INPUT_WEIGHT, STATE_WEIGHT))}
 """Which of their inputs that is, where it is not the second."""
+STORAGES = {"ConvTranspose": Storage.IN_OUT_KERNEL, **dict.fromkeys(GATES, Storage.STACKED)}
+"""How they read it, where the rows do not come first."""
 
 ROTARY_TOLERANCE = 5e-3
 """How far a table of cosines may be off: four times what rounding to bfloat16 makes of values up to one."""
@@ -98,7 +101,7 @@ def _reading(
         return None
     # each of MatMul's order, Gemm's transB and a Transpose before them turns the matrix once
     turned = kind is UseKind.LINEAR and (node.integer("transB", 0) + (read != site)) % 2 == 0
-    storage = Storage.STACKED if kind is UseKind.RECURRENT else Storage.OUT_IN
+    storage = STORAGES.get(node.operator, Storage.OUT_IN)
     offset = "" if kind is UseKind.RECURRENT else next(iter(node.inputs[2:]), "")
     return WeightedNode(
         node=node,
