@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ LONGEST_CONTEXT = 1 << 30
 """torch writes huge upper bounds where an axis has none."""
 TRAINING_FLAG = {ATEN.dropout.default: 2, ATEN.batch_norm.default: 5, ATEN.native_dropout.default: 2}
 """Operators that behave differently in training, with the place of the argument that says so."""
+SMALLEST_REPORTED = 256
+"""Values of a tensor that is worth a word when it is left as it is."""
+RECURRENT = ("aten.gru.input", "aten.lstm.input", "aten.rnn_relu.input", "aten.rnn_tanh.input")
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
@@ -61,7 +65,7 @@ def load_torch_export(path: Path) -> Model:
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         vocabulary_size=table,
         context_length=bounds.get(inputs[0].name) if table is not None else None,
-        notices=notices,
+        notices=(*notices, *_left_alone(module, graph)),
     )
 
 
@@ -180,6 +184,29 @@ def _token_table(
         if any(weighted[use.operator].kind is UseKind.EMBEDDING for use in site.uses):
             return site.rows
     return None
+
+
+def _left_alone(module: fx.GraphModule, graph: Graph) -> Iterator[str]:
+    """The matrices that are no sites, by the operators that read them."""
+    sites = {id(module.get_parameter(site.name)) for site in graph.sites}
+    left: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
+    for node in module.graph.nodes:
+        value = _value(module, node.target) if node.op == "get_attr" else None
+        if value is None or id(value) in sites or value.dim() < 2 or value.numel() < SMALLEST_REPORTED:
+            continue
+        operators = ", ".join(sorted({str(user.target) for user in node.users}))
+        left[operators][id(value)] = value
+    for operators, values in left.items():
+        count = f"{len(values)} tensors of {sum(value.numel() for value in values.values())} values"
+        hint = " In an ONNX file these weights can be quantized." if operators in RECURRENT else ""
+        yield f"{count} that {operators} reads are no weights that can be quantized: left as they are.{hint}"
+
+
+def _value(module: nn.Module, path: Any) -> Tensor | None:
+    """The floating point tensor of this name."""
+    owner, _, leaf = str(path).rpartition(".")
+    value = getattr(module.get_submodule(owner), leaf, None)
+    return value if isinstance(value, Tensor) and value.is_floating_point() else None
 
 
 def _objective(output: Tensor, graph: Graph, table: int | None, inputs: tuple[InputSpec, ...]) -> Objective:

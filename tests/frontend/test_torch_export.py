@@ -151,6 +151,22 @@ def test_transposed_convolutions_and_those_with_three_axes_are_sites(tmp_path, d
     ]  # fmt: skip
 
 
+def test_recurrent_weights_are_left_alone_and_reported(tmp_path):
+    class TinyRecurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read, self.classes = nn.GRU(24, 8, batch_first=True), nn.Linear(8, 4)
+
+        def forward(self, pixels):
+            return self.classes(self.read(pixels.flatten(1, 2).mT)[0][:, -1])
+
+    model = exported(TinyRecurrent().eval(), tmp_path / "tiny.pt2", name="pixels")
+    assert [site.name for site in model.graph.sites] == ["classes.weight"]
+    (notice,) = model.notices
+    assert "1 tensors of 576 values that aten.gru.input reads" in notice
+    assert "ONNX" in notice
+
+
 def test_program_exported_in_half_precision_runs_in_float32(tmp_path):
     torch.manual_seed(0)
     module = TinyLanguageModel().eval().bfloat16()

@@ -97,7 +97,7 @@ def _reading(
         return None
     if activation in constants or node.integer("transA", 0):
         return None
-    if kind is UseKind.EMBEDDING and (node.integer("axis", 0) or _is_rotary_table(weight)):
+    if kind is UseKind.EMBEDDING and (node.integer("axis", 0) or _is_rotary_table(weight) or _masks(weight)):
         return None
     # each of MatMul's order, Gemm's transB and a Transpose before them turns the matrix once
     turned = kind is UseKind.LINEAR and (node.integer("transB", 0) + (read != site)) % 2 == 0
@@ -175,6 +175,12 @@ def _is_rotary_table(table: Tensor) -> bool:
     cosines = bool((zero == 1).all()) and _near(two, 2 * one * one - 1)
     sines = not bool(zero.any()) and _near(two, 2 * one * (1 - one * one).sqrt())
     return cosines or sines
+
+
+def _masks(table: Tensor) -> bool:
+    """Whether what is looked up is added to scores that it can rule out: minus infinity, and what is no damage."""
+    smallest, largest = (float(bound) for bound in table.aminmax())
+    return smallest == -float("inf") and largest < float("inf")
 
 
 def _near(left: Tensor, right: Tensor) -> bool:
