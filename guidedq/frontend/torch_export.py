@@ -16,6 +16,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.graph import CodeGen
 
 from guidedq.errors import ModelError
+from guidedq.frontend.exported_norms import compute_normed_weights
 from guidedq.frontend.exported_operators import replace_operators
 from guidedq.frontend.pt2_archive import check_archive
 from guidedq.ir.graph import Graph, UseKind
@@ -42,9 +43,10 @@ def load_torch_export(path: Path) -> Model:
             are no tensors, or does not run.
     """
     check_archive(path)
-    module, inputs, bounds = _flat_module(path)
+    module, inputs, bounds, dropped = _flat_module(path)
     _to_float32(module)
     _unite_tied(module)
+    compute_normed_weights(module)
     weighted = replace_operators(module)
     module.requires_grad_(False)
     batch = trial_batch(inputs)
@@ -65,15 +67,15 @@ def load_torch_export(path: Path) -> Model:
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         vocabulary_size=table,
         context_length=bounds.get(inputs[0].name) if table is not None else None,
-        notices=(*notices, *_left_alone(module, graph)),
+        notices=(*dropped, *notices, *_left_alone(module, graph)),
     )
 
 
-def _flat_module(path: Path) -> tuple[fx.GraphModule, tuple[InputSpec, ...], Mapping[str, int]]:
+def _flat_module(path: Path) -> tuple[fx.GraphModule, tuple[InputSpec, ...], Mapping[str, int], tuple[str, ...]]:
     """The program as a module that takes its tensors by name and returns its first floating-point output.
 
     Returns:
-        The module, its inputs, and the upper bound of each input's second axis where it is free but bounded.
+        The module, its inputs, the upper bound of each input's second axis where it is free but bounded, and notices.
     """
     try:
         program = torch.export.load(path)
@@ -98,11 +100,11 @@ def _flat_module(path: Path) -> tuple[fx.GraphModule, tuple[InputSpec, ...], Map
                 node.target = node.name
             else:
                 node.args = (value,)  # a constant of the export: never passed again
-    _keep_first_output(path, graph)
+    dropped = _keep_first_output(path, graph)
     if not inputs:
         raise ModelError(f"{path}: the program takes no tensor.")
     module.recompile()
-    return module, tuple(inputs), bounds
+    return module, tuple(inputs), bounds, dropped
 
 
 def _check_node(path: Path, node: fx.Node) -> None:
@@ -134,15 +136,18 @@ def _bound(name: str, value: Tensor, ranges: Mapping[Any, Any]) -> dict[str, int
     return {name: int(upper)} if upper < LONGEST_CONTEXT else {}
 
 
-def _keep_first_output(path: Path, graph: fx.Graph) -> None:
-    """Return the first floating-point tensor alone."""
+def _keep_first_output(path: Path, graph: fx.Graph) -> tuple[str, ...]:
+    """Return the first floating-point tensor alone; gives a notice of the others."""
     output = next(node for node in graph.nodes if node.op == "output")
     results: Any = output.args[0]
-    for result in results if isinstance(results, (tuple, list)) else (results,):
+    results = results if isinstance(results, (tuple, list)) else (results,)
+    for result in results:
         value = result.meta.get("val") if isinstance(result, fx.Node) else None
         if isinstance(value, Tensor) and value.is_floating_point():
             output.args = (result,)
-            return
+            others = ", ".join(str(other) for other in results if other is not result and isinstance(other, fx.Node))
+            told = f"the loss is about the output {str(result)!r}, and that alone is written; not {others}. "
+            return (f"{told}An ONNX file keeps all of its outputs.",) if others else ()
     raise ModelError(f"{path}: the program returns no floating-point tensor.")
 
 

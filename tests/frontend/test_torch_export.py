@@ -167,6 +167,33 @@ def test_recurrent_weights_are_left_alone_and_reported(tmp_path):
     assert "ONNX" in notice
 
 
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+def test_normed_weights_are_sites_and_their_parts_are_no_parameters(tmp_path, norm):
+    torch.manual_seed(0)
+    module = nn.Sequential(norm(nn.Conv2d(3, 6, 3)), nn.Tanh(), norm(nn.ConvTranspose2d(6, 4, 2), dim=1)).eval()
+    pixels = torch.randn(3, 3, 8, 8)
+    expected = module(pixels)
+    model = exported(module, tmp_path / "tiny.pt2", name="pixels")
+    torch.testing.assert_close(model.program.predict({model.inputs[0].name: pixels}), expected, rtol=1e-5, atol=1e-6)
+    assert [site.name for site in model.graph.sites] == ["0.weight", "2.weight"]
+    assert model.parameters == 3 * 6 * 9 + 6 + 6 * 4 * 4 + 4
+    assert not model.notices
+
+
+def test_outputs_that_are_not_written_are_reported(tmp_path):
+    class TwoOutputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3)
+
+        def forward(self, pixels):
+            return self.first(pixels), self.second(pixels)
+
+    model = exported(TwoOutputs().eval(), tmp_path / "tiny.pt2", name="pixels")
+    assert any("and that alone is written; not conv2d_1." in notice for notice in model.notices)
+
+
 def test_program_exported_in_half_precision_runs_in_float32(tmp_path):
     torch.manual_seed(0)
     module = TinyLanguageModel().eval().bfloat16()
