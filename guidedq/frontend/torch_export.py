@@ -79,7 +79,13 @@ def _flat_module(path: Path) -> tuple[fx.GraphModule, tuple[InputSpec, ...], Map
     """
     try:
         program = torch.export.load(path)
+        for node in program.graph.nodes:
+            _check_node(path, node)
+        if any(_writes_in_place(node) for node in program.graph.nodes):
+            program = program.run_decompositions({})  # which makes all operators functional, and takes none apart
         module: Any = program.module(check_guards=False)
+    except ModelError:
+        raise
     except Exception as error:  # torch raises whatever its deserializer runs into
         raise ModelError(
             f"{path}: torch {torch.__version__} cannot read it. {type(error).__name__}: {error}"
@@ -115,6 +121,11 @@ def _check_node(path: Path, node: fx.Node) -> None:
     place = TRAINING_FLAG.get(node.target) if node.op == "call_function" else None  # pyright: ignore[reportArgumentType, reportCallIssue]
     if place is not None and len(node.args) > place and node.args[place] is True:
         raise ModelError(f"{path}: {node.name} was exported in training mode. Call model.eval() and export again.")
+
+
+def _writes_in_place(node: fx.Node) -> bool:
+    """Whether an operator overwrites what another read or wrote: what is observed of a layer must stay as it was."""
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable  # pyright: ignore[reportPrivateUsage]
 
 
 _PLAIN = (operator.__name__, "_operator", "math", "torch", "torch.sym_op", "builtins")

@@ -13,6 +13,7 @@ from guidedq.frontend import load
 from guidedq.frontend.pt2_archive import check_archive
 from guidedq.ir.graph import Storage, UseKind
 from guidedq.ir.model import Objective
+from guidedq.ir.program import TorchProgram
 
 
 class TinyLanguageModel(nn.Module):
@@ -179,6 +180,20 @@ def test_normed_weights_are_sites_and_their_parts_are_no_parameters(tmp_path, no
     assert [site.name for site in model.graph.sites] == ["0.weight", "2.weight"]
     assert model.parameters == 3 * 6 * 9 + 6 + 6 * 4 * 4 + 4
     assert not model.notices
+
+
+def test_operators_that_overwrite_what_a_layer_gave_do_so_no_more(tmp_path):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.SiLU(inplace=True)).eval()
+    model = exported(module, tmp_path / "tiny.pt2", name="pixels")
+    assert isinstance(model.program, TorchProgram)
+    pixels, name = torch.randn(3, 3, 8, 8), model.inputs[0].name
+    torch.testing.assert_close(model.program.predict({name: pixels}), module(pixels), rtol=1e-5, atol=1e-6)
+    first = model.program.module.get_submodule(model.graph.sites[0].uses[0].operator)
+    written: list[torch.Tensor] = []
+    first.register_forward_hook(lambda *call: written.append(call[-1]))
+    model.program.predict({name: pixels})
+    torch.testing.assert_close(written[0], module[0](pixels))
 
 
 def test_outputs_that_are_not_written_are_reported(tmp_path):
