@@ -206,4 +206,5 @@ def _what_counts(slot: Slot) -> object:
         )
         for reader in slot.readers
     ]
-    return (slot.site.shape, slot.site.storage, slot.element_type, slot.removed_bytes, len(slot.name), repr(readers))
+    shape = (slot.site.shape, slot.site.rows, slot.site.storage)
+    return (*shape, slot.element_type, slot.removed_bytes, len(slot.name), repr(readers))

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from guidedq.artifacts.quantized_weight import FloatSegment
-from guidedq.ir.graph import Storage
+from guidedq.ir.graph import Site
 from guidedq.quant.formats import ENTROPY_ZERO, FloatFormat
 
 from .coded import store_codes, store_exponents
@@ -32,11 +32,10 @@ FLOAT_TYPES: dict[str, Any] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16, "
 def write_dense(patch: Patch, slot: Slot, segments: Sequence[StoredRows], settings: Settings) -> None:
     """Store the weight and restore it, in float, under its own name."""
     site = slot.site
-    turned = site.storage is Storage.IN_OUT
-    shape = [site.rows, site.columns] if turned else list(site.shape)
-    to_do: list[tuple[str, dict[str, Any]]] = [("Transpose", {"perm": [1, 0]})] if turned else []
+    shape = list(site.row_shape)
+    to_do = turned_back(patch, site)
     if slot.element_type != TensorProto.FLOAT:
-        to_do.append(("Cast", {"to": slot.element_type}))
+        to_do.append(("Cast", [], {"to": slot.element_type}))
     if len(segments) == 1:
         rows, output = segments[0], None if to_do else slot.name
         assert not isinstance(rows, FloatRows)
@@ -54,8 +53,21 @@ def write_dense(patch: Patch, slot: Slot, segments: Sequence[StoredRows], settin
         if not flat:
             target = patch.integers(*shape)
             value = patch.node("Reshape", [value, target], None if to_do else slot.name)
-    for index, (operator, options) in enumerate(to_do):
-        value = patch.node(operator, [value], slot.name if index == len(to_do) - 1 else None, **options)
+    for index, (operator, inputs, options) in enumerate(to_do):
+        value = patch.node(operator, [value, *inputs], slot.name if index == len(to_do) - 1 else None, **options)
+
+
+def turned_back(patch: Patch, site: Site) -> list[tuple[str, list[str], dict[str, Any]]]:
+    """What makes the stored weight of a value in `row_shape`: operators, their further inputs and attributes."""
+    if site.turned_axes is None:
+        return []
+    first, second = site.turned_axes
+    order = list(range(len(site.row_shape)))
+    order[first], order[second] = second, first
+    steps: list[tuple[str, list[str], dict[str, Any]]] = [("Transpose", [], {"perm": order})]
+    if len(order) != len(site.shape):
+        steps.append(("Reshape", [patch.integers(*site.shape)], {}))
+    return steps
 
 
 def write_float(patch: Patch, slot: Slot, rows: FloatRows) -> None:

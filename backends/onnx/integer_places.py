@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from guidedq.artifacts.activations import ActivationPlace
-from guidedq.ir.graph import Site, UseKind
+from guidedq.ir.graph import Site, Storage, UseKind
 from guidedq.ir.onnx_interpreter import ParsedGraph
 from guidedq.ir.onnx_interpreter.node import Node
 
@@ -132,7 +132,8 @@ def integer_nodes(parsed: ParsedGraph, sites: Sequence[Site]) -> dict[str, Node]
         if site is None or not _is_float(parsed.constants.get(site.name)) or flow.root(node.inputs[1]) != site.name:
             continue
         plain = node.operator != "Gemm" or (node.number("alpha", 1.0) == 1.0 and node.number("beta", 1.0) == 1.0)
-        if plain and (kind is UseKind.LINEAR or len(site.shape) in CONVOLVED_RANKS):
+        convolved = len(site.shape) in CONVOLVED_RANKS and site.storage is not Storage.IN_OUT_KERNEL
+        if plain and (kind is UseKind.LINEAR or convolved):
             found[node.name] = node
     whole = {site.name for site in sites if all(use.operator in found for use in site.uses)}
     return {name: node for name, node in found.items() if kinds[name][0].name in whole}

@@ -13,8 +13,10 @@ import ml_dtypes
 import numpy as np
 from onnx import TensorProto
 
-from guidedq.ir.graph import Storage
+from guidedq.ir.graph import Site, Storage
+from guidedq.quant.formats import AffineFormat
 
+from .convolution import turned_back
 from .matmul import write_product
 from .patch import Patch
 from .settings import Settings
@@ -62,13 +64,20 @@ def _write_dense(patch: Patch, slot: Slot, rows: AffineRows, settings: Settings)
     site = slot.site
     to_do: list[tuple[str, list[str], dict[str, Any]]] = []
     turned = site.storage is Storage.IN_OUT
-    if len(site.shape) != 2 and (rows.format.groups(site.columns) > 1 or site.storage is Storage.STACKED):
-        to_do.append(("Reshape", [patch.integers(*site.shape)], {}))
+    if _is_flat(site, rows.format) and len(site.shape) != 2:
+        to_do.append(("Reshape", [patch.integers(*site.row_shape)], {}))
+    if not turned:
+        to_do.extend(turned_back(patch, site))
     if slot.element_type != settings.element_type:
         to_do.append(("Cast", [], {"to": slot.element_type}))
     value = _dequantized(patch, slot, rows, settings, turned=turned, output=None if to_do else slot.name)
     for index, (operator, inputs, options) in enumerate(to_do):
         value = patch.node(operator, [value, *inputs], slot.name if index == len(to_do) - 1 else None, **options)
+
+
+def _is_flat(site: Site, format: AffineFormat) -> bool:
+    """Whether codes are stored as a matrix: with scales by group, and where the first axis is not that of the rows."""
+    return format.groups(site.columns) > 1 or site.storage in (Storage.STACKED, Storage.IN_OUT_KERNEL)
 
 
 def _dequantized(
@@ -93,8 +102,7 @@ def _dequantized(
 
     along = (lambda count: (count, rows.count)) if turned else (lambda count: (rows.count, count))
     shape = along(groups) if groups > 1 else (rows.count,)
-    flat = groups > 1 or turned or slot.site.storage is Storage.STACKED
-    whole = along(columns) if flat else (rows.count, *slot.site.shape[1:])
+    whole = along(columns) if turned or _is_flat(slot.site, format) else (rows.count, *slot.site.shape[1:])
     inputs = [
         patch.store(dtype, whole, codes),
         patch.store(scale_type, shape, lambda: by_group(rows.scales, scale_type)),

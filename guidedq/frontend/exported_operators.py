@@ -16,12 +16,16 @@ from guidedq.ir.lifting import WeightedModule
 ATEN = torch.ops.aten
 OPERATORS = "operators"
 """The submodule under which the new ones are gathered: parameters keep their own names beside it."""
-CONVOLUTIONS = (ATEN.conv1d.default, ATEN.conv2d.default, ATEN.conv1d.padding, ATEN.conv2d.padding)
+CONVOLUTIONS = (
+    *(ATEN.conv1d.default, ATEN.conv2d.default, ATEN.conv3d.default),
+    *(ATEN.conv1d.padding, ATEN.conv2d.padding, ATEN.conv3d.padding),
+)
+TRANSPOSED_CONVOLUTIONS = (ATEN.conv_transpose1d.default, ATEN.conv_transpose2d.input, ATEN.conv_transpose3d.input)
 PASSED_THROUGH = (ATEN.alias.default, ATEN.detach.default, ATEN.to.dtype, ATEN._to_copy.default)
 """Between a weight and its use these change nothing once the program is in float32."""
 FLATTENING = (ATEN.view.default, ATEN.reshape.default, ATEN._unsafe_view.default)
 GROUPS_ARGUMENT = 6
-"""Place of `groups` among the arguments of aten.conv1d and conv2d; of aten.convolution it is 8."""
+"""Place of `groups` among the arguments of aten.conv1d, conv_transpose1d and the like; of aten.convolution it is 8."""
 
 
 @final
@@ -53,7 +57,7 @@ class Embedding(nn.Module):
 
 @final
 class Convolution(nn.Module):
-    """A convolution by the program's own operator and geometry."""
+    """A convolution, transposed or not, by the program's own operator and geometry."""
 
     def __init__(
         self, operator: Any, weight: nn.Parameter, bias: nn.Parameter | None, geometry: tuple[Any, ...]
@@ -112,7 +116,7 @@ def _recognized(module: fx.GraphModule, node: Any) -> _Found | None:
         ATEN.matmul.default: _product,
         ATEN.embedding.default: _embedding,
         ATEN.convolution.default: _convolution,
-        **dict.fromkeys(CONVOLUTIONS, _convolution),
+        **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS), _convolution),
     }
     reader = readers.get(node.target) if node.op == "call_function" else None
     return reader(module, node) if reader else None
@@ -163,11 +167,11 @@ def _convolution(module: fx.GraphModule, node: Any) -> _Found | None:
     general = node.target is ATEN.convolution.default
     if parameter is None or storage is not Storage.OUT_IN or not known or not isinstance(activation, fx.Node):
         return None
-    if general and node.args[6]:  # transposed: the weight's first axis is then the input
-        return None
+    transposed = node.target in TRANSPOSED_CONVOLUTIONS or bool(general and node.args[6])
     place = GROUPS_ARGUMENT + 2 if general else GROUPS_ARGUMENT
     groups: Any = node.args[place] if len(node.args) > place else 1
-    facts = WeightedModule(parameter=weight or "", kind=UseKind.CONVOLUTION, input_groups=int(groups))
+    stored = Storage.IN_OUT_KERNEL if transposed else Storage.OUT_IN
+    facts = WeightedModule(parameter=weight or "", kind=UseKind.CONVOLUTION, storage=stored, input_groups=int(groups))
     convolution = Convolution(node.target, parameter, bias, tuple(node.args[3:]))
     return _Found(module=convolution, activation=activation, facts=facts)
 

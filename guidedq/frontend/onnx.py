@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from onnx import ModelProto
 from torch import Tensor
 
@@ -36,6 +37,8 @@ SMALLEST_REPORTED = 256
 """Values of a tensor that is worth a word when it is left as it is."""
 QUANTIZED_READERS = quantized.OPERATORS.keys()
 """Operators that read codes."""
+CODES = (torch.int8, torch.uint8)
+"""Whatever reads a matrix of these, it is one of codes."""
 
 
 def load_onnx(path: Path) -> Model:
@@ -155,16 +158,16 @@ def _left_alone(parsed: ParsedGraph, weighted: Sequence[WeightedNode]) -> Iterat
     for node in with_branches(parsed.nodes):
         for name in node.inputs:
             readers[name].add(node.operator)
-    left: defaultdict[str, list[Tensor]] = defaultdict(list)
+    left: defaultdict[tuple[str, bool], list[Tensor]] = defaultdict(list)
     for name, value in parsed.constants.items():
         if name not in sites and value.ndim > 1 and value.numel() >= SMALLEST_REPORTED:
-            left[", ".join(sorted(readers[name])) or "control flow"].append(value)
-    for operators, values in left.items():
+            operators = ", ".join(sorted(readers[name])) or "control flow"
+            if value.is_floating_point() or value.dtype in CODES or operators in QUANTIZED_READERS:
+                left[operators, value.is_floating_point()].append(value)
+    for (operators, floating), values in left.items():
+        why = "no weights that can be quantized" if floating else "quantized already"
         count = f"{len(values)} tensors of {sum(value.numel() for value in values)} values"
-        if values[0].is_floating_point():
-            yield f"{count} that {operators} reads are no weights that can be quantized: left as they are."
-        elif operators in QUANTIZED_READERS:
-            yield f"{count} that {operators} reads are quantized already: left as they are."
+        yield f"{count} that {operators} reads are {why}: left as they are."
 
 
 def _tokenizer(folder: Path) -> tuple[Any, tuple[str, ...]]:

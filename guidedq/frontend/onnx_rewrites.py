@@ -1,10 +1,11 @@
 """Rewrites of an ONNX graph that change no output, so that more of its weights are found, and each is stored once.
 
-Each takes a graph whose tensors are loaded and changes it in place. Constant nodes become initializers, weights in the
-branches of control flow become weights of the whole graph, those that a recurrent layer reads through operators that
-only move values are moved once, a BatchNormalization after a convolution becomes part of it,
-so does the bias that is added to a product of matrices, and equal tensors become one: a transposed copy, which
-exporters make of tied weights, a Transpose of the other.
+Each takes a graph whose tensors are loaded and changes it in place. Constant nodes become initializers, weights in
+the branches of control flow become weights of the whole graph, those that a recurrent layer reads through operators
+that only move values are moved once, those that are computed from a direction and a length (weight_norm) are computed
+once, a BatchNormalization after a convolution becomes part of it, so does the bias that is added to a product of
+matrices, and equal tensors become one: a transposed copy, which exporters make of tied weights, a Transpose of the
+other.
 """
 
 from __future__ import annotations

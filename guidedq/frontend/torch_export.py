@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.graph import CodeGen
 
 from guidedq.errors import ModelError
+from guidedq.frontend.exported_norms import compute_normed_weights
 from guidedq.frontend.exported_operators import replace_operators
 from guidedq.frontend.pt2_archive import check_archive
 from guidedq.ir.graph import Graph, UseKind
@@ -27,6 +29,9 @@ LONGEST_CONTEXT = 1 << 30
 """torch writes huge upper bounds where an axis has none."""
 TRAINING_FLAG = {ATEN.dropout.default: 2, ATEN.batch_norm.default: 5, ATEN.native_dropout.default: 2}
 """Operators that behave differently in training, with the place of the argument that says so."""
+SMALLEST_REPORTED = 256
+"""Values of a tensor that is worth a word when it is left as it is."""
+RECURRENT = ("aten.gru.input", "aten.lstm.input", "aten.rnn_relu.input", "aten.rnn_tanh.input")
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
@@ -38,9 +43,10 @@ def load_torch_export(path: Path) -> Model:
             are no tensors, or does not run.
     """
     check_archive(path)
-    module, inputs, bounds = _flat_module(path)
+    module, inputs, bounds, dropped = _flat_module(path)
     _to_float32(module)
     _unite_tied(module)
+    compute_normed_weights(module)
     weighted = replace_operators(module)
     module.requires_grad_(False)
     batch = trial_batch(inputs)
@@ -61,19 +67,25 @@ def load_torch_export(path: Path) -> Model:
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         vocabulary_size=table,
         context_length=bounds.get(inputs[0].name) if table is not None else None,
-        notices=notices,
+        notices=(*dropped, *notices, *_left_alone(module, graph)),
     )
 
 
-def _flat_module(path: Path) -> tuple[fx.GraphModule, tuple[InputSpec, ...], Mapping[str, int]]:
+def _flat_module(path: Path) -> tuple[fx.GraphModule, tuple[InputSpec, ...], Mapping[str, int], tuple[str, ...]]:
     """The program as a module that takes its tensors by name and returns its first floating-point output.
 
     Returns:
-        The module, its inputs, and the upper bound of each input's second axis where it is free but bounded.
+        The module, its inputs, the upper bound of each input's second axis where it is free but bounded, and notices.
     """
     try:
         program = torch.export.load(path)
+        for node in program.graph.nodes:
+            _check_node(path, node)
+        if any(_writes_in_place(node) for node in program.graph.nodes):
+            program = program.run_decompositions({})  # which makes all operators functional, and takes none apart
         module: Any = program.module(check_guards=False)
+    except ModelError:
+        raise
     except Exception as error:  # torch raises whatever its deserializer runs into
         raise ModelError(
             f"{path}: torch {torch.__version__} cannot read it. {type(error).__name__}: {error}"
@@ -94,11 +106,11 @@ def _flat_module(path: Path) -> tuple[fx.GraphModule, tuple[InputSpec, ...], Map
                 node.target = node.name
             else:
                 node.args = (value,)  # a constant of the export: never passed again
-    _keep_first_output(path, graph)
+    dropped = _keep_first_output(path, graph)
     if not inputs:
         raise ModelError(f"{path}: the program takes no tensor.")
     module.recompile()
-    return module, tuple(inputs), bounds
+    return module, tuple(inputs), bounds, dropped
 
 
 def _check_node(path: Path, node: fx.Node) -> None:
@@ -109,6 +121,11 @@ def _check_node(path: Path, node: fx.Node) -> None:
     place = TRAINING_FLAG.get(node.target) if node.op == "call_function" else None  # pyright: ignore[reportArgumentType, reportCallIssue]
     if place is not None and len(node.args) > place and node.args[place] is True:
         raise ModelError(f"{path}: {node.name} was exported in training mode. Call model.eval() and export again.")
+
+
+def _writes_in_place(node: fx.Node) -> bool:
+    """Whether an operator overwrites what another read or wrote: what is observed of a layer must stay as it was."""
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable  # pyright: ignore[reportPrivateUsage]
 
 
 _PLAIN = (operator.__name__, "_operator", "math", "torch", "torch.sym_op", "builtins")
@@ -130,15 +147,18 @@ def _bound(name: str, value: Tensor, ranges: Mapping[Any, Any]) -> dict[str, int
     return {name: int(upper)} if upper < LONGEST_CONTEXT else {}
 
 
-def _keep_first_output(path: Path, graph: fx.Graph) -> None:
-    """Return the first floating-point tensor alone."""
+def _keep_first_output(path: Path, graph: fx.Graph) -> tuple[str, ...]:
+    """Return the first floating-point tensor alone; gives a notice of the others."""
     output = next(node for node in graph.nodes if node.op == "output")
     results: Any = output.args[0]
-    for result in results if isinstance(results, (tuple, list)) else (results,):
+    results = results if isinstance(results, (tuple, list)) else (results,)
+    for result in results:
         value = result.meta.get("val") if isinstance(result, fx.Node) else None
         if isinstance(value, Tensor) and value.is_floating_point():
             output.args = (result,)
-            return
+            others = ", ".join(str(other) for other in results if other is not result and isinstance(other, fx.Node))
+            told = f"the loss is about the output {str(result)!r}, and that alone is written; not {others}. "
+            return (f"{told}An ONNX file keeps all of its outputs.",) if others else ()
     raise ModelError(f"{path}: the program returns no floating-point tensor.")
 
 
@@ -180,6 +200,29 @@ def _token_table(
         if any(weighted[use.operator].kind is UseKind.EMBEDDING for use in site.uses):
             return site.rows
     return None
+
+
+def _left_alone(module: fx.GraphModule, graph: Graph) -> Iterator[str]:
+    """The matrices that are no sites, by the operators that read them."""
+    sites = {id(module.get_parameter(site.name)) for site in graph.sites}
+    left: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
+    for node in module.graph.nodes:
+        value = _value(module, node.target) if node.op == "get_attr" else None
+        if value is None or id(value) in sites or value.dim() < 2 or value.numel() < SMALLEST_REPORTED:
+            continue
+        operators = ", ".join(sorted({str(user.target) for user in node.users}))
+        left[operators][id(value)] = value
+    for operators, values in left.items():
+        count = f"{len(values)} tensors of {sum(value.numel() for value in values.values())} values"
+        hint = " In an ONNX file these weights can be quantized." if operators in RECURRENT else ""
+        yield f"{count} that {operators} reads are no weights that can be quantized: left as they are.{hint}"
+
+
+def _value(module: nn.Module, path: Any) -> Tensor | None:
+    """The floating point tensor of this name."""
+    owner, _, leaf = str(path).rpartition(".")
+    value = getattr(module.get_submodule(owner), leaf, None)
+    return value if isinstance(value, Tensor) and value.is_floating_point() else None
 
 
 def _objective(output: Tensor, graph: Graph, table: int | None, inputs: tuple[InputSpec, ...]) -> Objective:

@@ -39,6 +39,8 @@ class Storage(StrEnum):
     """A matrix stored transposed (GPT-2's Conv1D, ONNX MatMul and Gemm without transB)."""
     STACKED = "stacked"
     """All axes but the last together are `out` (ONNX's recurrent layers: direction, gate x hidden)."""
+    IN_OUT_KERNEL = "in_out_kernel"
+    """`[group x in, out, kernel ...]` (transposed convolutions): group by group, a row for each output."""
 
 
 @final
@@ -82,6 +84,8 @@ class Site:
         """The `out` axis of the matrix."""
         if self.storage is Storage.STACKED:
             return prod(self.shape[:-1])
+        if self.storage is Storage.IN_OUT_KERNEL:
+            return self.input_groups * self.shape[1]
         return self.shape[-1] if self.storage is Storage.IN_OUT else self.shape[0]
 
     @property
@@ -99,14 +103,35 @@ class Site:
         """Whether it counts under `--scope linear`: only linear and convolution uses, and not tied to an embedding."""
         return all(use.kind is not UseKind.EMBEDDING for use in self.uses)
 
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The matrix's shape with the axes of its rows and columns apart, in their order."""
+        if self.storage is Storage.IN_OUT:
+            return self.rows, self.columns
+        if self.storage is Storage.IN_OUT_KERNEL:
+            return self.input_groups, self.shape[1], self.shape[0] // self.input_groups, *self.shape[2:]
+        return self.shape
+
+    @property
+    def turned_axes(self) -> tuple[int, int] | None:
+        """The axes of `row_shape` that the model stores in the other order, `None` if it stores them so."""
+        return {Storage.IN_OUT: (0, 1), Storage.IN_OUT_KERNEL: (1, 2)}.get(self.storage)
+
     def matrix(self, stored: Tensor) -> Float[Tensor, "out in"]:
         """The stored weight as a float32 matrix `[out, in]`."""
         flat = stored.detach().float()
-        return flat.t().contiguous() if self.storage is Storage.IN_OUT else flat.reshape(self.rows, self.columns)
+        if self.turned_axes is not None:
+            turned = list(self.row_shape)
+            first, second = self.turned_axes
+            turned[first], turned[second] = turned[second], turned[first]
+            flat = flat.reshape(turned).transpose(first, second)
+        return flat.reshape(self.rows, self.columns).contiguous()
 
     def stored(self, matrix: Float[Tensor, "out in"]) -> Tensor:
         """The matrix in the model's own shape, the inverse of `matrix`."""
-        return matrix.t().contiguous() if self.storage is Storage.IN_OUT else matrix.reshape(self.shape)
+        if self.turned_axes is None:
+            return matrix.reshape(self.shape)
+        return matrix.reshape(self.row_shape).transpose(*self.turned_axes).reshape(self.shape).contiguous()
 
 
 @final

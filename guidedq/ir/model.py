@@ -152,7 +152,9 @@ def check_sites(model: Model) -> None:
         ModelError: as said.
     """
     if not model.graph.quantizable:
-        raise ModelError(f"{model.name} has no quantizable site: no linear, convolution or embedding weight was found.")
+        told = "".join(f" {notice[:1].upper()}{notice[1:]}" for notice in model.notices)
+        wanted = "linear, convolution or embedding weight in floats"
+        raise ModelError(f"{model.name} has no quantizable site: no {wanted} was found.{told}")
 
 
 def check_weights(model: Model, sites: Sequence[Site]) -> None:

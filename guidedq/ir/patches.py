@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from guidedq.ir.graph import Site
+from guidedq.ir.graph import Site, Storage
 
 
 def convolution_patches(
@@ -19,13 +21,14 @@ def convolution_patches(
     geometry holds whatever it is. A sample is one item of the first axis; the positions are flattened.
 
     Args:
-        module: A convolution whose only parameters are `weight` and, perhaps, `bias`.
+        module: A convolution, transposed or not, whose only parameters are `weight` and, perhaps, `bias`.
         inputs: The activations that it reads.
-        site: Its weight's site: shape `[out, in / groups, ...]`.
+        site: Its weight's site.
     """
     groups, columns = site.input_groups, site.columns
-    identity = torch.eye(columns).reshape(columns, *site.shape[1:]).repeat(groups, *([1] * (len(site.shape) - 1)))
-    replaced = {"weight": identity}
+    outputs = (site.shape[0], columns) if site.storage is Storage.IN_OUT_KERNEL else (groups * columns, site.shape[1])
+    spread = replace(site, shape=(*outputs, *site.shape[2:]))
+    replaced = {"weight": spread.stored(torch.eye(columns).repeat(groups, 1))}
     if getattr(module, "bias", None) is not None:
         replaced["bias"] = torch.zeros(groups * columns)
     with torch.no_grad():

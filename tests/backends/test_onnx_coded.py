@@ -18,6 +18,7 @@ from test_onnx_numerics import (
     read_oddly,
     tied,
     transposed_linear,
+    upsampling,
 )
 
 from guidedq.artifacts.quantized_weight import EntropySegment, QuantizedWeight
@@ -27,7 +28,7 @@ from guidedq.quant.entropy import stream_bytes
 from guidedq.quant.formats import EntropyFormat
 
 BITS = [0.5, 1.5, 2.5, 3.5, 5.0, 6.0]
-SOURCES = [transposed_linear, plain_linear, gemm, embedding, tied, convolution, read_oddly]
+SOURCES = [transposed_linear, plain_linear, gemm, embedding, tied, convolution, upsampling, read_oddly]
 
 
 def rice(bits: float) -> EntropyFormat:

@@ -124,6 +124,17 @@ def convolution(folder: Path, groups: int = 1, opset: int = 21) -> Source:
     return model, {"x": normal(2, 6, 5, 4, seed=1)}
 
 
+def upsampling(folder: Path, groups: int = 2, opset: int = 21) -> Source:
+    """A transposed convolution, whose outputs are in the weight's second axis."""
+    nodes = [helper.make_node("ConvTranspose", ["x", "w", "c"], ["y"], group=groups, strides=[2, 2])]
+    shape = (6, 8 // groups, 3, 2)
+    sites = [site("w", shape, UseKind.CONVOLUTION, input_groups=groups, storage=Storage.IN_OUT_KERNEL)]
+    spec = InputSpec(name="x", dtype=torch.float32, shape=(None, 6, None, None))
+    weights = {"w": normal(*shape), "c": normal(8, seed=2)}
+    model = onnx_model(folder, nodes, weights, sites, [spec], opset=opset, output_rank=4)
+    return model, {"x": normal(2, 6, 5, 4, seed=1)}
+
+
 def recurrent(folder: Path, directions: int = 2, opset: int = 21) -> Source:
     """An LSTM, both of whose weights are stored; its output has an axis for the directions."""
     columns, hidden = 24, 20
@@ -206,7 +217,15 @@ MIXTURES: list[tuple[Format, ...]] = [
     (AffineFormat(bits=8, group_size=64, symmetric=True), AffineFormat(bits=6, group_size=32, symmetric=True)),
     (AffineFormat(bits=4, group_size=64), FloatFormat(dtype="fp16")),
 ]
-SOURCES: list[Callable[..., Source]] = [transposed_linear, embedding, tied, convolution, read_oddly, recurrent]
+SOURCES: list[Callable[..., Source]] = [
+    transposed_linear,
+    embedding,
+    tied,
+    convolution,
+    upsampling,
+    read_oddly,
+    recurrent,
+]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__)

@@ -10,6 +10,7 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper, parser
 from guidedq.errors import ModelError
 from guidedq.frontend import onnx_file
 from guidedq.frontend.onnx import load_onnx
+from guidedq.ir.model import check_sites
 from guidedq.ir.program import TorchProgram
 
 TEXT = """
@@ -159,6 +160,23 @@ def _quantized():
     model = parser.parse_model(QUANTIZED)
     model.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in arrays.items())
     return model
+
+
+def test_a_model_that_is_quantized_already_is_refused_with_that_reason(tmp_path):
+    text = """
+    <ir_version: 8, opset_import: ["" : 18]>
+    net (float[n, 20] x) => (float[n, 20] y)
+    {
+        codes, scale, zero = DynamicQuantizeLinear (x)
+        sums = MatMulInteger (codes, w, zero)
+        wide = Cast <to = 1> (sums)
+        y = Mul (wide, scale)
+    }
+    """
+    model = parser.parse_model(text)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((20, 20), dtype=np.int8), "w"))
+    with pytest.raises(ModelError, match=r"no quantizable site.* MatMulInteger reads are quantized already"):
+        check_sites(_loaded(tmp_path, model))
 
 
 def test_weights_that_are_quantized_already_are_left_alone_and_reported(tmp_path):

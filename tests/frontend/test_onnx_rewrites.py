@@ -80,6 +80,29 @@ net (float[s, n, 6] x, int64 rate) => (float[s, 1, n, 4] y)
 """
 
 
+NORMED = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[n, 4, 8, 8] x) => (float[n, 4, p, q] y)
+{
+    size = ReduceL2 <axes = [1, 2, 3], keepdims = 1> (direction)
+    unit = Div (direction, size)
+    first = Mul (unit, length)
+    a = Conv (x, first)
+    b = Conv (a, first)
+    scaled = Mul (shared, half)
+    c = ConvTranspose (b, scaled)
+    y = Conv (c, shared)
+}
+"""
+
+
+def _normed():
+    """A weight made of two parts, read twice; and one that something else reads, too."""
+    random = np.random.default_rng(7)
+    shapes = {"direction": (4, 4, 3, 3), "length": (4, 1, 1, 1), "shared": (4, 4, 2, 2), "half": (1,)}
+    return _with(NORMED, {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
+
+
 def _ordered():
     """PyTorch's order of gates made ONNX's inside the graph; names of the two branches are alike."""
     random = np.random.default_rng(5)
@@ -140,10 +163,11 @@ ROWS = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
         (_branches, {"x": ROWS, "rate": np.array(16000)}),
         (_branches, {"x": ROWS, "rate": np.array(8000)}),
         (_tied, {"input_ids": np.arange(12).reshape(3, 4)}),
+        (_normed, {"x": IMAGES}),
         (_ordered, {"x": STEPS, "rate": np.array(16000)}),
         (_ordered, {"x": STEPS, "rate": np.array(8000)}),
     ],
-    ids=["norm", "then", "else", "tied", "ordered", "turned"],
+    ids=["norm", "then", "else", "tied", "normed", "ordered", "turned"],
 )
 def test_the_rewritten_graph_gives_what_the_graph_gave(make, feeds):
     model = make()
@@ -260,3 +284,14 @@ def test_products_of_tensors_of_unknown_rank_are_left_alone():
         entry.type.tensor_type.ClearField("shape")
     rewrite(model)
     assert "Gemm" not in {node.op_type for node in model.graph.node}
+
+
+def test_weights_are_computed_where_all_that_they_are_made_of_goes(tmp_path):
+    path = tmp_path / "normed.onnx"
+    onnx.save(_normed(), path)
+    model = load_onnx(path)
+    direction, length = (numpy_helper.to_array(tensor) for tensor in _normed().graph.initializer[:2])
+    (site,) = model.graph.sites
+    assert len(site.uses) == 2
+    expected = length * direction / np.sqrt((direction**2).sum((1, 2, 3), keepdims=True))
+    torch.testing.assert_close(model.program.parameter(site.name), torch.from_numpy(expected))

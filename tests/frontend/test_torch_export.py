@@ -13,6 +13,7 @@ from guidedq.frontend import load
 from guidedq.frontend.pt2_archive import check_archive
 from guidedq.ir.graph import Storage, UseKind
 from guidedq.ir.model import Objective
+from guidedq.ir.program import TorchProgram
 
 
 class TinyLanguageModel(nn.Module):
@@ -49,6 +50,18 @@ class TinyConvolution(nn.Module):
     def forward(self, pixels):
         x = torch.relu(self.normal(self.first(pixels)))
         return self.classes(self.drop(self.second(x).mean((2, 3))))
+
+
+class TinyGenerator(nn.Module):
+    """A volume made from an image: a transposed convolution in groups, and one with three axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.ConvTranspose2d(3, 6, 3, stride=2, padding=1, output_padding=1, groups=3)
+        self.second = nn.Conv3d(2, 4, 3, padding=1, bias=False)
+
+    def forward(self, pixels):
+        return self.second(torch.tanh(self.first(pixels)).unflatten(1, (2, 3)))
 
 
 def exported(module, path, decomposed=False, name="input_ids"):
@@ -125,6 +138,75 @@ def test_convolutions_keep_their_geometry_and_their_groups(tmp_path, decomposed)
     ]  # fmt: skip
     assert model.objective is Objective.CLASSIFIER
     assert model.inputs[0].shape == (None, 3, 8, 8)
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_transposed_convolutions_and_those_with_three_axes_are_sites(tmp_path, decomposed):
+    torch.manual_seed(0)
+    module = TinyGenerator().eval()
+    model = exported(module, tmp_path / "tiny.pt2", decomposed, name="pixels")
+    pixels = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(model.program.predict({"pixels": pixels}), module(pixels), rtol=1e-5, atol=1e-6)
+    assert [(site.name, site.rows, site.columns) for site in model.graph.sites] == [
+        ("first.weight", 6, 9), ("second.weight", 4, 54),
+    ]  # fmt: skip
+
+
+def test_recurrent_weights_are_left_alone_and_reported(tmp_path):
+    class TinyRecurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read, self.classes = nn.GRU(24, 8, batch_first=True), nn.Linear(8, 4)
+
+        def forward(self, pixels):
+            return self.classes(self.read(pixels.flatten(1, 2).mT)[0][:, -1])
+
+    model = exported(TinyRecurrent().eval(), tmp_path / "tiny.pt2", name="pixels")
+    assert [site.name for site in model.graph.sites] == ["classes.weight"]
+    (notice,) = model.notices
+    assert "1 tensors of 576 values that aten.gru.input reads" in notice
+    assert "ONNX" in notice
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+def test_normed_weights_are_sites_and_their_parts_are_no_parameters(tmp_path, norm):
+    torch.manual_seed(0)
+    module = nn.Sequential(norm(nn.Conv2d(3, 6, 3)), nn.Tanh(), norm(nn.ConvTranspose2d(6, 4, 2), dim=1)).eval()
+    pixels = torch.randn(3, 3, 8, 8)
+    expected = module(pixels)
+    model = exported(module, tmp_path / "tiny.pt2", name="pixels")
+    torch.testing.assert_close(model.program.predict({model.inputs[0].name: pixels}), expected, rtol=1e-5, atol=1e-6)
+    assert [site.name for site in model.graph.sites] == ["0.weight", "2.weight"]
+    assert model.parameters == 3 * 6 * 9 + 6 + 6 * 4 * 4 + 4
+    assert not model.notices
+
+
+def test_operators_that_overwrite_what_a_layer_gave_do_so_no_more(tmp_path):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.SiLU(inplace=True)).eval()
+    model = exported(module, tmp_path / "tiny.pt2", name="pixels")
+    assert isinstance(model.program, TorchProgram)
+    pixels, name = torch.randn(3, 3, 8, 8), model.inputs[0].name
+    torch.testing.assert_close(model.program.predict({name: pixels}), module(pixels), rtol=1e-5, atol=1e-6)
+    first = model.program.module.get_submodule(model.graph.sites[0].uses[0].operator)
+    written: list[torch.Tensor] = []
+    first.register_forward_hook(lambda *call: written.append(call[-1]))
+    model.program.predict({name: pixels})
+    torch.testing.assert_close(written[0], module[0](pixels))
+
+
+def test_outputs_that_are_not_written_are_reported(tmp_path):
+    class TwoOutputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3)
+
+        def forward(self, pixels):
+            return self.first(pixels), self.second(pixels)
+
+    model = exported(TwoOutputs().eval(), tmp_path / "tiny.pt2", name="pixels")
+    assert any("and that alone is written; not conv2d_1." in notice for notice in model.notices)
 
 
 def test_program_exported_in_half_precision_runs_in_float32(tmp_path):

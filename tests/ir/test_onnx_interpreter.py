@@ -284,7 +284,7 @@ def test_a_weight_that_something_else_reads_too_is_no_site():
     torch.testing.assert_close(module(x=x), _runtime(model, x=x), rtol=1e-5, atol=1e-5)
 
 
-def test_a_table_of_rotary_cosines_is_no_site_but_an_embedding_is():
+def test_a_table_of_rotary_cosines_or_masks_is_no_site_but_an_embedding_is():
     text = """
     <ir_version: 8, opset_import: ["" : 18]>
     net (int64[n] p) => (float[n, 4] y)
@@ -292,14 +292,17 @@ def test_a_table_of_rotary_cosines_is_no_site_but_an_embedding_is():
         c = Gather (cosines, p)
         s = Gather (sines, p)
         e = Gather (embedding, p)
+        m = Gather (masks, p)
         a = Mul (c, e)
-        y = Add (a, s)
+        b = Add (a, m)
+        y = Add (b, s)
     }
     """
     angles = np.outer(np.arange(16), [1.0, 0.3, 0.1, 0.01]).astype("f")
     tables = {"cosines": np.cos(angles), "sines": np.sin(angles).astype(np.float16).astype("f")}
     embedding = np.random.default_rng(0).normal(size=(16, 4)).astype("f") / 10
     embedding[0] = 0  # a padding row must not make it look like sines
+    tables["masks"] = np.where(np.arange(16)[:, None] > 2, embedding, -np.inf)
     _, weighted = _interpreter(_with(text, tables | {"embedding": embedding}), p=torch.int64)
     assert [entry.site for entry in weighted] == ["embedding"]
 

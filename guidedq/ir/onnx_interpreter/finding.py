@@ -23,13 +23,16 @@ WEIGHT_DTYPES = (torch.float32, *HALF_DTYPES)
 READERS = {
     "MatMul": (UseKind.LINEAR, (2,)),
     "Gemm": (UseKind.LINEAR, (2,)),
-    "Conv": (UseKind.CONVOLUTION, (3, 4)),
+    "Conv": (UseKind.CONVOLUTION, (3, 4, 5)),
+    "ConvTranspose": (UseKind.CONVOLUTION, (3, 4, 5)),
     "Gather": (UseKind.EMBEDDING, (2,)),
     **dict.fromkeys(GATES, (UseKind.RECURRENT, (3,))),
 }
 """The operators that may read a weight: what they do with it, and how many axes it then has."""
 WEIGHT_INPUTS = {"Gather": (0,), **dict.fromkeys(GATES, (INPUT_WEIGHT, STATE_WEIGHT))}
 """Which of their inputs that is, where it is not the second."""
+STORAGES = {"ConvTranspose": Storage.IN_OUT_KERNEL, **dict.fromkeys(GATES, Storage.STACKED)}
+"""How they read it, where the rows do not come first."""
 
 ROTARY_TOLERANCE = 5e-3
 """How far a table of cosines may be off: four times what rounding to bfloat16 makes of values up to one."""
@@ -94,11 +97,11 @@ def _reading(
         return None
     if activation in constants or node.integer("transA", 0):
         return None
-    if kind is UseKind.EMBEDDING and (node.integer("axis", 0) or _is_rotary_table(weight)):
+    if kind is UseKind.EMBEDDING and (node.integer("axis", 0) or _is_rotary_table(weight) or _masks(weight)):
         return None
     # each of MatMul's order, Gemm's transB and a Transpose before them turns the matrix once
     turned = kind is UseKind.LINEAR and (node.integer("transB", 0) + (read != site)) % 2 == 0
-    storage = Storage.STACKED if kind is UseKind.RECURRENT else Storage.OUT_IN
+    storage = STORAGES.get(node.operator, Storage.OUT_IN)
     offset = "" if kind is UseKind.RECURRENT else next(iter(node.inputs[2:]), "")
     return WeightedNode(
         node=node,
@@ -172,6 +175,12 @@ def _is_rotary_table(table: Tensor) -> bool:
     cosines = bool((zero == 1).all()) and _near(two, 2 * one * one - 1)
     sines = not bool(zero.any()) and _near(two, 2 * one * (1 - one * one).sqrt())
     return cosines or sines
+
+
+def _masks(table: Tensor) -> bool:
+    """Whether what is looked up is added to scores that it can rule out: minus infinity, and what is no damage."""
+    smallest, largest = (float(bound) for bound in table.aminmax())
+    return smallest == -float("inf") and largest < float("inf")
 
 
 def _near(left: Tensor, right: Tensor) -> bool:

@@ -5,7 +5,6 @@ Uses of one weight hold the same parameter object, so `torch.func.functional_cal
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import final
 
 from torch import Tensor, nn, where
@@ -13,6 +12,8 @@ from torch.nn import functional
 
 from guidedq.errors import ModelError
 from guidedq.ir.graph import Storage
+from guidedq.ir.onnx_interpreter.neural import CONVOLUTIONS, transposed_convolution
+from guidedq.ir.onnx_interpreter.node import Node
 from guidedq.ir.onnx_interpreter.tensors import computed
 
 
@@ -36,7 +37,7 @@ class LinearOperator(nn.Module):
 
 @final
 class ConvolutionOperator(nn.Module):
-    """A convolution over one or two axes; its settings have the names of torch's own modules."""
+    """A convolution over one, two or three axes; its settings have the names of torch's own modules."""
 
     def __init__(
         self,
@@ -58,9 +59,23 @@ class ConvolutionOperator(nn.Module):
 
     def forward(self, values: Tensor, bias: Tensor | None = None) -> Tensor:
         """From x `[sample, channel, ...]` to y; padding that differs at the two ends is in x already."""
-        convolve: Callable[..., Tensor] = functional.conv1d if len(self.kernel_size) == 1 else functional.conv2d
+        convolve = CONVOLUTIONS[len(self.kernel_size) - 1]
         settings = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
         return convolve(values, computed(self.weight), bias, **settings)
+
+
+@final
+class TransposedConvolutionOperator(nn.Module):
+    """The transpose of a convolution, with the node's own settings."""
+
+    def __init__(self, weight: nn.Parameter, node: Node) -> None:
+        super().__init__()
+        self.weight = weight
+        self.node = node
+
+    def forward(self, values: Tensor, bias: Tensor | None = None) -> Tensor:
+        """From x `[sample, channel, ...]` to y."""
+        return transposed_convolution(self.node, values, computed(self.weight), bias)
 
 
 @final

@@ -16,6 +16,7 @@ from guidedq.ir.onnx_interpreter.operators import (
     EmbeddingOperator,
     LinearOperator,
     StatesOperator,
+    TransposedConvolutionOperator,
 )
 from guidedq.ir.onnx_interpreter.recurrent import states_read
 
@@ -66,9 +67,14 @@ class WeightedNode:
         return self.node.integer("group", 1) if self.kind is UseKind.CONVOLUTION else 1
 
     @property
+    def transposed(self) -> bool:
+        """Whether it is a transposed convolution, which needs no padding of what it reads."""
+        return self.storage is Storage.IN_OUT_KERNEL
+
+    @property
     def geometry(self) -> Mapping[str, Any]:
         """The settings of a convolution, under the names of torch's modules; nothing for other kinds."""
-        if self.kind is not UseKind.CONVOLUTION:
+        if self.kind is not UseKind.CONVOLUTION or self.transposed:
             return {}
         rank = len(self.shape) - 2
         pads = self._pads()
@@ -85,6 +91,8 @@ class WeightedNode:
         """The submodule that runs it."""
         if self.kind is UseKind.EMBEDDING:
             return EmbeddingOperator(weight)
+        if self.transposed:
+            return TransposedConvolutionOperator(weight, self.node)
         if self.kind is UseKind.CONVOLUTION:
             return ConvolutionOperator(weight, **self.geometry)
         if self.kind is UseKind.RECURRENT and self.index == STATE_WEIGHT:
@@ -104,7 +112,7 @@ class WeightedNode:
             values = values * alpha
         if self.kind is UseKind.LINEAR and values.ndim == 2 and values.shape[0] != samples:
             return values.unflatten(0, (samples, -1)) if samples and not values.shape[0] % samples else values
-        if self.kind is not UseKind.CONVOLUTION or any(self.geometry["padding"]):
+        if self.kind is not UseKind.CONVOLUTION or self.transposed or any(self.geometry["padding"]):
             return values
         geometry = self.geometry
         pads = spatial_pads(self.node, values.shape[2:], self.shape[2:], geometry["stride"], geometry["dilation"])
