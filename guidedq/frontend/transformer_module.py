@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from guidedq.errors import ModelError
 from guidedq.ir.program import AbstractWriter
 
-OUTPUTS = ("logits", "last_hidden_state")
+LOGITS = "logits"
 """What a transformers model calls its main output; else its first floating-point tensor is taken."""
+TOGETHER = (("start_logits", "end_logits"), ("text_embeds", "image_embeds"))
+"""Outputs of one kind, neither of which is the main one: they are joined along the last axis."""
+LOSS = "loss"
+"""In the names of outputs that are no result."""
+REFUSALS = (ValueError, IndexError, RuntimeError, TypeError, KeyError, AttributeError, AssertionError)
+"""What models raise on inputs that they do not take; what leaves a forward pass on purpose is of a kind of its own."""
 
 
 @final
@@ -35,7 +41,7 @@ class TransformerModule(nn.Module):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """The main output of the model on these inputs."""
-        return main_output(self.__dict__["whole"](**inputs, **self.constants))
+        return _run(self.__dict__["whole"], inputs, self.constants)
 
 
 @final
@@ -49,7 +55,7 @@ class LanguageModelModule(nn.Module, AbstractWriter):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """The logits on these inputs."""
-        return main_output(self.__dict__["whole"](**inputs, **self.constants))
+        return _run(self.__dict__["whole"], inputs, self.constants)
 
     def write(
         self, tokens: Int64[Tensor, "sequence start"], length: int, generator: torch.Generator
@@ -65,6 +71,22 @@ class LanguageModelModule(nn.Module, AbstractWriter):
                 chances = torch.softmax(outputs["logits"][:, -1].float(), dim=-1)
                 tokens = torch.cat((tokens, torch.multinomial(chances, 1, generator=generator)), dim=1)
         return tokens
+
+
+def _run(model: nn.Module, inputs: Mapping[str, Tensor], constants: Mapping[str, Any]) -> Tensor:
+    """The main output.
+
+    Raises:
+        ModelError: the model refuses the inputs, or returns nothing that can be used.
+    """
+    if torch.compiler.is_exporting():  # the exporter reads more from what goes wrong than its message
+        return main_output(model(**inputs, **constants))
+    try:
+        outputs = model(**inputs, **constants)
+    except REFUSALS as error:
+        shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in inputs.items())
+        raise ModelError(f"{type(model).__name__} does not run on {shapes}: {type(error).__name__}: {error}") from error
+    return main_output(outputs)
 
 
 def share_tables(wrapper: nn.Module, model: nn.Module) -> None:
@@ -99,15 +121,25 @@ def expose_lookups(model: nn.Module) -> None:
 
 
 def main_output(outputs: Any) -> Tensor:
-    """The logits, else the last hidden state, else the first floating-point tensor.
+    """The logits, else two outputs that belong together, else the first floating-point tensor that is no loss.
 
     Raises:
         ModelError: there is none.
     """
-    named: Mapping[str, Any] = outputs if isinstance(outputs, Mapping) else {}
-    candidates = [named[name] for name in OUTPUTS if name in named]
-    candidates += [value for value in (named.values() if named else outputs) if isinstance(value, Tensor)]
-    for value in candidates:
-        if value.is_floating_point():
-            return value
+    named = named_outputs(outputs)
+    if LOGITS in named:
+        return named[LOGITS]
+    for first, second in TOGETHER:
+        if first in named and second in named:
+            pair = [named[name] for name in (first, second)]
+            return torch.stack(pair, dim=-1) if first.endswith(LOGITS) else torch.cat(pair, dim=-1)
+    if named:
+        return next(iter(named.values()))
     raise ModelError(f"the model returns no floating-point tensor, only {type(outputs).__name__}.")
+
+
+def named_outputs(outputs: Any) -> Mapping[str, Tensor]:
+    """The floating-point tensors among a model's outputs, losses left out; of a tuple by their place."""
+    listed = outputs if isinstance(outputs, Mapping) else {str(place): value for place, value in enumerate(outputs)}
+    tensors = {name: value for name, value in listed.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in tensors.items() if value.is_floating_point() and LOSS not in name}
