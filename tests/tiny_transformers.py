@@ -70,6 +70,7 @@ RESNET = {
     "num_labels": 5,
     "image_size": 32,
 }
+CLIP_TEXT = {**BERT, "projection_dim": 16, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", {**LLAMA, "tie_word_embeddings": False}),
     "tied_llama": ("LlamaForCausalLM", "LlamaConfig", {**LLAMA, "tie_word_embeddings": True}),
@@ -80,6 +81,7 @@ CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "t5": ("T5ForConditionalGeneration", "T5Config", T5),
     "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", WHISPER),
     "resnet": ("ResNetForImageClassification", "ResNetConfig", RESNET),
+    "clip_text": ("CLIPTextModelWithProjection", "CLIPTextConfig", CLIP_TEXT),
 }
 
 

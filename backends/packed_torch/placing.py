@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 
 from guidedq.artifacts.manifest import MANIFEST_NAME, SiteEntry, check_files, read_manifest
 from guidedq.errors import ArtifactError, ModelError
@@ -88,9 +90,9 @@ def expect_bytes(
 ) -> tuple[tuple[SiteEntry, ...], Mapping[str, str]]:
     """Let the model expect a site's packed bytes where it has the weight; tied weights have no place of their own.
 
-    A base model's names lack the prefix that they have below a head, or the other way round; transformers matches
-    checkpoints to models by the same rule. Sites that are no part of the model are left out; a head that the artifact
-    lacks and transformers would tie to a site reads that site.
+    A base model's names lack the prefix that they have below a head, or the other way round, and some classes call
+    their parts otherwise; transformers matches checkpoints to models by the same rules. Sites that are no part of the
+    model are left out; a head that the artifact lacks and transformers would tie to a site reads that site.
 
     Args:
         model: On the meta device.
@@ -105,9 +107,13 @@ def expect_bytes(
         ArtifactError: a weight of the model has another shape, or what is stored for it are no packed bytes.
     """
     state, prefix = model.state_dict(), f"{model.base_model_prefix}."
+    renamings = [part for part in get_model_conversion_mapping(model) if isinstance(part, WeightRenaming)]
 
     def own(name: str) -> str | None:
-        spellings = (name.removeprefix(prefix), name, f"{prefix}{name}")
+        renamed = name
+        for renaming in renamings:
+            renamed, _ = renaming.rename_source_key(renamed)
+        spellings = (name.removeprefix(prefix), name, f"{prefix}{name}", renamed, f"{prefix}{renamed}")
         return next((spelling for spelling in spellings if spelling in state), None)
 
     held = {own(name) for name in stored}

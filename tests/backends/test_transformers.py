@@ -120,6 +120,25 @@ def test_a_model_without_its_head_loads_from_an_artifact_with_one(artifacts, tmp
     assert torch.equal(main_output(again, batch), main_output(whole, batch))
 
 
+def test_a_class_that_calls_its_parts_otherwise_loads_from_the_artifact(artifacts):
+    folder, batch = artifacts("clip_text")
+    whole = transformers.CLIPTextModelWithProjection.from_pretrained(folder)
+    part = transformers.CLIPTextModel.from_pretrained(folder)
+    assert any(isinstance(module, PackedWeight) for module in part.modules())
+    with torch.no_grad():
+        assert torch.equal(part(**batch).last_hidden_state, whole(**batch).last_hidden_state)
+
+
+def test_names_of_the_artifacts_own_class_are_not_converted(artifacts):
+    folder, _ = artifacts("clip_text")
+    quantizer = transformers.CLIPTextModelWithProjection.from_pretrained(folder).hf_quantizer
+    assert quantizer.update_weight_conversions(["any"], transformers.CLIPTextModelWithProjection(_config(folder))) == []
+
+
+def _config(folder: Path) -> Any:
+    return transformers.AutoConfig.from_pretrained(folder)
+
+
 def test_a_tied_embedding_that_was_left_alone_stays_tied(tmp_path):
     model = load_kind("tied_llama", tmp_path / "source")
     kept = model.with_graph(model.graph.with_kept(frozenset({"model.embed_tokens.weight"})))
