@@ -75,6 +75,7 @@ CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", {**LLAMA, "tie_word_embeddings": False}),
     "tied_llama": ("LlamaForCausalLM", "LlamaConfig", {**LLAMA, "tie_word_embeddings": True}),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
+    "olmo": ("OlmoForCausalLM", "OlmoConfig", {**LLAMA, "tie_word_embeddings": False}),
     "bert": ("BertModel", "BertConfig", BERT),
     "masked_bert": ("BertForMaskedLM", "BertConfig", BERT),
     "bert_classifier": ("BertForSequenceClassification", "BertConfig", {**BERT, "num_labels": 3}),

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
@@ -30,6 +31,8 @@ from .planes import PlaneWeight
 
 PACKED_DTYPE = "U8"
 """Of packed bytes, as safetensors spells it."""
+PLACEHOLDER = "packed_placeholder"
+"""The parameter without elements of a model that has no other left."""
 
 
 def check_digests(paths: Iterable[Path]) -> None:
@@ -169,6 +172,7 @@ def place_packed(model: Any, sites: Iterable[SiteEntry], tied: Mapping[str, str]
         register(attribute, shared)
     if unpacked:
         _copy_from_file(model, unpacked)
+    _hold_places(model, dtype)
     give_back()
 
 
@@ -177,12 +181,25 @@ def stored_state(model: nn.Module, sites: Iterable[SiteEntry], tied: Mapping[str
     modules = model.named_modules(remove_duplicate=False)
     packed = {name: module for name, module in modules if isinstance(module, PackedWeight | PlaneWeight)}
     kept = model.state_dict()
-    state = {name: kept[name] for name in kept if name.rpartition(".")[0] not in packed and name not in tied}
+    own = [name for name in kept if name.rpartition(".")[2] != PLACEHOLDER]
+    state = {name: kept[name] for name in own if name.rpartition(".")[0] not in packed and name not in tied}
     for site in sites:
         path, _, parameter = site.name.rpartition(".")
         held = packed.get(f"{path}.packed") or packed[f"{path}.packed_{parameter}"]
         state[site.name] = held.stored()
     return state
+
+
+def _hold_places(model: Any, dtype: torch.dtype) -> None:
+    """Give models whose weights are all packed, norms having none (OLMo), the parameter that tells device and dtype.
+
+    transformers asks for it when it generates.
+    """
+    for part in reversed(list(model.modules())):
+        if isinstance(part, PreTrainedModel) and next(part.parameters(), None) is None:
+            device = next((values.device for values in part.buffers()), torch.device("cpu"))
+            empty = torch.empty(0, dtype=dtype, device=device)
+            part.register_parameter(PLACEHOLDER, nn.Parameter(empty, requires_grad=False))
 
 
 def _copy_from_file(model: nn.Module, others: set[int]) -> None:

@@ -120,6 +120,18 @@ def test_a_model_without_its_head_loads_from_an_artifact_with_one(artifacts, tmp
     assert torch.equal(main_output(again, batch), main_output(whole, batch))
 
 
+def test_a_model_that_has_no_parameter_left_knows_its_device_and_generates(artifacts, tmp_path):
+    folder, batch = artifacts("olmo")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert all(parameter.numel() == 0 for parameter in model.parameters())
+    assert (model.device.type, model.dtype, model.model.dtype) == ("cpu", torch.float32, torch.float32)
+    assert model.generate(batch["input_ids"], **GREEDY).shape[1] == batch["input_ids"].shape[1] + 8
+    model.save_pretrained(tmp_path)
+    assert load_file(tmp_path / WEIGHTS).keys() == load_file(folder / WEIGHTS).keys()
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(main_output(again, batch), main_output(model, batch))
+
+
 def test_a_class_that_calls_its_parts_otherwise_loads_from_the_artifact(artifacts):
     folder, batch = artifacts("clip_text")
     whole = transformers.CLIPTextModelWithProjection.from_pretrained(folder)
