@@ -14,10 +14,14 @@ from guidedq.ir.program import AbstractWriter
 
 LOGITS = "logits"
 """What a transformers model calls its main output; else its first floating-point tensor is taken."""
+BODY = "last_hidden_state"
+"""The main output of a model without a head."""
 TOGETHER = (("start_logits", "end_logits"), ("text_embeds", "image_embeds"))
 """Outputs of one kind, neither of which is the main one: they are joined along the last axis."""
 LOSS = "loss"
 """In the names of outputs that are no result."""
+INNER = ("hidden_state", "attention", "pooler", "past", "intermediate", "init_", "enc_", "aux")
+"""In the names of outputs that tell how a result came about."""
 REFUSALS = (ValueError, IndexError, RuntimeError, TypeError, KeyError, AttributeError, AssertionError)
 """What models raise on inputs that they do not take; what leaves a forward pass on purpose is of a kind of its own."""
 
@@ -41,6 +45,14 @@ class TransformerModule(nn.Module):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """The main output of the model on these inputs."""
+        return main_output(self.outputs(**inputs))
+
+    def outputs(self, **inputs: Tensor) -> Any:
+        """All that the model returns.
+
+        Raises:
+            ModelError: it refuses these inputs.
+        """
         return _run(self.__dict__["whole"], inputs, self.constants)
 
 
@@ -55,7 +67,7 @@ class LanguageModelModule(nn.Module, AbstractWriter):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """The logits on these inputs."""
-        return _run(self.__dict__["whole"], inputs, self.constants)
+        return main_output(_run(self.__dict__["whole"], inputs, self.constants))
 
     def write(
         self, tokens: Int64[Tensor, "sequence start"], length: int, generator: torch.Generator
@@ -73,20 +85,14 @@ class LanguageModelModule(nn.Module, AbstractWriter):
         return tokens
 
 
-def _run(model: nn.Module, inputs: Mapping[str, Tensor], constants: Mapping[str, Any]) -> Tensor:
-    """The main output.
-
-    Raises:
-        ModelError: the model refuses the inputs, or returns nothing that can be used.
-    """
+def _run(model: nn.Module, inputs: Mapping[str, Tensor], constants: Mapping[str, Any]) -> Any:
     if torch.compiler.is_exporting():  # the exporter reads more from what goes wrong than its message
-        return main_output(model(**inputs, **constants))
+        return model(**inputs, **constants)
     try:
-        outputs = model(**inputs, **constants)
+        return model(**inputs, **constants)
     except REFUSALS as error:
         shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in inputs.items())
         raise ModelError(f"{type(model).__name__} does not run on {shapes}: {type(error).__name__}: {error}") from error
-    return main_output(outputs)
 
 
 def share_tables(wrapper: nn.Module, model: nn.Module) -> None:
@@ -143,3 +149,12 @@ def named_outputs(outputs: Any) -> Mapping[str, Tensor]:
     listed = outputs if isinstance(outputs, Mapping) else {str(place): value for place, value in enumerate(outputs)}
     tensors = {name: value for name, value in listed.items() if isinstance(value, Tensor)}
     return {name: value for name, value in tensors.items() if value.is_floating_point() and LOSS not in name}
+
+
+def further_outputs(outputs: Any) -> Mapping[str, Tensor]:
+    """A head's results besides the main one (boxes beside classes; each of two that are joined), by name."""
+    named, main = named_outputs(outputs), main_output(outputs)
+    if BODY in named and named[BODY] is main:
+        return {}
+    found = {name: value for name, value in named.items() if value is not main}
+    return {name: value for name, value in found.items() if not any(word in name for word in INNER)}
