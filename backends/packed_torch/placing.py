@@ -237,8 +237,15 @@ def _leave_out(model: nn.Module, name: str) -> None:
     path = name.split(".")
     for depth in range(len(path)):
         above = model.get_submodule(".".join(path[:depth]))
-        if next(above.buffers(recurse=False), None) is None:  # buffers may be in no file
+        if not _makes_buffers(above):
             _initialized(above)
+
+
+def _makes_buffers(module: nn.Module) -> bool:
+    """Whether its initialization may have buffers to fill that are in no file: its own, or those of its parts."""
+    if next(module.buffers(recurse=False), None) is not None:
+        return True
+    return any(part._non_persistent_buffers_set for part in module.modules())
 
 
 def _initialized(part: Any) -> Any:

@@ -132,6 +132,16 @@ def test_a_model_that_has_no_parameter_left_knows_its_device_and_generates(artif
     assert torch.equal(main_output(again, batch), main_output(model, batch))
 
 
+def test_buffers_that_are_in_no_file_are_made_by_whichever_module_makes_them(artifacts):
+    folder, _ = artifacts("falcon_h1")
+    fresh = dict(transformers.FalconH1ForCausalLM(_config(folder)).named_buffers())
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    made = dict(model.named_buffers())
+    assert any(name.endswith("mup_vector") for name in fresh)
+    for name, values in fresh.items():
+        assert torch.equal(made[name], values), name
+
+
 def test_a_class_that_calls_its_parts_otherwise_loads_from_the_artifact(artifacts):
     folder, batch = artifacts("clip_text")
     whole = transformers.CLIPTextModelWithProjection.from_pretrained(folder)
