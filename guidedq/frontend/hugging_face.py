@@ -224,9 +224,9 @@ def _objective(whole: Any, inputs: Inputs, output: Tensor | None) -> Objective:
     return Objective.VALUES
 
 
-def _is_in(whole: Any, tables: Sequence[Mapping[str, Any]]) -> bool:
-    listed = [entry for table in tables for entry in table.values()]
-    names = {name for entry in listed for name in ([entry] if isinstance(entry, str) else entry)}
+def _is_in(whole: Any, tables: Sequence[Any]) -> bool:
+    listed: list[Any] = [entry for table in tables for entry in table.values()]
+    names: set[str] = {name for entry in listed for name in ([entry] if isinstance(entry, str) else entry)}
     return type(whole).__name__ in names
 
 
@@ -237,7 +237,7 @@ def _token_embedding(whole: Any, inputs: Inputs) -> nn.Embedding | None:
     reader = whole.get_decoder() if inputs[0].name.startswith("decoder") else whole
     try:
         table = reader.get_input_embeddings()
-    except NotImplementedError:
+    except (NotImplementedError, AttributeError):  # FSMT's decoder has no such method
         return None
     return table if isinstance(table, nn.Embedding) else None
 

@@ -72,7 +72,9 @@ def lift(module: nn.Module, weighted: Mapping[str, WeightedModule], batch: Batch
     unread = list(dict.fromkeys(site for site in sites.values() if site not in called))
     if unread:
         notices += (f"on {', '.join(batch)} the layers of {_listed(unread)} are not called: left as they are.",)
-    operators = [name for name in seen.called if name in sites and name in reaching]
+    if outside := sorted(seen.outside & called):
+        notices += (f"not only layers read {_listed(outside)}: left as they are.",)
+    operators = [name for name in seen.called if name in reaching and sites.get(name, "") not in ("", *seen.outside)]
     graph = Graph(
         operators=seen.operators,
         sites=_sites(module, weighted, sites, operators),

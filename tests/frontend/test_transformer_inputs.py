@@ -169,3 +169,14 @@ def test_inputs_that_a_model_refuses_are_an_error_with_their_shapes(loaded: Any)
     batch = {**trial_batch(model.inputs), "input_ids": torch.full((2, 8), 5)}
     with pytest.raises(ModelError, match=r"does not run on input_ids \[2, 8\].*<eos>"):
         model.program.predict(batch)
+
+
+def test_a_weight_that_is_also_read_outside_of_layers_is_no_site(tmp_path: Path) -> None:
+    sizes = {**TEXT, "embedding_size": 8, "intra_bottleneck_size": 8, "true_hidden_size": 8}
+    torch.manual_seed(0)
+    hf.MobileBertForMaskedLM(hf.MobileBertConfig(**sizes)).save_pretrained(tmp_path)
+    model = load(tmp_path)
+    table = "mobilebert.embeddings.word_embeddings.weight"
+    assert table not in [site.name for site in model.graph.sites]
+    assert any("not only layers read" in notice and table in notice for notice in model.notices)
+    assert "mobilebert.embeddings.embedding_transformation.weight" in [site.name for site in model.graph.sites]
