@@ -203,14 +203,14 @@ def _inputs_that_run(whole: Any, constants: Mapping[str, Any]) -> tuple[Inputs, 
 
     Where the model runs with none, `lift` tells why it does not with the first.
     """
-    found = possible_inputs(whole)
-    for inputs in found if len(found) > 1 else ():
+    usual, *others = possible_inputs(whole)
+    for inputs in (usual, *others) if others else ():
         try:
             with torch.no_grad():
                 return inputs, main_output(whole.eval()(**trial_batch(inputs), **constants))
         except Exception:  # noqa: S112 - the model's own code runs here: anything can be raised
             continue
-    return found[0], None
+    return usual, None
 
 
 def _objective(whole: Any, inputs: Inputs, output: Tensor | None) -> Objective:
