@@ -87,7 +87,8 @@ class Ear:
 
     def _passing(self, site: Site, use: Use, *, kept: bool) -> Any:
         def hook(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-            output = output if output.requires_grad else output.requires_grad_()
+            # a copy, not the leaf itself: some models add to it in place
+            output = output if output.requires_grad else output.requires_grad_().clone()
             inputs = arguments[0].detach() if kept else None
             if self._backwards:
                 return output

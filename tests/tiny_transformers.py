@@ -87,6 +87,17 @@ RESNET = {
     "num_labels": 5,
     "image_size": 32,
 }
+FALCON_H1 = {
+    **LLAMA,
+    "mamba_d_ssm": 16,
+    "mamba_n_heads": 2,
+    "mamba_d_head": 8,
+    "mamba_d_state": 4,
+    "mamba_chunk_size": 8,
+    "ssm_multipliers": [0.5, 2.0, 1.5, 0.75, 1.25],
+    "pad_token_id": 0,
+}
+CLIP_TEXT = {**BERT, "projection_dim": 16, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", {**LLAMA, "tie_word_embeddings": False}),
     "tied_llama": ("LlamaForCausalLM", "LlamaConfig", {**LLAMA, "tie_word_embeddings": True}),
@@ -94,12 +105,15 @@ CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", GPT_OSS),
     "nemotron": ("NemotronHForCausalLM", "NemotronHConfig", NEMOTRON),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
+    "olmo": ("OlmoForCausalLM", "OlmoConfig", {**LLAMA, "tie_word_embeddings": False}),
     "bert": ("BertModel", "BertConfig", BERT),
     "masked_bert": ("BertForMaskedLM", "BertConfig", BERT),
     "bert_classifier": ("BertForSequenceClassification", "BertConfig", {**BERT, "num_labels": 3}),
     "t5": ("T5ForConditionalGeneration", "T5Config", T5),
     "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", WHISPER),
     "resnet": ("ResNetForImageClassification", "ResNetConfig", RESNET),
+    "falcon_h1": ("FalconH1ForCausalLM", "FalconH1Config", FALCON_H1),
+    "clip_text": ("CLIPTextModelWithProjection", "CLIPTextConfig", CLIP_TEXT),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,11 +16,15 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from guidedq.errors import BackendError
+from guidedq.frontend.transformer_module import TransformerModule, further_outputs, main_output
 from guidedq.ir.lifting import trial_batch
 from guidedq.ir.model import Model, Objective
 from guidedq.ir.program import TorchProgram
 
 from .compaction import fold_constants, shorten_names, store_small, strip
+
+FIXED_SIZE = re.compile(r"\['values'\]\[(\d+)\]\.size\(\)\[(\d+)\].*\bconstant \((\d+)\)")
+"""How torch.export says that an axis of one of the inputs has become a constant."""
 
 
 @final
@@ -43,18 +48,23 @@ class Call:
 
 
 def plain_call(model: Model) -> Call:
-    """The model's own inputs; the output is called `logits` or `output`.
+    """The model's own inputs; the main output is called `logits` or `output`, further ones as the model calls them.
 
     Raises:
         BackendError: the model runs outside torch.
     """
     batch, names = trial_batch(model.inputs), [spec.name for spec in model.inputs]
+    module = _program(model).module
+    further: tuple[str, ...] = ()
+    if model.objective is Objective.VALUES and isinstance(module, TransformerModule):
+        with torch.no_grad():
+            further = tuple(further_outputs(module.outputs(**batch)))
     return Call(
-        module=_Positional(_program(model).module, names),
+        module=_Positional(module, names, further),
         inputs=tuple(names),
         values=tuple(batch[name] for name in names),
         free=tuple(tuple(axis for axis, size in enumerate(spec.shape) if size is None) for spec in model.inputs),
-        outputs=("output" if model.objective is Objective.VALUES else "logits",),
+        outputs=("output" if model.objective is Objective.VALUES else "logits", *further),
     )
 
 
@@ -90,13 +100,19 @@ def _program(model: Model) -> TorchProgram:
 class _Positional(nn.Module):
     """The module with its named inputs in order: the exporter does not take a forward of `**inputs`."""
 
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, module: nn.Module, names: Sequence[str], further: Sequence[str]) -> None:
         super().__init__()
         self.module = module
         self.names = tuple(names)
+        self.further = tuple(further)
 
-    def forward(self, *values: Tensor) -> Tensor:
-        return self.module(**dict(zip(self.names, values, strict=True)))
+    def forward(self, *values: Tensor) -> Any:
+        inputs = dict(zip(self.names, values, strict=True))
+        if not self.further:
+            return self.module(**inputs)
+        assert isinstance(self.module, TransformerModule), "others have one output"
+        outputs = self.module.outputs(**inputs)
+        return (main_output(outputs), *(further_outputs(outputs)[name] for name in self.further))
 
 
 def _exported(model: Model, call: Call, opset: int) -> ModelProto:
@@ -109,12 +125,22 @@ def _exported(model: Model, call: Call, opset: int) -> ModelProto:
                 traced, (), dynamo=True, optimize=False, opset_version=opset, verbose=False
             )
     except Exception as error:  # the model's own code runs here: anything can be raised
-        reason = str(error).strip().splitlines()
         raise BackendError(
-            f"{model.name} cannot be exported to ONNX: {type(error).__name__}: {reason[0] if reason else ''} "
+            f"{model.name} cannot be exported to ONNX: {_reason(error, call.inputs)} "
             "Use the torch backend, or give the model as an ONNX file."
         ) from error
     return program.model_proto
+
+
+def _reason(error: BaseException, inputs: Sequence[str]) -> str:
+    """What went wrong at the root, in a line: the exporter's own summaries speak of its steps."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if fixed := FIXED_SIZE.search(str(error)):
+        name, axis, size = inputs[int(fixed[1])], fixed[2], fixed[3]
+        return f"axis {axis} of {name} may have any size, but the model's own code fixes it to {size} (by a loop, say)."
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no reason given'}."
 
 
 def _as_taken(module: nn.Module, free: Sequence[Any]) -> tuple[Any, ...]:

@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 
 from guidedq.artifacts.manifest import MANIFEST_NAME, SiteEntry, check_files, read_manifest
 from guidedq.errors import ArtifactError, ModelError
@@ -28,6 +31,8 @@ from .planes import PlaneWeight
 
 PACKED_DTYPE = "U8"
 """Of packed bytes, as safetensors spells it."""
+PLACEHOLDER = "packed_placeholder"
+"""The parameter without elements of a model that has no other left."""
 
 
 def check_digests(paths: Iterable[Path]) -> None:
@@ -88,9 +93,9 @@ def expect_bytes(
 ) -> tuple[tuple[SiteEntry, ...], Mapping[str, str]]:
     """Let the model expect a site's packed bytes where it has the weight; tied weights have no place of their own.
 
-    A base model's names lack the prefix that they have below a head, or the other way round; transformers matches
-    checkpoints to models by the same rule. Sites that are no part of the model are left out; a head that the artifact
-    lacks and transformers would tie to a site reads that site.
+    A base model's names lack the prefix that they have below a head, or the other way round, and some classes call
+    their parts otherwise; transformers matches checkpoints to models by the same rules. Sites that are no part of the
+    model are left out; a head that the artifact lacks and transformers would tie to a site reads that site.
 
     Args:
         model: On the meta device.
@@ -105,9 +110,13 @@ def expect_bytes(
         ArtifactError: a weight of the model has another shape, or what is stored for it are no packed bytes.
     """
     state, prefix = model.state_dict(), f"{model.base_model_prefix}."
+    renamings = [part for part in get_model_conversion_mapping(model) if isinstance(part, WeightRenaming)]
 
     def own(name: str) -> str | None:
-        spellings = (name.removeprefix(prefix), name, f"{prefix}{name}")
+        renamed = name
+        for renaming in renamings:
+            renamed, _ = renaming.rename_source_key(renamed)
+        spellings = (name.removeprefix(prefix), name, f"{prefix}{name}", renamed, f"{prefix}{renamed}")
         return next((spelling for spelling in spellings if spelling in state), None)
 
     held = {own(name) for name in stored}
@@ -163,6 +172,7 @@ def place_packed(model: Any, sites: Iterable[SiteEntry], tied: Mapping[str, str]
         register(attribute, shared)
     if unpacked:
         _copy_from_file(model, unpacked)
+    _hold_places(model, dtype)
     give_back()
 
 
@@ -171,12 +181,25 @@ def stored_state(model: nn.Module, sites: Iterable[SiteEntry], tied: Mapping[str
     modules = model.named_modules(remove_duplicate=False)
     packed = {name: module for name, module in modules if isinstance(module, PackedWeight | PlaneWeight)}
     kept = model.state_dict()
-    state = {name: kept[name] for name in kept if name.rpartition(".")[0] not in packed and name not in tied}
+    own = [name for name in kept if name.rpartition(".")[2] != PLACEHOLDER]
+    state = {name: kept[name] for name in own if name.rpartition(".")[0] not in packed and name not in tied}
     for site in sites:
         path, _, parameter = site.name.rpartition(".")
         held = packed.get(f"{path}.packed") or packed[f"{path}.packed_{parameter}"]
         state[site.name] = held.stored()
     return state
+
+
+def _hold_places(model: Any, dtype: torch.dtype) -> None:
+    """Give models whose weights are all packed, norms having none (OLMo), the parameter that tells device and dtype.
+
+    transformers asks for it when it generates.
+    """
+    for part in reversed(list(model.modules())):
+        if isinstance(part, PreTrainedModel) and next(part.parameters(), None) is None:
+            device = next((values.device for values in part.buffers()), torch.device("cpu"))
+            empty = torch.empty(0, dtype=dtype, device=device)
+            part.register_parameter(PLACEHOLDER, nn.Parameter(empty, requires_grad=False))
 
 
 def _copy_from_file(model: nn.Module, others: set[int]) -> None:
@@ -214,8 +237,16 @@ def _leave_out(model: nn.Module, name: str) -> None:
     path = name.split(".")
     for depth in range(len(path)):
         above = model.get_submodule(".".join(path[:depth]))
-        if next(above.buffers(recurse=False), None) is None:  # buffers may be in no file
+        if not _makes_buffers(above):
             _initialized(above)
+
+
+def _makes_buffers(module: nn.Module) -> bool:
+    """Whether its initialization may have buffers to fill that are in no file: its own, or those of its parts."""
+    if next(module.buffers(recurse=False), None) is not None:
+        return True
+    kept = "_non_persistent_buffers_set"  # torch tells it in no other way
+    return any(part.__dict__.get(kept) for part in module.modules())
 
 
 def _initialized(part: Any) -> Any:

@@ -98,7 +98,7 @@ class PackedQuantizer(HfQuantizer):
         stored = read_headers(paths)
         expose_lookups(model)  # names are those that the frontend gave
         split_experts(model)
-        if type(model).__name__ in (model.config.architectures or ()):
+        if _is_its_class(model):
             check_names(model, config.sites, config.tied, stored)
         placed = expect_bytes(model, config.sites, config.tied, stored)
         self.quantization_config = cast("Any", PackedConfig(*placed, config.activations))
@@ -115,6 +115,14 @@ class PackedQuantizer(HfQuantizer):
         model._weight_conversions = []  # saved under the names that the model has
         return model
 
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> Any:
+        """The renamings alone for another class than the artifact's, whose own names and layouts need no conversion."""
+        from transformers.core_model_loading import WeightRenaming
+
+        if _is_its_class(model):
+            return []
+        return [conversion for conversion in weight_conversions if isinstance(conversion, WeightRenaming)]
+
     def get_state_dict_and_metadata(self, model: Any) -> Any:
         """What `save_pretrained` writes: tensors by name, and no metadata."""
         from .placing import stored_state
@@ -130,3 +138,8 @@ class PackedQuantizer(HfQuantizer):
     def is_trainable(self) -> Any:
         """No gradient passes a packed weight into its codes."""
         return False
+
+
+def _is_its_class(model: Any) -> bool:
+    """Whether the artifact was made of a model of the same class."""
+    return type(model).__name__ in (model.config.architectures or ())

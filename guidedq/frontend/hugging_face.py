@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
@@ -19,10 +19,11 @@ from transformers.utils import logging as transformers_logging
 from guidedq.errors import ModelError
 from guidedq.frontend.checkpoint import Checkpoint, open_checkpoint
 from guidedq.frontend.experts import is_routed, split_experts
-from guidedq.frontend.transformer_module import LanguageModelModule, TransformerModule, expose_lookups
+from guidedq.frontend.transformer_inputs import Inputs, possible_inputs
+from guidedq.frontend.transformer_module import LanguageModelModule, TransformerModule, expose_lookups, main_output
 from guidedq.ir.graph import Graph, Storage, UseKind
 from guidedq.ir.lifting import WeightedModule, lift, trial_batch
-from guidedq.ir.model import InputSpec, Model, Objective
+from guidedq.ir.model import Model, Objective
 from guidedq.ir.program import TorchProgram
 
 TOKENIZER_FILES = (
@@ -42,17 +43,21 @@ KNOWN_FORWARDS = {
     nn.Conv1d.forward: (UseKind.CONVOLUTION, Storage.OUT_IN),
     nn.Conv2d.forward: (UseKind.CONVOLUTION, Storage.OUT_IN),
 }
-"""How a module applies its weight, by the forward it runs: a subclass with a forward of its own is not understood."""
+"""How a module applies its weight, by the forward it runs. Of subclasses with a forward of their own, linear layers
+whose forward gives the same are understood, no others."""
 LANGUAGE_MODELS = (
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 CLASSIFIERS = (
     modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
 )
+"""Tables of transformers, from a type of model to the name of its class, or to several names."""
 
 
 def load_hugging_face(path: Path) -> Model:
@@ -71,10 +76,9 @@ def load_hugging_face(path: Path) -> Model:
         tokenizer, notices = _tokenizer(path)
     expose_lookups(whole)
     split_experts(whole)
-    objective = _objective(leaf.__name__, whole.config)
-    inputs = _inputs(whole)
-    parameters = inspect.signature(whole.forward).parameters
-    constants = {"use_cache": False} if "use_cache" in parameters else {}
+    constants = {"use_cache": False} if "use_cache" in inspect.signature(whole.forward).parameters else {}
+    inputs, output = _inputs_that_run(whole, constants)
+    objective = _objective(whole, inputs, output)
     decoder_only = objective is Objective.LANGUAGE_MODEL and [spec.name for spec in inputs] == ["input_ids"]
     module = (LanguageModelModule if decoder_only else TransformerModule)(whole, constants)
     module.eval().requires_grad_(False)
@@ -101,7 +105,7 @@ def weighted_modules(module: nn.Module) -> Mapping[str, WeightedModule]:
     """The submodules whose way of applying their weight is known."""
     found: dict[str, WeightedModule] = {}
     for name, part in module.named_modules():
-        known = KNOWN_FORWARDS.get(type(part).forward)
+        known = KNOWN_FORWARDS.get(nn.Linear.forward if _is_linear(part) else type(part).forward)
         if known and isinstance(part.weight, nn.Parameter):
             groups = part.groups if isinstance(part, (nn.Conv1d, nn.Conv2d)) else 1
             parameter = f"{name}.weight" if name else "weight"
@@ -113,6 +117,23 @@ def weighted_modules(module: nn.Module) -> Mapping[str, WeightedModule]:
                 routed=is_routed(module, name),
             )
     return found
+
+
+def _is_linear(part: nn.Module) -> bool:
+    """Whether it is a linear layer that does with a trial input what any does, in words of its own (Falcon's)."""
+    if not isinstance(part, nn.Linear) or not isinstance(part.weight, nn.Parameter):
+        return False
+    if type(part).forward is nn.Linear.forward:
+        return True
+    trial = torch.randn(3, part.in_features, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        try:
+            result: Any = part(trial)
+        except Exception:  # the part's own code runs here: anything can be raised
+            return False
+        return isinstance(result, Tensor) and torch.allclose(
+            result, nn.Linear.forward(part, trial), rtol=1e-4, atol=1e-5
+        )
 
 
 @contextmanager
@@ -185,51 +206,47 @@ def _number(names: list[Any]) -> str:
     return f"{len(names)} such weight{'s' if len(names) > 1 else ''}"
 
 
-def _objective(name: str, config: Any) -> Objective:
-    if any(name in mapping.values() for mapping in LANGUAGE_MODELS):
+def _inputs_that_run(whole: Any, constants: Mapping[str, Any]) -> tuple[Inputs, Tensor | None]:
+    """The first of the possible inputs with which the model runs, and its output; if only one is possible, just that.
+
+    Where the model runs with none, `lift` tells why it does not with the first.
+    """
+    usual, *others = possible_inputs(whole)
+    for inputs in (usual, *others) if others else ():
+        try:
+            with torch.no_grad():
+                return inputs, main_output(whole.eval()(**trial_batch(inputs), **constants))
+        except Exception:  # noqa: S112 - the model's own code runs here: anything can be raised
+            continue
+    return usual, None
+
+
+def _objective(whole: Any, inputs: Inputs, output: Tensor | None) -> Objective:
+    """By the model's class; a language model predicts the tokens that it reads, and no more (where an image led)."""
+    tokens = trial_batch(inputs[:1])[inputs[0].name]
+    predicts = output is None or output.shape[:2] == tokens.shape
+    if predicts and inputs[0].name.endswith("input_ids") and _is_in(whole, LANGUAGE_MODELS):
         return Objective.LANGUAGE_MODEL
-    if any(name in mapping.values() for mapping in CLASSIFIERS) and config.num_labels > 1:
+    if _is_in(whole, CLASSIFIERS) and whole.config.num_labels > 1:
         return Objective.CLASSIFIER
     return Objective.VALUES
 
 
-def _inputs(whole: Any) -> tuple[InputSpec, ...]:
-    """The inputs that the model needs, by the name of its main one; the tokens that it predicts come first."""
-    main, config = whole.main_input_name, whole.config
-    tokens = InputSpec(name="input_ids", dtype=torch.int64, shape=(None, None))
-    decoder = (replace(tokens, name="decoder_input_ids"),) if config.is_encoder_decoder else ()
-    if main == "pixel_values":
-        size = getattr(config, "image_size", None)
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        shape = (None, getattr(config, "num_channels", 3), height, width)
-        return (*decoder, InputSpec(name=main, dtype=torch.float32, shape=shape))
-    if main == "input_features":
-        frames = 2 * config.max_source_positions if hasattr(config, "max_source_positions") else None
-        bands = getattr(config, "num_mel_bins", None)
-        return (*decoder, InputSpec(name=main, dtype=torch.float32, shape=(None, bands, frames)))
-    if main != "input_ids":
-        raise ModelError(f"{type(whole).__name__} takes {main!r}, which is not understood. Give it as an ONNX file.")
-    if _is_causal(whole):
-        return (tokens,)
-    masked = (tokens, replace(tokens, name="attention_mask"))
-    if getattr(config, "type_vocab_size", 0) > 1 and "token_type_ids" in inspect.signature(whole.forward).parameters:
-        masked += (replace(tokens, name="token_type_ids"),)
-    return decoder + masked
+def _is_in(whole: Any, tables: Sequence[Any]) -> bool:
+    listed: list[Any] = [entry for table in tables for entry in table.values()]
+    names: set[str] = {name for entry in listed for name in ([entry] if isinstance(entry, str) else entry)}
+    return type(whole).__name__ in names
 
 
-def _is_causal(whole: Any) -> bool:
-    """Whether it is a language model that reads packed text: no padding, so no mask."""
-    names = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    return type(whole).__name__ in names and not whole.config.is_encoder_decoder
-
-
-def _token_embedding(whole: Any, inputs: tuple[InputSpec, ...]) -> nn.Embedding | None:
-    """The table that token ids index, if the model takes any."""
+def _token_embedding(whole: Any, inputs: Inputs) -> nn.Embedding | None:
+    """The table that token ids index, if the model takes any and names it."""
     if not any(spec.name.endswith("input_ids") for spec in inputs):
         return None
-    table = (
-        whole.get_decoder().get_input_embeddings() if whole.config.is_encoder_decoder else whole.get_input_embeddings()
-    )
+    reader = whole.get_decoder() if inputs[0].name.startswith("decoder") else whole
+    try:
+        table = reader.get_input_embeddings()
+    except (NotImplementedError, AttributeError):  # FSMT's decoder has no such method
+        return None
     return table if isinstance(table, nn.Embedding) else None
 
 

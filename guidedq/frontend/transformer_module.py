@@ -13,8 +13,18 @@ from guidedq.errors import ModelError
 from guidedq.frontend.experts import SplitExperts
 from guidedq.ir.program import AbstractWriter
 
-OUTPUTS = ("logits", "last_hidden_state")
+LOGITS = "logits"
 """What a transformers model calls its main output; else its first floating-point tensor is taken."""
+BODY = "last_hidden_state"
+"""The main output of a model without a head."""
+TOGETHER = (("start_logits", "end_logits"), ("text_embeds", "image_embeds"))
+"""Outputs of one kind, neither of which is the main one: they are joined along the last axis."""
+LOSS = "loss"
+"""In the names of outputs that are no result."""
+INNER = ("hidden_state", "attention", "pooler", "past", "intermediate", "init_", "enc_", "aux")
+"""In the names of outputs that tell how a result came about."""
+REFUSALS = (ValueError, IndexError, RuntimeError, TypeError, KeyError, AttributeError, AssertionError)
+"""What models raise on inputs that they do not take; what leaves a forward pass on purpose is of a kind of its own."""
 
 
 @final
@@ -36,7 +46,15 @@ class TransformerModule(nn.Module):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """The main output of the model on these inputs."""
-        return run(self, inputs)
+        return main_output(self.outputs(**inputs))
+
+    def outputs(self, **inputs: Tensor) -> Any:
+        """All that the model returns.
+
+        Raises:
+            ModelError: it refuses these inputs.
+        """
+        return _run(self, inputs)
 
 
 @final
@@ -50,7 +68,7 @@ class LanguageModelModule(nn.Module, AbstractWriter):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """The logits on these inputs."""
-        return run(self, inputs)
+        return main_output(_run(self, inputs))
 
     def write(
         self, tokens: Int64[Tensor, "sequence start"], length: int, generator: torch.Generator
@@ -68,19 +86,26 @@ class LanguageModelModule(nn.Module, AbstractWriter):
         return tokens
 
 
+def _run(wrapper: Any, inputs: Mapping[str, Tensor]) -> Any:
+    """What the model whose tables a wrapper shares returns; mixtures of experts tell the samples apart meanwhile."""
+    model = wrapper.__dict__["whole"]
+    if torch.compiler.is_exporting():  # the exporter reads more from what goes wrong than its message
+        return model(**inputs, **wrapper.constants)
+    for part in wrapper.__dict__["mixtures"]:
+        part.samples = len(next(iter(inputs.values())))
+    try:
+        return model(**inputs, **wrapper.constants)
+    except REFUSALS as error:
+        shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in inputs.items())
+        raise ModelError(f"{type(model).__name__} does not run on {shapes}: {type(error).__name__}: {error}") from error
+
+
 def share_tables(wrapper: nn.Module, model: nn.Module) -> None:
     """Let `wrapper` own what `model` owns, under the same names; `model` itself is kept out of the children."""
     for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
         wrapper.__dict__[table] = model.__dict__[table]
     wrapper.__dict__["whole"] = model
     wrapper.__dict__["mixtures"] = [part for part in model.modules() if isinstance(part, SplitExperts)]
-
-
-def run(wrapper: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The main output of the model whose tables a wrapper shares; experts tell the samples apart."""
-    for part in () if torch.compiler.is_compiling() else wrapper.__dict__["mixtures"]:
-        part.samples = len(next(iter(inputs.values())))
-    return main_output(wrapper.__dict__["whole"](**inputs, **wrapper.constants))
 
 
 class Lookup(nn.Embedding):
@@ -108,15 +133,34 @@ def expose_lookups(model: nn.Module) -> None:
 
 
 def main_output(outputs: Any) -> Tensor:
-    """The logits, else the last hidden state, else the first floating-point tensor.
+    """The logits, else two outputs that belong together, else the first floating-point tensor that is no loss.
 
     Raises:
         ModelError: there is none.
     """
-    named: Mapping[str, Any] = outputs if isinstance(outputs, Mapping) else {}
-    candidates = [named[name] for name in OUTPUTS if name in named]
-    candidates += [value for value in (named.values() if named else outputs) if isinstance(value, Tensor)]
-    for value in candidates:
-        if value.is_floating_point():
-            return value
+    named = named_outputs(outputs)
+    if LOGITS in named:
+        return named[LOGITS]
+    for first, second in TOGETHER:
+        if first in named and second in named:
+            pair = [named[name] for name in (first, second)]
+            return torch.stack(pair, dim=-1) if first.endswith(LOGITS) else torch.cat(pair, dim=-1)
+    if named:
+        return next(iter(named.values()))
     raise ModelError(f"the model returns no floating-point tensor, only {type(outputs).__name__}.")
+
+
+def named_outputs(outputs: Any) -> Mapping[str, Tensor]:
+    """The floating-point tensors among a model's outputs, losses left out; of a tuple by their place."""
+    listed = outputs if isinstance(outputs, Mapping) else {str(place): value for place, value in enumerate(outputs)}
+    tensors = {name: value for name, value in listed.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in tensors.items() if value.is_floating_point() and LOSS not in name}
+
+
+def further_outputs(outputs: Any) -> Mapping[str, Tensor]:
+    """A head's results besides the main one (boxes beside classes; each of two that are joined), by name."""
+    named, main = named_outputs(outputs), main_output(outputs)
+    if BODY in named and named[BODY] is main:
+        return {}
+    found = {name: value for name, value in named.items() if value is not main}
+    return {name: value for name, value in found.items() if not any(word in name for word in INNER)}

@@ -18,8 +18,12 @@ from guidedq.ir.tracing import Trace, trace
 
 TRIAL_SAMPLES = 2
 """Samples of a trial run: exported programs often refuse a batch of one."""
-TRIAL_SIZES = {2: (8,), 4: (3, 64, 64)}
-"""Sizes of a trial run's free axes after the first, by rank: tokens; channels, height and width."""
+TRIAL_SIZES = {4: (3, 64, 64)}
+"""Sizes of a trial run's free axes after the first, by rank: channels, height and width; 8 where none is given."""
+TRIAL_WAVE = 1600
+"""Samples of sound in a trial run: a tenth of a second, four frames of what wav2vec 2.0 makes of it."""
+WAVE = "input_values"
+"""What transformers calls sound that is given as it is."""
 
 
 @final
@@ -66,7 +70,13 @@ def lift(module: nn.Module, weighted: Mapping[str, WeightedModule], batch: Batch
     idle = [sites[name] for name in seen.called if name in sites and name not in reaching]
     if idle:
         notices += (f"the output does not depend on {_listed(idle)}: left as they are.",)
-    operators = [name for name in seen.called if name in sites and name in reaching]
+    called = {sites[name] for name in seen.called if name in sites}
+    unread = list(dict.fromkeys(site for site in sites.values() if site not in called))
+    if unread:
+        notices += (f"on {', '.join(batch)} the layers of {_listed(unread)} are not called: left as they are.",)
+    if outside := sorted(seen.outside & called):
+        notices += (f"not only layers read {_listed(outside)}: left as they are.",)
+    operators = [name for name in seen.called if name in reaching and sites.get(name, "") not in ("", *seen.outside)]
     graph = Graph(
         operators=seen.operators,
         sites=_sites(module, weighted, sites, operators),
@@ -83,12 +93,16 @@ def trial_batch(inputs: Sequence[InputSpec]) -> Batch:
 
 
 def _trial_values(spec: InputSpec, generator: torch.Generator) -> Tensor:
-    free = (TRIAL_SAMPLES, *TRIAL_SIZES.get(len(spec.shape), (8,) * (len(spec.shape) - 1)))
+    sizes = (TRIAL_WAVE,) if spec.name == WAVE else (8,)
+    free = (TRIAL_SAMPLES, *TRIAL_SIZES.get(len(spec.shape), sizes * (len(spec.shape) - 1)))
     shape = [size if fixed is None else fixed for fixed, size in zip(spec.shape, free, strict=False)]
     if "mask" in spec.name or spec.dtype is torch.bool:
         return torch.ones(shape, dtype=spec.dtype)
     if not spec.dtype.is_floating_point:
-        return torch.arange(shape[-1] if shape else 1).remainder(2).expand(shape).to(spec.dtype).contiguous()
+        tokens = torch.arange(shape[-1] if shape else 1).remainder(2)
+        if spec.last is not None:
+            tokens[-1] = spec.last
+        return tokens.expand(shape).to(spec.dtype).contiguous()
     return torch.randn(shape, generator=generator).to(spec.dtype)
 
 
@@ -101,6 +115,8 @@ def _observed(module: nn.Module, batch: Batch, sites: Mapping[str, str]) -> tupl
             with torch.no_grad():
                 module(**batch)
         except Exception as error:
+            if isinstance(error, ModelError):
+                raise ModelError(f"{error} A model with other inputs can be given as an ONNX file.") from error
             shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in batch.items())
             reason = f"{type(error).__name__}: {error}"
             raise ModelError(

@@ -54,6 +54,7 @@ class InputSpec:
         sample_axis: The axis of the samples in what the model itself takes; `None` if it has none there, so that all
             samples must give it the same values (a sampling rate, say).
         batch: How many samples the model takes at once, where its file fixes that.
+        last: The token that every sample has to end with, where the model looks for it.
     """
 
     name: str
@@ -61,6 +62,7 @@ class InputSpec:
     shape: tuple[int | None, ...]
     sample_axis: int | None = 0
     batch: int | None = None
+    last: int | None = None
 
 
 @final

@@ -38,12 +38,14 @@ class Trace:
         called: Leaf modules in the order in which data first reached them.
         readers: Groups of two or more modules whose first call read one and the same tensor.
         output: The operators that the output derives from most nearly.
+        outside: The weights that are also read by functions outside their operators.
     """
 
     operators: OperatorGraph
     called: tuple[str, ...]
     readers: tuple[tuple[str, ...], ...]
     output: frozenset[str]
+    outside: frozenset[str] = frozenset()
 
     @property
     def reaching(self) -> frozenset[str]:
@@ -64,7 +66,7 @@ def trace(module: nn.Module, batch: Batch, weighted: Mapping[str, str]) -> Trace
     Raises:
         Exception: whatever the module itself raises.
     """
-    tracer = _Tracer(weighted)
+    tracer = _Tracer(weighted, {id(_tensor_at(module, name)): name for name in weighted.values()})
     handles = [handle for name, part in module.named_modules() for handle in tracer.watch(name, part)]
     try:
         with torch.no_grad(), tracer:
@@ -77,6 +79,7 @@ def trace(module: nn.Module, batch: Batch, weighted: Mapping[str, str]) -> Trace
         called=tuple(tracer.first_calls),
         readers=tuple(tuple(names) for names in tracer.readers.values() if len(names) > 1),
         output=tracer.sources_of(output),
+        outside=frozenset(tracer.outside),
     )
 
 
@@ -84,8 +87,10 @@ def trace(module: nn.Module, batch: Batch, weighted: Mapping[str, str]) -> Trace
 class _Tracer(TorchFunctionMode):
     """The state of one run: the origin of every tensor seen, and the graph so far."""
 
-    def __init__(self, weighted: Mapping[str, str]) -> None:
+    def __init__(self, weighted: Mapping[str, str], weights: Mapping[int, str]) -> None:
         super().__init__()
+        self.outside: set[str] = set()
+        self._weights = weights
         self.nodes: list[tuple[str, dict[str, Any]]] = []
         self.edges: list[tuple[str, str]] = []
         self.first_calls: dict[str, None] = {}
@@ -122,6 +127,10 @@ class _Tracer(TorchFunctionMode):
         result = function(*args, **(kwargs or {}))
         if self._inside_leaf:
             return result
+        if any(True for _ in _tensors(result)):  # its shape or dtype alone may be asked for
+            self.outside.update(
+                self._weights[id(used)] for used in _tensors((args, kwargs)) if id(used) in self._weights
+            )
         name = _function_name(function)
         sources = self.sources_of((args, kwargs))
         if name == ATTENTION:
@@ -186,6 +195,11 @@ class _Tracer(TorchFunctionMode):
     def _leave_scope(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         del module, args, kwargs, result
         self._scopes.pop()
+
+
+def _tensor_at(module: nn.Module, path: str) -> Tensor:
+    owner, _, leaf = path.rpartition(".")
+    return getattr(module.get_submodule(owner), leaf)
 
 
 def _function_name(function: Any) -> str:

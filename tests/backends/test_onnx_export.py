@@ -1,18 +1,22 @@
 """Models that are not ONNX yet: exported small, with their own inputs, and run with any batch and length."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx_models import counted_bytes, quantized
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForQuestionAnswering
 
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.backends.onnx.backend import OnnxBackend
+from guidedq.backends.onnx.export import export_model, plain_call
+from guidedq.errors import BackendError
 from guidedq.frontend.hugging_face import load_hugging_face
 from guidedq.ir.graph import Graph, Site, Use, UseKind, operator_graph
 from guidedq.ir.model import InputSpec, Model, Objective
@@ -116,3 +120,36 @@ def test_language_models_run_as_the_program_does(kind: str, tmp_path: Path) -> N
     loaded = onnx.load_from_string(content)
     products = [node for node in loaded.graph.node if node.op_type in ("Linear", "Matrix")]
     assert len(products) == linear
+
+
+def test_a_head_with_two_results_has_both_beside_the_main_output(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    torch.manual_seed(0)
+    original = BertForQuestionAnswering(BertConfig(vocab_size=VOCABULARY, **sizes)).eval()
+    original.save_pretrained(tmp_path)
+    model = load_hugging_face(tmp_path)
+    proto, _ = export_model(model, plain_call(model), 21)
+    assert [entry.name for entry in proto.graph.output] == ["output", "start_logits", "end_logits"]
+    batch = {spec.name: torch.ones(3, 5, dtype=torch.int64) for spec in model.inputs}
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    both, start, end = session.run(None, {name: values.numpy() for name, values in batch.items()})
+    np.testing.assert_array_equal(both, np.stack((start, end), axis=-1))
+    np.testing.assert_allclose(both, model.program.predict(batch).numpy(), atol=1e-5)
+
+
+class Recurrent(nn.Module):
+    """Goes from token to token in a loop of Python, which an exporter can only unroll."""
+
+    def forward(self, *, tokens: Tensor) -> Tensor:
+        state = torch.zeros(tokens.shape[0], VOCABULARY)
+        return torch.stack([state := torch.tanh(state + token[:, None]) for token in tokens.unbind(1)], dim=1)
+
+
+def test_a_loop_over_the_tokens_is_told_as_what_keeps_a_model_from_being_exported() -> None:
+    model = replace(
+        tagger(), program=TorchProgram(module=Recurrent()), graph=Graph(operators=operator_graph([], []), sites=())
+    )
+    with pytest.raises(
+        BackendError, match="axis 1 of tokens may have any size, but the model's own code fixes it to 8"
+    ):
+        export_model(model, plain_call(model), 21)

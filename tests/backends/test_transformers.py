@@ -122,6 +122,47 @@ def test_a_model_without_its_head_loads_from_an_artifact_with_one(artifacts, tmp
     assert torch.equal(main_output(again, batch), main_output(whole, batch))
 
 
+def test_a_model_that_has_no_parameter_left_knows_its_device_and_generates(artifacts, tmp_path):
+    folder, batch = artifacts("olmo")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert all(parameter.numel() == 0 for parameter in model.parameters())
+    assert (model.device.type, model.dtype, model.model.dtype) == ("cpu", torch.float32, torch.float32)
+    assert model.generate(batch["input_ids"], **GREEDY).shape[1] == batch["input_ids"].shape[1] + 8
+    model.save_pretrained(tmp_path)
+    assert load_file(tmp_path / WEIGHTS).keys() == load_file(folder / WEIGHTS).keys()
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(main_output(again, batch), main_output(model, batch))
+
+
+def test_buffers_that_are_in_no_file_are_made_by_whichever_module_makes_them(artifacts):
+    folder, _ = artifacts("falcon_h1")
+    fresh = dict(transformers.FalconH1ForCausalLM(_config(folder)).named_buffers())
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    made = dict(model.named_buffers())
+    assert any(name.endswith("mup_vector") for name in fresh)
+    for name, values in fresh.items():
+        assert torch.equal(made[name], values), name
+
+
+def test_a_class_that_calls_its_parts_otherwise_loads_from_the_artifact(artifacts):
+    folder, batch = artifacts("clip_text")
+    whole = transformers.CLIPTextModelWithProjection.from_pretrained(folder)
+    part = transformers.CLIPTextModel.from_pretrained(folder)
+    assert any(isinstance(module, PackedWeight) for module in part.modules())
+    with torch.no_grad():
+        assert torch.equal(part(**batch).last_hidden_state, whole(**batch).last_hidden_state)
+
+
+def test_names_of_the_artifacts_own_class_are_not_converted(artifacts):
+    folder, _ = artifacts("clip_text")
+    quantizer = transformers.CLIPTextModelWithProjection.from_pretrained(folder).hf_quantizer
+    assert quantizer.update_weight_conversions(["any"], transformers.CLIPTextModelWithProjection(_config(folder))) == []
+
+
+def _config(folder: Path) -> Any:
+    return transformers.AutoConfig.from_pretrained(folder)
+
+
 def test_a_tied_embedding_that_was_left_alone_stays_tied(tmp_path):
     model = load_kind("tied_llama", tmp_path / "source")
     kept = model.with_graph(model.graph.with_kept(frozenset({"model.embed_tokens.weight"})))

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
+from typing import Any
 
 import torch
+from tiny_models import tiny_language_model
+from torch import Tensor, nn
 
-from guidedq.calibration.backward_pass import run_backwards, scratch
+from guidedq.artifacts.samples import SampleSet
+from guidedq.calibration.backward_pass import backward_pass, run_backwards, scratch
+from guidedq.calibration.events import Event
+from guidedq.ir.model import Model
+from guidedq.ir.program import TorchProgram
 
 
 def head() -> tuple[torch.nn.Linear, torch.nn.Linear, torch.Tensor]:
@@ -38,3 +46,48 @@ def test_the_output_is_gone_before_the_first_layers_are_reached() -> None:
     del hidden
     run_backwards(outputs, cotangents)
     assert alive == [False, False]
+
+
+class AddingInPlace(nn.Module):
+    """A model whose embeddings are added to in place, as BLIP's are."""
+
+    def __init__(self, model: nn.Module, *, in_place: bool) -> None:
+        super().__init__()
+        self.embed, self.up, self.head = model.embed, model.up, nn.Linear(12, 24)
+        self.in_place = in_place
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden = self.embed(input_ids)
+        if self.in_place:
+            hidden += 1.0
+        else:
+            hidden = hidden + 1.0
+        return self.head(torch.tanh(self.up(hidden)))
+
+
+def test_a_model_may_add_to_its_embeddings_in_place() -> None:
+    seen: list[dict[str, Tensor]] = []
+    model = tiny_language_model()
+    torch.manual_seed(0)
+    ending = nn.Linear(12, 24).requires_grad_(False)
+    for in_place in (False, True):
+        module = AddingInPlace(_module(model), in_place=in_place).requires_grad_(False)
+        module.head = ending
+        gradients: dict[str, Tensor] = {}
+
+        def record(event: Event, gradients: dict[str, Tensor] = gradients) -> None:
+            gradients[event.site.name] = event.gradients
+
+        sites = [model.graph.site(name) for name in ("embed.weight", "up.weight")]
+        tokens = torch.arange(8).reshape(2, 4)
+        changed = replace(model, program=TorchProgram(module=module), graph=replace(model.graph, head=None))
+        backward_pass(changed, SampleSet(inputs={"input_ids": tokens}), 0, sites, record, seed=0)
+        seen.append(gradients)
+    assert set(seen[0]) == {"embed.weight", "up.weight"}
+    for name, gradients in seen[0].items():
+        torch.testing.assert_close(seen[1][name], gradients)
+
+
+def _module(model: Model) -> Any:
+    assert isinstance(model.program, TorchProgram)
+    return model.program.module
