@@ -166,7 +166,7 @@ def _left_alone(parsed: ParsedGraph, weighted: Sequence[WeightedNode]) -> Iterat
                 left[operators, value.is_floating_point()].append(value)
     for (operators, floating), values in left.items():
         why = "no weights that can be quantized" if floating else "quantized already"
-        count = f"{len(values)} tensors of {sum(value.numel() for value in values)} values"
+        count = f"tensors of {sum(value.numel() for value in values):,} values ({len(values)})"
         yield f"{count} that {operators} reads are {why}: left as they are."
 
 

@@ -213,7 +213,7 @@ def _left_alone(module: fx.GraphModule, graph: Graph) -> Iterator[str]:
         operators = ", ".join(sorted({str(user.target) for user in node.users}))
         left[operators][id(value)] = value
     for operators, values in left.items():
-        count = f"{len(values)} tensors of {sum(value.numel() for value in values.values())} values"
+        count = f"tensors of {sum(value.numel() for value in values.values()):,} values ({len(values)})"
         hint = " In an ONNX file these weights can be quantized." if operators in RECURRENT else ""
         yield f"{count} that {operators} reads are no weights that can be quantized: left as they are.{hint}"
 

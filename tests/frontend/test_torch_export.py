@@ -164,7 +164,7 @@ def test_recurrent_weights_are_left_alone_and_reported(tmp_path):
     model = exported(TinyRecurrent().eval(), tmp_path / "tiny.pt2", name="pixels")
     assert [site.name for site in model.graph.sites] == ["classes.weight"]
     (notice,) = model.notices
-    assert "1 tensors of 576 values that aten.gru.input reads" in notice
+    assert "tensors of 576 values (1) that aten.gru.input reads" in notice
     assert "ONNX" in notice
 
 
