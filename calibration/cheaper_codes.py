@@ -16,11 +16,24 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 CODES = 256
-LARGEST_PULL = 0.5
+LARGEST_PULL = 0.1
 """Of a squared step for each bit: beyond, formats with fewer bits are better."""
 ATTEMPTS = 7
 
 Weights = TypeVar("Weights")
+
+
+def code_lengths(counts: Float[Tensor, "codes"]) -> Float[Tensor, "codes"]:
+    """Bits of each code, from how often each is there; what is not there counts as half of one."""
+    return -(counts.clamp(min=0.5) / counts.sum()).log2()
+
+
+def length_slopes(counts: Float[Tensor, "codes"]) -> Float[Tensor, "codes"]:
+    """How many bits a code grows by when it grows by one: half the difference of those beside it; 0 at the ends."""
+    bits = code_lengths(counts)
+    slopes = torch.zeros(CODES)
+    slopes[1:-1] = (bits[2:] - bits[:-2]) / 2
+    return slopes
 
 
 def cheaper(
@@ -35,7 +48,7 @@ def cheaper(
         least: Code that there may be.
         most: The same.
     """
-    bits = -(counts.clamp(min=0.5) / counts.sum()).log2()
+    bits = code_lengths(counts)
     edges = torch.zeros(CODES)
     edges[:-1] = (0.5 + 0.5 * pull * bits.diff()).clamp_(0.0, 1.0)
     low = numbers.clamp(least, most).floor()

@@ -14,23 +14,26 @@ from torch import Tensor
 from guidedq.artifacts.quantized_weight import WEIGHTS_AT_ONCE, EntropySegment, QuantizedWeight, RoundedSegment
 from guidedq.ir.graph import Site
 
-from .cheaper_codes import CODES, cheaper
+from .cheaper_codes import CODES, cheaper, code_lengths, length_slopes
 
 MEAN_DECAY, SQUARE_DECAY = 0.9, 0.95
 """Adam's: the second is short, for there are few steps."""
 EDGE = 0.49
 """Numbers start inside their cell."""
 TINY = 1e-30
+SLOPES_KEPT = 16
+"""Steps for which the lengths of codes are taken to stay as they are."""
+_NONE = torch.zeros(256, dtype=torch.int64)
 
 
 @final
 class LatentWeights(Mapping[str, Tensor]):
     """The weights of one step: rounded when the model asks, moved as soon as their gradient is whole."""
 
-    def __init__(self, latents: Mapping[str, LatentWeight], step: int, rate: float) -> None:
-        """Take the step of this number, counted from 1, at this learning rate."""
+    def __init__(self, latents: Mapping[str, LatentWeight], step: int, rate: float, price: float = 0.0) -> None:
+        """Take the step of this number, counted from 1, at this learning rate, where a bit costs so much loss."""
         self._latents = latents
-        self._step, self._rate = step, rate
+        self._step, self._rate, self._price = step, rate, price
         self._anchor = torch.zeros((), requires_grad=True)
         self._asked: dict[str, int] = {}
         self._gradients: dict[str, Tensor] = {}
@@ -70,7 +73,7 @@ class LatentWeights(Mapping[str, Tensor]):
             self._gradients[name] = total
         else:
             latent = self._latents[name]
-            latent.move(latent.site.matrix(total), self._step, self._rate)
+            latent.move(latent.site.matrix(total), self._step, self._rate, self._price)
 
 
 class _OnUse(torch.autograd.Function):
@@ -111,12 +114,19 @@ class LatentWeight:
                 values[part.segment.rows[place]] = part.rounded(place).dequantize()
         return values
 
-    def move(self, gradient: Float[Tensor, "out in"], step: int, rate: float) -> None:
-        """One step of Adam."""
+    def move(self, gradient: Float[Tensor, "out in"], step: int, rate: float, price: float = 0.0) -> None:
+        """One step of Adam; `price` is the loss that a bit is worth, where codes are stored by their entropy."""
         for part in self._parts:
             if isinstance(part, _LatentSegment):
+                slopes = price * part.length_slopes() if price and part.is_coded else None
                 for place in part.places():
-                    part.move(place, gradient[part.segment.rows[place]], step, rate)
+                    part.move(place, gradient[part.segment.rows[place]], step, rate, slopes)
+
+    def entropy_coded(self) -> tuple[float, int]:
+        """Bits of the codes that are stored by their entropy, and how many codes these are."""
+        coded = [part.counts() for part in self._parts if isinstance(part, _LatentSegment) and part.is_coded]
+        bits = [float(counts @ code_lengths(counts)) for counts in coded]
+        return float(sum(bits)), sum(int(counts.sum()) for counts in coded)
 
     def quantized(self, pull: float = 0.0) -> QuantizedWeight:
         """The weight with the codes that it has now; under a pull (`cheaper_codes.py`), with shorter ones."""
@@ -137,6 +147,7 @@ class _LatentSegment:
         self._offsets = torch.empty(segment.codes.shape, dtype=torch.float16)
         self._mean = torch.zeros(segment.codes.shape, dtype=torch.bfloat16)
         self._square = torch.zeros(segment.codes.shape, dtype=torch.bfloat16)
+        self._slopes, self._age = torch.zeros(CODES), 0
         for place in self.places():
             part = segment.part(place)
             steps = part.steps()
@@ -154,11 +165,27 @@ class _LatentSegment:
         codes = self.segment.codes[place].float().add_(self._offsets[place]).round_()
         return codes.clamp_(self._least, self._most).to(torch.uint8)
 
+    @property
+    def is_coded(self) -> bool:
+        """Whether the codes are stored by their entropy."""
+        return isinstance(self.segment, EntropySegment)
+
+    def counts(self) -> Float[Tensor, "codes"]:
+        """How often each code is there now."""
+        return sum((self.codes(place).flatten().bincount(minlength=CODES) for place in self.places()), _NONE).float()
+
+    def length_slopes(self) -> Float[Tensor, "codes"]:
+        """How many bits more the next code takes, as it was some steps ago at most."""
+        if self._age % SLOPES_KEPT == 0:
+            self._slopes = length_slopes(self.counts())
+        self._age += 1
+        return self._slopes
+
     def shortened(self, pull: float) -> UInt8[Tensor, "n in"]:
         """All codes; of an entropy format, which alone gains by it, under a pull."""
         codes = self.codes(slice(None))
-        if pull and isinstance(self.segment, EntropySegment):
-            counts = codes.flatten().bincount(minlength=CODES).float()
+        if pull and self.is_coded:
+            counts = self.counts()
             for place in self.places():
                 numbers = self.segment.codes[place].float().add_(self._offsets[place])
                 codes[place] = cheaper(numbers, counts, pull, self._least, self._most)
@@ -168,8 +195,12 @@ class _LatentSegment:
         """Some rows with the codes that they have now."""
         return self.segment.part(place).with_codes(self.codes(place))
 
-    def move(self, place: slice, gradient: Float[Tensor, "n in"], step: int, rate: float) -> None:
+    def move(
+        self, place: slice, gradient: Float[Tensor, "n in"], step: int, rate: float, slopes: Tensor | None
+    ) -> None:
         gradient = gradient * self.segment.part(place).steps()
+        if slopes is not None:
+            gradient += slopes[self.codes(place).int()]
         mean = self._mean[place].float().mul_(MEAN_DECAY).add_(gradient, alpha=1.0 - MEAN_DECAY)
         square = self._square[place].float().mul_(SQUARE_DECAY).addcmul_(gradient, gradient, value=1.0 - SQUARE_DECAY)
         self._mean[place], self._square[place] = mean.bfloat16(), square.bfloat16()

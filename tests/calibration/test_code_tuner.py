@@ -139,7 +139,7 @@ def test_each_weight_hears_its_whole_gradient_once(
     weights = rounded(model, COARSE, FIXED)
     heard: dict[str, Tensor] = {}
 
-    def remember(self: LatentWeight, gradient: Tensor, step: int, rate: float) -> None:
+    def remember(self: LatentWeight, gradient: Tensor, step: int, rate: float, price: float) -> None:
         assert self.site.name not in heard
         heard[self.site.name] = self.site.stored(gradient).clone()
 
@@ -231,9 +231,9 @@ def test_what_does_not_fit_gets_shorter_codes() -> None:
     tuner = CodeTuner(steps=60, tokens=110)
     free, bound = (
         tuner.tune(model, tokens(300, seed=8), before, fits=fits, seed=0, progress=SilentProgress())
-        for fits in (anything, lambda weights: entropy_bits(weights) <= 0.97 * entropy_bits(before))
+        for fits in (anything, lambda weights: entropy_bits(weights) <= 0.985 * entropy_bits(before))
     )
-    assert entropy_bits(bound) <= 0.97 * entropy_bits(before) < entropy_bits(free)
+    assert entropy_bits(bound) <= 0.985 * entropy_bits(before) < entropy_bits(free)
     fresh = tokens(20, seed=9)
     assert divergence(model, free, fresh) < divergence(model, bound, fresh) < divergence(model, before, fresh)
 
