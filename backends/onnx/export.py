@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from guidedq.errors import BackendError
 from guidedq.ir.lifting import trial_batch
-from guidedq.ir.model import Model, Objective
+from guidedq.ir.model import Model
 from guidedq.ir.program import TorchProgram
 
 from .compaction import fold_constants, shorten_names, store_small, strip
@@ -54,7 +54,7 @@ def plain_call(model: Model) -> Call:
         inputs=tuple(names),
         values=tuple(batch[name] for name in names),
         free=tuple(tuple(axis for axis, size in enumerate(spec.shape) if size is None) for spec in model.inputs),
-        outputs=("output" if model.objective is Objective.VALUES else "logits",),
+        outputs=("logits" if model.objective.predicts else "output",),
     )
 
 
