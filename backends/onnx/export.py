@@ -12,11 +12,12 @@ from typing import Any, final
 
 import torch
 from onnx import ModelProto
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from guidedq.errors import BackendError
+from guidedq.frontend.exported_outputs import output_names, with_all_outputs
 from guidedq.ir.lifting import trial_batch
-from guidedq.ir.model import Model
+from guidedq.ir.model import Model, Objective
 from guidedq.ir.program import TorchProgram
 
 from .compaction import fold_constants, shorten_names, store_small, strip
@@ -43,18 +44,22 @@ class Call:
 
 
 def plain_call(model: Model) -> Call:
-    """The model's own inputs; the output is called `logits` or `output`.
+    """The model's own inputs; the output is called `logits` or `output`, several `output_0` and so on.
 
     Raises:
         BackendError: the model runs outside torch.
     """
     batch, names = trial_batch(model.inputs), [spec.name for spec in model.inputs]
+    module, outputs = _program(model).module, ("logits" if model.objective.predicts else "output",)
+    if model.objective is Objective.JOINT_VALUES and isinstance(module, fx.GraphModule):
+        module, number = with_all_outputs(module)
+        outputs = output_names(number)
     return Call(
-        module=_Positional(_program(model).module, names),
+        module=_Positional(module, names),
         inputs=tuple(names),
         values=tuple(batch[name] for name in names),
         free=tuple(tuple(axis for axis, size in enumerate(spec.shape) if size is None) for spec in model.inputs),
-        outputs=("logits" if model.objective.predicts else "output",),
+        outputs=outputs,
     )
 
 
@@ -95,7 +100,7 @@ class _Positional(nn.Module):
         self.module = module
         self.names = tuple(names)
 
-    def forward(self, *values: Tensor) -> Tensor:
+    def forward(self, *values: Tensor) -> Tensor | tuple[Tensor, ...]:
         return self.module(**dict(zip(self.names, values, strict=True)))
 
 

@@ -113,7 +113,7 @@ class Model:
         vocabulary_size: Token ids are below this, if the model takes tokens.
         context_length: Longest sequence that it takes, if there is a limit.
         notices: What the user should know about how it was loaded.
-        output: The output that the program returns, where the model's file names its outputs (ONNX).
+        output: The output that the program returns, where its file names its outputs or has several.
     """
 
     name: str
