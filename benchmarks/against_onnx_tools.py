@@ -38,7 +38,9 @@ from torch import Tensor
 import guidedq
 from guidedq.artifacts.samples import SampleSet
 from guidedq.evaluation import measure
+from guidedq.ir.feeding import sample_count
 from guidedq.ir.graph import UseKind
+from guidedq.ir.joint_output import one_output
 from guidedq.ir.model import Model
 from guidedq.ir.program import Batch
 from guidedq.progress import SilentProgress
@@ -212,12 +214,14 @@ def runner(path: Path, model: Model) -> Callable[[Batch], Tensor]:
     settings.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     known = {entry.name for entry in session.get_inputs()}
-    output = model.output.name if model.output is not None else session.get_outputs()[0].name
+    outputs = model.output.names if model.output is not None else (session.get_outputs()[0].name,)
     logarithm = model.output is not None and model.output.probabilities
 
     def run(batch: Batch) -> Tensor:
         feeds = {name: values.numpy() for name, values in batch.items() if name in known}
-        values = torch.from_numpy(np.asarray(session.run([output], feeds)[0])).float()
+        found = zip(outputs, session.run(outputs, feeds), strict=True)
+        each = {name: torch.from_numpy(np.asarray(one)).float() for name, one in found}
+        values = one_output(each, sample_count(batch))
         return values.clamp(min=torch.finfo(torch.float32).tiny).log() if logarithm else values
 
     return run

@@ -12,6 +12,7 @@ from torch import Tensor
 from guidedq.artifacts.samples import SampleSet
 from guidedq.errors import CalibrationError
 from guidedq.ir.graph import Site
+from guidedq.ir.joint_output import inverse_sizes
 from guidedq.ir.model import Model, Objective
 from guidedq.ir.program import TorchProgram
 from guidedq.memory import give_back
@@ -64,7 +65,7 @@ def backward_pass(
     assert isinstance(model.program, TorchProgram)
     module = model.program.module
     blocks = repeated_blocks(module) if recompute else ()
-    has_labels = model.objective is not Objective.VALUES
+    has_labels = model.objective.predicts
     ear = Ear(record, blocks, len(batch), model.graph.head if has_labels else None)
     start = time.perf_counter()
     with ear.listening(module, sites), recomputed(module, blocks):
@@ -125,6 +126,9 @@ def _cotangent(objective: Objective, output: Tensor, batch: SampleSet, first_sam
             f"the model's output is not finite on calibration samples {first_sample} to "
             f"{first_sample + len(batch) - 1}."
         )
+    if objective is Objective.JOINT_VALUES:
+        drawn = [_direction(sample, seed * SEED_STRIDE + first_sample + index) for index, sample in enumerate(output)]
+        return torch.stack(drawn) * inverse_sizes(output)
     if objective is Objective.VALUES:
         parts = [_unit_cotangent(sample, _mask_of(batch, index), seed * SEED_STRIDE + first_sample + index)
                  for index, sample in enumerate(output)]  # fmt: skip
@@ -148,12 +152,15 @@ def _score(logits: Tensor, mask: Tensor | None, seed: int) -> None:
 
 
 def _unit_cotangent(output: Tensor, mask: Tensor | None, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    direction = torch.randn(output.shape, generator=generator)
+    direction = _direction(output, seed)
     if mask is not None and mask.shape == output.shape[: mask.dim()]:
         seen = mask.reshape(*mask.shape, *([1] * (output.dim() - mask.dim()))).to(direction.dtype)
         direction, output = direction * seen, output * seen
     return direction / output.norm().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _direction(output: Tensor, seed: int) -> Tensor:
+    return torch.randn(output.shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _mask_of(batch: SampleSet, index: int) -> Tensor | None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from guidedq.artifacts.samples import SampleSet
+from guidedq.ir.joint_output import inverse_sizes
 from guidedq.ir.model import Objective
 
 CHUNK_ELEMENTS = 1 << 20
@@ -26,6 +27,8 @@ def divergence_gradient(objective: Objective, original: Tensor, quantized: Tenso
     Returns:
         The mean divergence.
     """
+    if objective is Objective.JOINT_VALUES:
+        return _joint_gradient(original, quantized)
     if objective is Objective.VALUES:
         return _values_gradient(original, quantized, batch.mask)
     rows, other = original.reshape(-1, original.shape[-1]), quantized.view(-1, quantized.shape[-1])
@@ -45,6 +48,13 @@ def divergence_gradient(objective: Objective, original: Tensor, quantized: Tenso
         total += float(gains.sum())
         other[part] = gradient
     return total / units
+
+
+def _joint_gradient(original: Tensor, quantized: Tensor) -> float:
+    sizes = inverse_sizes(original)
+    error = (quantized - original) * sizes
+    quantized.copy_(error * sizes / len(original))
+    return float(0.5 * error.square().sum() / len(original))
 
 
 def _values_gradient(original: Tensor, quantized: Tensor, mask: Tensor | None) -> float:

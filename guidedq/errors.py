@@ -16,6 +16,19 @@ class UnsupportedOperatorError(ModelError):
     """A graph holds an operator that guidedq cannot run in torch."""
 
 
+class SampleAxisError(ModelError):
+    """An output has no axis of samples where it must have one.
+
+    Attributes:
+        output: Its name.
+    """
+
+    def __init__(self, output: str, message: str) -> None:
+        """Say which output, and what it is."""
+        super().__init__(message)
+        self.output = output
+
+
 class CalibrationError(GuidedQError):
     """Calibration data are unusable, or the statistics taken from them are."""
 

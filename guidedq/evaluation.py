@@ -19,6 +19,7 @@ from torch import Tensor
 from guidedq.artifacts.forecast import Measurement
 from guidedq.artifacts.samples import SampleSet
 from guidedq.errors import CalibrationError
+from guidedq.ir.joint_output import inverse_sizes
 from guidedq.ir.model import Objective
 from guidedq.ir.program import Batch
 from guidedq.memory import give_back
@@ -146,6 +147,9 @@ def _compared(original: Tensor, quantized: Tensor, sample: SampleSet, objective:
         shapes = f"{list(original.shape)}, expected; {list(quantized.shape)}, found"
         raise CalibrationError(f"the quantized model's output has another shape than the original's: {shapes}.")
     mask = None if sample.mask is None else sample.mask[0].bool()
+    if objective is Objective.JOINT_VALUES:
+        sizes = inverse_sizes(original)
+        return _compare_values(original * sizes, quantized * sizes, None)
     if objective is Objective.VALUES:
         return _compare_values(original, quantized, mask)
     rows, other = original.reshape(-1, original.shape[-1]), quantized.reshape(-1, quantized.shape[-1])

@@ -13,9 +13,10 @@ from typing import Any, final
 
 import torch
 from onnx import ModelProto
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from guidedq.errors import BackendError
+from guidedq.frontend.exported_outputs import output_names, with_all_outputs
 from guidedq.frontend.transformer_module import TransformerModule, further_outputs, main_output
 from guidedq.ir.lifting import trial_batch
 from guidedq.ir.model import Model, Objective
@@ -48,23 +49,28 @@ class Call:
 
 
 def plain_call(model: Model) -> Call:
-    """The model's own inputs; the main output is called `logits` or `output`, further ones as the model calls them.
+    """The model's own inputs; its outputs as the model calls them, the main one `logits` or `output`.
+
+    Several outputs of a program that count together are `output_0` and so on.
 
     Raises:
         BackendError: the model runs outside torch.
     """
     batch, names = trial_batch(model.inputs), [spec.name for spec in model.inputs]
-    module = _program(model).module
-    further: tuple[str, ...] = ()
-    if model.objective is Objective.VALUES and isinstance(module, TransformerModule):
+    program = _program(model).module
+    module, further, outputs = program, (), ("logits" if model.objective.predicts else "output",)
+    if model.objective is Objective.JOINT_VALUES and isinstance(program, fx.GraphModule):
+        module, number = with_all_outputs(program)
+        outputs = output_names(number)
+    elif model.objective is Objective.VALUES and isinstance(program, TransformerModule):
         with torch.no_grad():
-            further = tuple(further_outputs(module.outputs(**batch)))
+            further = tuple(further_outputs(program.outputs(**batch)))
     return Call(
         module=_Positional(module, names, further),
         inputs=tuple(names),
         values=tuple(batch[name] for name in names),
         free=tuple(tuple(axis for axis, size in enumerate(spec.shape) if size is None) for spec in model.inputs),
-        outputs=("output" if model.objective is Objective.VALUES else "logits", *further),
+        outputs=(*outputs, *further),
     )
 
 

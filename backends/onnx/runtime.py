@@ -17,6 +17,7 @@ from torch import Tensor
 from guidedq.artifacts.runtime import RuntimeFacts
 from guidedq.errors import ArtifactError, BackendError
 from guidedq.ir.feeding import fed, in_turns, sample_count
+from guidedq.ir.joint_output import one_output
 from guidedq.ir.model import InputSpec, OutputSpec
 from guidedq.ir.program import Batch
 
@@ -66,38 +67,41 @@ def session_options(accuracy_level: int) -> Any:
 def open_function(
     folder: Path, inputs: Sequence[InputSpec], wanted: OutputSpec | None, accuracy_level: int = INTEGER_LEVEL
 ) -> Callable[[Batch], Tensor]:
-    """The model as a function from named inputs to its main output in float32.
+    """The model as a function from named inputs to its main output in float32, several outputs joined.
 
     Args:
         folder: Where the model file lies.
         inputs: What the original takes; the file may lack some that its output does not depend on.
-        wanted: The output that the original's program returns, its logarithm if it holds probabilities; of an exported
-            module the one called `logits`, or the first.
+        wanted: What the original's program returns, its logarithm if it holds probabilities; of an exported module the
+            output called `logits`, or the first.
         accuracy_level: As for `open_session`.
     """
     session = open_session(folder, accuracy_level)
     known = {entry.name for entry in session.get_inputs()}
     outputs = [entry.name for entry in session.get_outputs()]
-    output = MAIN_OUTPUT if MAIN_OUTPUT in outputs else outputs[0]
-    if wanted is not None and wanted.name in outputs:
-        output = wanted.name
+    asked = [MAIN_OUTPUT if MAIN_OUTPUT in outputs else outputs[0]]
+    if wanted is not None and set(wanted.names) <= set(outputs):
+        asked = list(wanted.names)
 
     def run_part(batch: Batch) -> Batch:
         feeds = {name: values.contiguous().numpy() for name, values in fed(inputs, batch).items() if name in known}
         if known - feeds.keys():
             feeds = empty_cache(session, batch) | feeds
         try:
-            return {output: torch.from_numpy(np.asarray(session.run([output], feeds)[0])).float()}
+            found = session.run(asked, feeds)
+            return {
+                name: torch.from_numpy(np.asarray(values)).float() for name, values in zip(asked, found, strict=True)
+            }
         except Exception as error:  # the runtime's own exceptions have no common class
             if (count := sample_count(batch)) == 1 or any(spec.batch for spec in inputs):
                 raise ArtifactError(f"ONNX Runtime fails on {folder / MODEL_FILE}: {error}") from error
             # some of its kernels, RotaryEmbedding's for one, take no batch
             parts = [run_part({name: values[index : index + 1] for name, values in batch.items()})
                      for index in range(count)]  # fmt: skip
-            return {output: torch.cat([part[output] for part in parts])}
+            return {name: torch.cat([part[name] for part in parts]) for name in asked}
 
     def run(batch: Batch) -> Tensor:
-        values = in_turns(inputs, batch, run_part)[output]
+        values = one_output(in_turns(inputs, batch, run_part), sample_count(batch))
         if wanted is None or not wanted.probabilities:
             return values
         return values.clamp(min=torch.finfo(torch.float32).tiny).log()

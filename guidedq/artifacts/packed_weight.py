@@ -175,8 +175,6 @@ def _patched_segment(
 ) -> PatchedSegment:
     codes, row_exponents, stored_as, at, patches = regions
     columns = _columns_of(at)
-    if not bool((columns < len(column_exponents)).all()):
-        raise damaged(name, f"columns of patches below {len(column_exponents)}", "others")
     narrow_codes = unpack_codes(codes, format.bits, len(column_exponents))
     try:
         whole = widen(narrow_codes, columns, patches.contiguous().view(torch.int8), format.bits)

@@ -32,7 +32,7 @@ def check_objective(budget: Budget, model: Model) -> None:
     kind = model.objective.value.replace("_", " ")
     if budget.kind == "perplexity" and model.objective is not Objective.LANGUAGE_MODEL:
         raise BudgetError(f"{budget.text!r} bounds the perplexity, which a {kind} does not have. Ask for +0.02nats.")
-    if budget.bounds_loss and model.objective is Objective.VALUES:
+    if budget.bounds_loss and not model.objective.predicts:
         raise BudgetError(
             f"{budget.text!r}: the output of {model.name} is no distribution, its loss is in {model.objective.unit}. "
             f"Ask for a size, and bound the loss with --max-loss-increase."

@@ -6,7 +6,7 @@ An ONNX file does not say. The rules are here, each in one function: by names th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from onnx import TensorProto
@@ -32,17 +32,29 @@ FEATURES = ("embed", "feature", "hidden", "pool")
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MainOutput:
-    """The output that the loss is about.
+    """The output that the loss is about, or the first of several.
 
     Attributes:
         name: Its name in the file.
         value: The graph's value that it is.
         softmax: Whether it holds probabilities: a softmax over the last axis. The program then gives their logarithm.
+        together: Names and values of all that the loss is about, in the file's order; none if it is about one output.
     """
 
     name: str
     value: str
     softmax: bool
+    together: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The outputs that count."""
+        return tuple(self.together) or (self.name,)
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The graph's values that they are."""
+        return tuple(self.together.values()) or (self.value,)
 
 
 @final
@@ -94,7 +106,7 @@ def find_meaning(
     output: MainOutput,
     head: WeightedNode | None,
 ) -> Meaning:
-    """Language model, classifier or values.
+    """Language model, classifier, values, or values of several outputs.
 
     A language model reads token ids through an embedding and gives three axes, the last as long as the embedding has
     rows. A classifier gives `[sample, class]` with two classes or more, and either its name says so or it ends in a
@@ -112,7 +124,9 @@ def find_meaning(
     rows = None if head is None else (head.shape[-1] if head.storage.value == "in_out" else head.shape[0])
     last = (shape[-1] if shape else None) or rows
     objective = Objective.VALUES
-    if vocabulary is not None and shape is not None and len(shape) == 3 and last == vocabulary:
+    if output.together:
+        objective = Objective.JOINT_VALUES
+    elif vocabulary is not None and shape is not None and len(shape) == 3 and last == vocabulary:
         objective = Objective.LANGUAGE_MODEL
     elif shape is not None and len(shape) == 2 and last is not None and last >= 2 and _says_classes(output, head):
         objective = Objective.CLASSIFIER

@@ -18,10 +18,11 @@ from torch.fx.graph import CodeGen
 from guidedq.errors import ModelError
 from guidedq.frontend.exported_norms import compute_normed_weights
 from guidedq.frontend.exported_operators import replace_operators
+from guidedq.frontend.exported_outputs import counted_outputs, join_outputs, keep_first_output, output_names
 from guidedq.frontend.pt2_archive import check_archive
 from guidedq.ir.graph import Graph, UseKind
 from guidedq.ir.lifting import WeightedModule, lift, trial_batch
-from guidedq.ir.model import InputSpec, Model, Objective
+from guidedq.ir.model import InputSpec, Model, Objective, OutputSpec
 from guidedq.ir.program import TorchProgram
 
 ATEN = torch.ops.aten
@@ -38,12 +39,25 @@ HALF_DTYPES = (torch.float16, torch.bfloat16)
 def load_torch_export(path: Path) -> Model:
     """Load a program that torch.export.save wrote; the program runs in float32 whatever it was exported in.
 
+    Of several outputs all count together, but for a language model's, and a classifier's if no weight is behind the
+    others alone.
+
     Raises:
         ModelError: the file is damaged, would have to be unpickled, was exported in training mode, takes inputs that
             are no tensors, or does not run.
     """
     check_archive(path)
-    module, inputs, bounds, dropped = _flat_module(path)
+    model, several = _loaded(path, joined=False)
+    if not several or model.objective is Objective.LANGUAGE_MODEL:
+        return model
+    joint, _ = _loaded(path, joined=True)
+    more = len(joint.graph.sites) > len(model.graph.sites)
+    return joint if more or model.objective is Objective.VALUES else model
+
+
+def _loaded(path: Path, *, joined: bool) -> tuple[Model, bool]:
+    """The model by its first output or by all that count, and whether these are several."""
+    module, inputs, bounds, dropped, places = _flat_module(path, joined=joined)
     _to_float32(module)
     _unite_tied(module)
     compute_normed_weights(module)
@@ -54,13 +68,14 @@ def load_torch_export(path: Path) -> Model:
     with torch.no_grad():
         output: Tensor = module(**batch)
     table = _token_table(module, weighted, graph, inputs)
-    objective = _objective(output, graph, table, inputs)
-    return Model(
+    objective = Objective.JOINT_VALUES if joined else _objective(output, graph, table, inputs)
+    together = tuple(output_names(places[-1] + 1)[place] for place in places) if joined else ()
+    model = Model(
         name=path.stem,
         path=path,
         source="torch_export",
         digest=hashlib.sha256(path.read_bytes()).hexdigest(),
-        graph=graph if objective is not Objective.VALUES else replace(graph, head=None),
+        graph=graph if objective.predicts else replace(graph, head=None),
         program=TorchProgram(module=module),
         objective=objective,
         inputs=inputs,
@@ -68,14 +83,19 @@ def load_torch_export(path: Path) -> Model:
         vocabulary_size=table,
         context_length=bounds.get(inputs[0].name) if table is not None else None,
         notices=(*dropped, *notices, *_left_alone(module, graph)),
+        output=OutputSpec(name=together[0], together=together) if together else None,
     )
+    return model, len(places) > 1
 
 
-def _flat_module(path: Path) -> tuple[fx.GraphModule, tuple[InputSpec, ...], Mapping[str, int], tuple[str, ...]]:
-    """The program as a module that takes its tensors by name and returns its first floating-point output.
+def _flat_module(
+    path: Path, *, joined: bool
+) -> tuple[fx.GraphModule, tuple[InputSpec, ...], Mapping[str, int], tuple[str, ...], tuple[int, ...]]:
+    """The program as a module that takes its tensors by name and returns its first floating-point output, or several.
 
     Returns:
-        The module, its inputs, the upper bound of each input's second axis where it is free but bounded, and notices.
+        The module, its inputs, the upper bound of each input's second axis where it is free but bounded, notices, and
+        the places of the outputs that can count together.
     """
     try:
         program = torch.export.load(path)
@@ -106,11 +126,12 @@ def _flat_module(path: Path) -> tuple[fx.GraphModule, tuple[InputSpec, ...], Map
                 node.target = node.name
             else:
                 node.args = (value,)  # a constant of the export: never passed again
-    dropped = _keep_first_output(path, graph)
+    places = counted_outputs(graph)
+    dropped = join_outputs(graph, places) if joined else keep_first_output(path, graph)
     if not inputs:
         raise ModelError(f"{path}: the program takes no tensor.")
     module.recompile()
-    return module, tuple(inputs), bounds, dropped
+    return module, tuple(inputs), bounds, dropped, places
 
 
 def _check_node(path: Path, node: fx.Node) -> None:
@@ -145,21 +166,6 @@ def _bound(name: str, value: Tensor, ranges: Mapping[Any, Any]) -> dict[str, int
     known = ranges.get(length.node.expr)
     upper = getattr(known, "upper", LONGEST_CONTEXT)
     return {name: int(upper)} if upper < LONGEST_CONTEXT else {}
-
-
-def _keep_first_output(path: Path, graph: fx.Graph) -> tuple[str, ...]:
-    """Return the first floating-point tensor alone; gives a notice of the others."""
-    output = next(node for node in graph.nodes if node.op == "output")
-    results: Any = output.args[0]
-    results = results if isinstance(results, (tuple, list)) else (results,)
-    for result in results:
-        value = result.meta.get("val") if isinstance(result, fx.Node) else None
-        if isinstance(value, Tensor) and value.is_floating_point():
-            output.args = (result,)
-            others = ", ".join(str(other) for other in results if other is not result and isinstance(other, fx.Node))
-            told = f"the loss is about the output {str(result)!r}, and that alone is written; not {others}. "
-            return (f"{told}An ONNX file keeps all of its outputs.",) if others else ()
-    raise ModelError(f"{path}: the program returns no floating-point tensor.")
 
 
 def _to_float32(module: fx.GraphModule) -> None:

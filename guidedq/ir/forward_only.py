@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from guidedq.errors import ModelError
 from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.feeding import fed, in_turns, sample_count
+from guidedq.ir.joint_output import one_output
 from guidedq.ir.model import InputSpec
 from guidedq.ir.onnx_interpreter.rounding_nodes import rounding_nodes
 from guidedq.ir.onnx_interpreter.weighted import WeightedNode
@@ -36,7 +37,7 @@ class ForwardOnlyProgram(AbstractProgram):
         weights: The stored weight of each site.
         weighted: The nodes that read a site, by operator name.
         inputs: The model's own inputs.
-        output: Name of the output.
+        outputs: Names of the outputs that are returned, joined where there are several.
         softmax: Whether the output holds probabilities: their logarithm is returned.
     """
 
@@ -45,7 +46,7 @@ class ForwardOnlyProgram(AbstractProgram):
     weights: Mapping[str, Tensor]
     weighted: Mapping[str, WeightedNode]
     inputs: tuple[InputSpec, ...]
-    output: str
+    outputs: tuple[str, ...]
     softmax: bool = False
 
     @property
@@ -71,7 +72,8 @@ class ForwardOnlyProgram(AbstractProgram):
     ) -> Tensor:
         """The output in float32. Rounding of activations is put into the graph, in a session for this call."""
         session = self.session if activations is None else self._rounding_session(activations)
-        output = self._run(session, batch, weights or {}, [self.output])[self.output].float()
+        found = self._run(session, batch, weights or {}, self.outputs)
+        output = one_output({name: found[name] for name in self.outputs}, sample_count(batch)).float()
         return output.clamp_min(TINIEST).log() if self.softmax else output
 
     def observe(
@@ -122,7 +124,7 @@ def forward_only_program(
     weighted: Sequence[WeightedNode],
     *,
     inputs: Sequence[InputSpec],
-    output: str,
+    outputs: tuple[str, ...],
     softmax: bool,
 ) -> ForwardOnlyProgram:
     """Build the program.
@@ -132,7 +134,7 @@ def forward_only_program(
         weights: The stored weight of each site.
         weighted: The nodes that read them.
         inputs: The model's own inputs.
-        output: Name of the output.
+        outputs: Names of the outputs that count.
         softmax: Whether the output holds probabilities.
 
     Raises:
@@ -151,7 +153,7 @@ def forward_only_program(
         weights=dict(weights),
         weighted={entry.operator: entry for entry in weighted},
         inputs=tuple(inputs),
-        output=output,
+        outputs=outputs,
         softmax=softmax,
     )
 

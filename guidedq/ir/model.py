@@ -27,12 +27,19 @@ class Objective(StrEnum):
     """Logits `[sample, class]`. Unit: nats per sample."""
     VALUES = "values"
     """Any other tensor, `[sample, ...]`. Unit: half the squared output error over the squared output, per sample."""
+    JOINT_VALUES = "joint_values"
+    """Several tensors, `[sample, output, value]` (`ir.joint_output`). Unit: that of values, mean over the outputs."""
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the output is a distribution over labels."""
+        return self in (Objective.LANGUAGE_MODEL, Objective.CLASSIFIER)
 
     @property
     def unit(self) -> str:
         """The unit of the loss, for people."""
-        units = {"language_model": "nats/token", "classifier": "nats/sample", "values": "relative squared error"}
-        return units[self.value]
+        units = {"language_model": "nats/token", "classifier": "nats/sample"}
+        return units.get(self.value, "relative squared error")
 
     def units(self, samples: SampleSet) -> int:
         """How many tokens (of a language model; only real ones) or samples a set stands for."""
@@ -68,15 +75,22 @@ class InputSpec:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputSpec:
-    """The output of the model's file that the program returns.
+    """The output of the model's file that the program returns, or several that it returns joined.
 
     Attributes:
-        name: Its name in the file.
+        name: Its name in the file; of several, that of the first by the rules for one.
         probabilities: Whether the file's output holds probabilities; the program then returns their logarithm.
+        together: The names of the several outputs, in the file's order; none where there is only the one.
     """
 
     name: str
     probabilities: bool = False
+    together: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The outputs that count."""
+        return self.together or (self.name,)
 
 
 SourceKind = Literal["hugging_face", "onnx", "torch_export"]
@@ -101,7 +115,7 @@ class Model:
         vocabulary_size: Token ids are below this, if the model takes tokens.
         context_length: Longest sequence that it takes, if there is a limit.
         notices: What the user should know about how it was loaded.
-        output: The output that the program returns, where the model's file names its outputs (ONNX).
+        output: The output that the program returns, where its file names its outputs or has several.
     """
 
     name: str

@@ -146,8 +146,10 @@ def widen(
     """The codes of a byte each that `narrow` was given.
 
     Raises:
-        FormatError: a patch leads out of the byte, or two belong to one code.
+        FormatError: a patch belongs to no column, leads out of the byte, or two belong to one code.
     """
+    if not bool((at < codes.shape[1]).all()):
+        raise FormatError(f"patches behind the last of {codes.shape[1]} columns.")
     whole = codes + (ENTROPY_ZERO - (1 << (bits - 1)))
     asked = whole.gather(1, at).short() + patches
     whole.scatter_add_(1, at, patches.view(torch.uint8))

@@ -154,7 +154,7 @@ def folded_text(facts: RuntimeFacts) -> str:
 
 def agreement_name(objective: str) -> str:
     """What a measurement's `agreement` is, by the objective's text."""
-    return "cosine similarity" if objective == "values" else "top-1 agreement"
+    return "cosine similarity" if objective in ("values", "joint_values") else "top-1 agreement"
 
 
 def format_text(format: str) -> str:

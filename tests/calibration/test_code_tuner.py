@@ -79,6 +79,12 @@ def slow_divergence(objective: Objective, original: Tensor, quantized: Tensor, m
             parts.append(0.5 * (after - before).square().sum() / before.square().sum())
         return torch.stack(parts).mean()
     rows, other = original.flatten(0, -2), quantized.flatten(0, -2)
+    if objective is Objective.JOINT_VALUES:  # which heed no mask
+        parts = [
+            0.5 * (after - before).square().sum() / before.square().sum()
+            for before, after in zip(rows, other, strict=True)
+        ]
+        return torch.stack(parts).mean()
     chosen = range(len(rows)) if mask is None else mask.flatten().nonzero()[:, 0].tolist()
     parts = [(rows[i].softmax(-1) * (rows[i].log_softmax(-1) - other[i].log_softmax(-1))).sum() for i in chosen]
     return torch.stack(parts).mean()

@@ -8,12 +8,15 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from guidedq.artifacts.quantized_weight import float_weight
+from guidedq.backends.onnx.backend import OnnxBackend
 from guidedq.errors import ModelError
 from guidedq.frontend import load
 from guidedq.frontend.pt2_archive import check_archive
 from guidedq.ir.graph import Storage, UseKind
 from guidedq.ir.model import Objective
 from guidedq.ir.program import TorchProgram
+from guidedq.quant.formats import FloatFormat
 
 
 class TinyLanguageModel(nn.Module):
@@ -196,17 +199,58 @@ def test_operators_that_overwrite_what_a_layer_gave_do_so_no_more(tmp_path):
     torch.testing.assert_close(written[0], module[0](pixels))
 
 
-def test_outputs_that_are_not_written_are_reported(tmp_path):
-    class TwoOutputs(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3)
+class TwoHeads(nn.Module):
+    """A trunk, a small image, places without samples, a hundredfold vector."""
 
-        def forward(self, pixels):
-            return self.first(pixels), self.second(pixels)
+    def __init__(self, *, classes):
+        super().__init__()
+        self.trunk = nn.Conv2d(3, 8, 3)
+        self.first, self.second = nn.Conv2d(8, 6, 3), nn.Linear(8, 5)
+        self.classes = classes
 
-    model = exported(TwoOutputs().eval(), tmp_path / "tiny.pt2", name="pixels")
-    assert any("and that alone is written; not conv2d_1." in notice for notice in model.notices)
+    def forward(self, pixels):
+        x = torch.tanh(self.trunk(pixels))
+        image, vector = self.first(x), self.second(x.mean((2, 3)))
+        if self.classes:
+            return vector, x
+        return image, vector.argmax(1), 100 * vector
+
+
+def test_several_outputs_count_together_and_all_are_written(tmp_path):
+    torch.manual_seed(0)
+    module = TwoHeads(classes=False).eval()
+    model = exported(module, tmp_path / "tiny.pt2", name="pixels")
+    assert model.objective is Objective.JOINT_VALUES
+    assert model.output.names == ("output_0", "output_2")
+    assert len(model.graph.sites) == 3
+    assert any("output_0, output_2, each" in notice and "not about output_1" in notice for notice in model.notices)
+    pixels = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        image, best, vector = module(pixels)
+    output = model.program.predict({model.inputs[0].name: pixels})
+    torch.testing.assert_close(output[:, 0], image.flatten(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output[:, 1, :5], vector, rtol=1e-4, atol=1e-4)
+    backend = OnnxBackend(accuracy_level=0)
+    (tmp_path / "out").mkdir()
+    backend.emit(
+        model,
+        [float_weight(site.name, model.matrix(site), FloatFormat()) for site in model.graph.sites],
+        tmp_path / "out",
+    )
+    found = backend.load(tmp_path / "out").run(
+        ["output_0", "output_1", "output_2"], {model.inputs[0].name: pixels.numpy()}
+    )
+    for expected, value in zip((image, best, vector), found, strict=True):
+        torch.testing.assert_close(torch.from_numpy(value), expected, rtol=1e-2, atol=1e-2)
+    opened = backend.open(model, tmp_path / "out")({model.inputs[0].name: pixels})
+    torch.testing.assert_close(opened, output, rtol=1e-2, atol=1e-2)
+
+
+def test_a_classifier_beside_what_it_reads_stands_alone(tmp_path):
+    torch.manual_seed(0)
+    model = exported(TwoHeads(classes=True).eval(), tmp_path / "tiny.pt2", name="pixels")
+    assert model.objective is Objective.CLASSIFIER
+    assert any("and that alone is written; not tanh." in notice for notice in model.notices)
 
 
 def test_program_exported_in_half_precision_runs_in_float32(tmp_path):

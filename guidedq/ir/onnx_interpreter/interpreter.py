@@ -10,6 +10,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from guidedq.ir.feeding import fed, in_turns, sample_count
+from guidedq.ir.joint_output import one_output
 from guidedq.ir.model import InputSpec
 from guidedq.ir.onnx_interpreter.execution import failure, run_node
 from guidedq.ir.onnx_interpreter.islands import Island
@@ -46,7 +47,7 @@ class OnnxInterpreter(nn.Module):
         weighted: Sequence[WeightedNode],
         *,
         inputs: Sequence[InputSpec],
-        output: str,
+        output: str | tuple[str, ...],
         islands: Mapping[str, Island] | None = None,
     ) -> None:
         """Build it.
@@ -55,7 +56,7 @@ class OnnxInterpreter(nn.Module):
             graph: What to run.
             weighted: The nodes of `graph` that are to be submodules.
             inputs: What the graph takes.
-            output: Name of the value to return.
+            output: Name of the value to return, or of several, which are returned joined.
             islands: Nodes that ONNX Runtime runs, by name.
 
         Raises:
@@ -63,14 +64,14 @@ class OnnxInterpreter(nn.Module):
         """
         super().__init__()
         self._weighted = by_node(weighted)
-        self._steps = _schedule(graph, self._weighted, output)
+        self._outputs = (output,) if isinstance(output, str) else output
+        self._steps = _schedule(graph, self._weighted, self._outputs)
         self._islands = dict(islands or {})
         for node, reason in refused(step.node for step in self._steps):
             if node.name not in self._islands:
                 raise refusal(node, reason)
         graph.check_readable()
         self._inputs = tuple(inputs)
-        self._output = output
         self.aliases: dict[str, str] = {}
         self._hold_weights(graph)
         self.passages = nn.Module()
@@ -81,14 +82,14 @@ class OnnxInterpreter(nn.Module):
         self._hold_constants(graph)
 
     def forward(self, **inputs: Tensor) -> Tensor:
-        """The output for named inputs, in float32 if it is a 16-bit float in the graph.
+        """The output for named inputs, in float32 if it is a 16-bit float in the graph; several are joined.
 
         Raises:
             ModelError: an input is missing or unknown, or an operator fails; the message names the node.
         """
-        return in_turns(self._inputs, inputs, lambda part: {self._output: self._run_all(part)})[self._output]
+        return one_output(in_turns(self._inputs, inputs, self._run_all), sample_count(inputs))
 
-    def _run_all(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def _run_all(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         values = self._start(inputs)
         samples = sample_count(inputs)
         for step in self._steps:
@@ -98,9 +99,8 @@ class OnnxInterpreter(nn.Module):
                     values[name] = self._passed(name, result)
             for name in step.frees:
                 values.pop(name, None)
-        output = values[self._output]
-        assert isinstance(output, Tensor)
-        return output
+        outputs = {name: values[name] for name in self._outputs}
+        return {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
 
     def _run(self, node: Node, values: Mapping[str, Value], *, samples: int) -> tuple[Value, ...]:
         if node.name in self._islands:
@@ -167,16 +167,18 @@ class OnnxInterpreter(nn.Module):
 
     def _hold_constants(self, graph: ParsedGraph) -> None:
         held = {entry.site for entries in self._weighted.values() for entry in entries}
-        read = ({name for step in self._steps for name in step.reads} | {self._output}) - held
+        read = ({name for step in self._steps for name in step.reads} | set(self._outputs)) - held
         for index, (name, value) in enumerate(graph.constants.items()):
             if name in read:
                 self._constant_names[name] = f"c{index}"
                 self.constants.register_buffer(f"c{index}", computed(value))
 
 
-def _schedule(graph: ParsedGraph, weighted: Mapping[str, tuple[WeightedNode, ...]], output: str) -> tuple[_Step, ...]:
-    """The nodes that the output depends on, each with the values that nobody needs after it."""
-    needed = {output}
+def _schedule(
+    graph: ParsedGraph, weighted: Mapping[str, tuple[WeightedNode, ...]], outputs: Sequence[str]
+) -> tuple[_Step, ...]:
+    """The nodes that the outputs depend on, each with the values that nobody needs after it."""
+    needed = set(outputs)
     steps: list[_Step] = []
     for node in reversed(graph.nodes):
         if not any(name in needed for name in node.outputs):

@@ -53,9 +53,9 @@ class ParsedGraph:
         for name, reason in self.unreadable.items():
             raise UnsupportedOperatorError(f"the constant {name!r} cannot be read: {reason}")
 
-    def pruned(self, output: str) -> ParsedGraph:
-        """Only the nodes and constants that the value `output` depends on."""
-        needed = {output}
+    def pruned(self, *outputs: str) -> ParsedGraph:
+        """Only the nodes and constants that the values `outputs` depend on."""
+        needed = set(outputs)
         kept: list[Node] = []
         for node in reversed(self.nodes):
             if any(name in needed for name in node.outputs):
@@ -65,7 +65,7 @@ class ParsedGraph:
             nodes=tuple(reversed(kept)),
             constants={name: value for name, value in self.constants.items() if name in needed},
             inputs=self.inputs,
-            outputs={name: value for name, value in self.outputs.items() if value == output},
+            outputs={name: value for name, value in self.outputs.items() if value in outputs},
             unreadable={name: reason for name, reason in self.unreadable.items() if name in needed},
         )
 
