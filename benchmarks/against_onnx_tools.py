@@ -34,7 +34,7 @@ from zoo.sources import bare
 HERE = Path(__file__).parent
 OWN_EVALUATION = 256
 """Samples that guidedq measures on itself; all tools are measured on all of them here."""
-INTEGER_BUDGETS = (8, 4)
+INTEGER_BUDGETS = (8,)
 """Bits a weight of the files that compute in integers."""
 LONGEST = 2400
 """Seconds that one tool may take for one file."""

@@ -103,14 +103,14 @@ def losses(
 ) -> dict[str, float | None]:
     """Divergence or error, agreement and score over the evaluation samples."""
     facts, truth = entry.facts, entry.arrays("task")
-    found: dict[str, list[np.ndarray]] = {"kl": [], "error": [], "agreement": [], "score": []}
+    found: dict[str, list[np.ndarray]] = {"kl": [], "relative_error": [], "agreement": [], "score": []}
     done = 0
     for batch in batches(facts, evaluation):
         p, q = (np.asarray(one.run([facts.output], batch)[0]) for one in (original, session))
         part = {name: values[done : done + len(p)] for name, values in truth.items()}
         if facts.meaning != "values":
             found["kl"].append(divergences(p, q, facts).ravel())
-        found["error"].append(squared_errors(p, q, batch.get("attention_mask")))
+        found["relative_error"].append(squared_errors(p, q, batch.get("attention_mask")))
         found["agreement"].append(agreeing(p, q, facts).ravel())
         values = score(q, batch, part, facts)
         if values is not None:
@@ -119,7 +119,7 @@ def losses(
     joined = {name: np.concatenate(parts) if parts else None for name, parts in found.items()}
     means = {name: None if values is None else float(values.mean()) for name, values in joined.items()}
     scores = joined["score"]
-    loss = means["kl"] if means["kl"] is not None else means["error"]
+    loss = means["kl"] if means["kl"] is not None else means["relative_error"]
     return {
         **means,
         "loss": loss,

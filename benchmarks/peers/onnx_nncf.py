@@ -17,11 +17,11 @@ from typing import Any
 import nncf
 import onnx
 import onnx.shape_inference
-import onnx.version_converter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from zoo.entries import Entry, batches, read_entry
+from zoo.prepared import prepared
 
 SAMPLES, GROUP = 128, 64
 OLDEST_OPSET = {"INT8": 13, "INT4": 21}
@@ -51,12 +51,8 @@ def data_of(entry: Entry) -> nncf.Dataset:
 
 
 def model_of(entry: Entry, opset: int) -> onnx.ModelProto:
-    """The model, in an opset that has what it will be written in."""
-    model = onnx.load(str(entry.model))
-    now = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
-    if now < opset:
-        model = onnx.version_converter.convert_version(model, opset)
-    return onnx.shape_inference.infer_shapes(model)
+    """The model, in an opset that has what it will be written in, with shapes."""
+    return onnx.shape_inference.infer_shapes(prepared(onnx.load(str(entry.model)), opset))
 
 
 def compressed(entry: Entry, words: dict[str, str]) -> onnx.ModelProto:

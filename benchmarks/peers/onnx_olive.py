@@ -21,6 +21,7 @@ from olive.passes.olive_pass import create_pass_from_dict
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from zoo.entries import read_entry
+from zoo.prepared import prepared
 
 
 def main() -> None:
@@ -38,8 +39,10 @@ def main() -> None:
     if "mixed" in words:
         options["customized_weight_config"] = {name: {"bits": 8} for name in kept(entry.model, int(words["mixed"]))}
     with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source.onnx"
+        onnx.save(prepared(onnx.load(str(entry.model))), str(source))
         made = create_pass_from_dict(kind, options, disable_search=True).run(
-            ONNXModelHandler(model_path=str(entry.model)), str(Path(folder) / "model.onnx")
+            ONNXModelHandler(model_path=str(source)), str(Path(folder) / "model.onnx")
         )
         onnx.save(onnx.load(made.model_path), str(target))
         shutil.rmtree(folder, ignore_errors=True)

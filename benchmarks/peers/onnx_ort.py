@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime.quantization as quantization
 from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -24,6 +25,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from zoo.entries import Entry, batches, read_entry
+from zoo.prepared import prepared
 
 CALIBRATION_SAMPLES = 128
 """As many as guidedq takes for its histograms."""
@@ -57,16 +59,19 @@ def main() -> None:
     """Quantize."""
     entry, target = read_entry(Path(sys.argv[1])), Path(sys.argv[2])
     words = dict(word.split("=", 1) for word in sys.argv[3:])
-    if "nbits" in words:
-        blocks(entry, target, words)
-    elif "dynamic" in words:
-        only = {"op_types_to_quantize": ["MatMul", "Gemm"]} if words["dynamic"] == "matrix" else {}
-        quantization.quantize_dynamic(str(entry.model), str(target), per_channel=True, **only)
-    else:
-        static(entry, target, words)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "model.onnx"
+        onnx.save(prepared(onnx.load(str(entry.model))), str(source))
+        if "nbits" in words:
+            blocks(entry, source, target, words)
+        elif "dynamic" in words:
+            only = {"op_types_to_quantize": ["MatMul", "Gemm"]} if words["dynamic"] == "matrix" else {}
+            quantization.quantize_dynamic(str(source), str(target), per_channel=True, **only)
+        else:
+            static(entry, source, target, words)
 
 
-def blocks(entry: Entry, target: Path, words: dict[str, str]) -> None:
+def blocks(entry: Entry, source: Path, target: Path, words: dict[str, str]) -> None:
     """MatMulNBitsQuantizer."""
     bits, size, level = int(words["bits"]), int(words["block"]), int(words.get("level", 0)) or None
     kinds = {"op_types_to_quantize": ("MatMul", "Gather")} if "gather" in words else {}
@@ -81,33 +86,32 @@ def blocks(entry: Entry, target: Path, words: dict[str, str]) -> None:
     else:
         config = {"k-quant": nbits.KQuantWeightOnlyQuantConfig, "rtn": nbits.RTNWeightOnlyQuantConfig}[algorithm]()
     quantizer = nbits.MatMulNBitsQuantizer(
-        str(entry.model), bits=bits, block_size=size, accuracy_level=level, algo_config=config
+        str(source), bits=bits, block_size=size, accuracy_level=level, algo_config=config
     )
     quantizer.process()
     made: Any = quantizer.model  # an ONNXModel once it has been processed
     made.save_model_to_file(str(target), False)
 
 
-def static(entry: Entry, target: Path, words: dict[str, str]) -> None:
+def static(entry: Entry, source: Path, target: Path, words: dict[str, str]) -> None:
     """quantize_static."""
     count = len(next(iter(entry.arrays("calibration", CALIBRATION_SAMPLES).values())))
     size = min(BATCH, entry.facts.batch)
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = Path(folder) / "prepared.onnx"
-        try:
-            quant_pre_process(str(entry.model), str(prepared))
-        except Exception:  # its symbolic shapes do not know every graph; the documentation says to leave them out then
-            quant_pre_process(str(entry.model), str(prepared), skip_symbolic_shape=True)
-        quantization.quantize_static(
-            str(prepared),
-            str(target),
-            Reader(entry, count // size * size, size),
-            calibrate_method=quantization.CalibrationMethod[words["static"]],
-            per_channel=True,
-            reduce_range="reduce" in words,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt4 if words.get("weights") == "4" else quantization.QuantType.QInt8,
-        )
+    ready = source.with_name("prepared.onnx")
+    try:
+        quant_pre_process(str(source), str(ready))
+    except Exception:  # its symbolic shapes do not know every graph; the documentation says to leave them out then
+        quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
+    quantization.quantize_static(
+        str(ready),
+        str(target),
+        Reader(entry, count // size * size, size),
+        calibrate_method=quantization.CalibrationMethod[words["static"]],
+        per_channel=True,
+        reduce_range="reduce" in words,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt4 if words.get("weights") == "4" else quantization.QuantType.QInt8,
+    )
 
 
 if __name__ == "__main__":
