@@ -11,7 +11,7 @@ SCALES_BY_CHANNEL = 13
 
 
 def prepared(model: ModelProto, opset: int = SCALES_BY_CHANNEL) -> ModelProto:
-    """The model with its constants as initializers, in this operator set at least, if it can be converted to that."""
+    """The model with float constants as initializers, in this operator set at least if it can be converted to that."""
     found = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if found < opset:
         try:
@@ -20,8 +20,9 @@ def prepared(model: ModelProto, opset: int = SCALES_BY_CHANNEL) -> ModelProto:
             print(f"stays in operator set {found}: {error}")
     kept: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            model.graph.initializer.append(node.attribute[0].t)
+        value = node.attribute[0].t if node.op_type == "Constant" and node.attribute[0].name == "value" else None
+        if value is not None and value.data_type == onnx.TensorProto.FLOAT and value.dims:
+            model.graph.initializer.append(value)
             model.graph.initializer[-1].name = node.output[0]
         else:
             kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
