@@ -2,9 +2,9 @@
 
 Each takes a graph whose tensors are loaded and changes it in place. Constant nodes become initializers, weights in the
 branches of control flow become weights of the whole graph, those that a recurrent layer reads through operators that
-only move values are moved once, a BatchNormalization after a convolution becomes part of it, so does the bias that is
-added to a product of matrices, a softmax that is spelled out becomes one node, and equal tensors become one: a
-transposed copy, which exporters make of tied weights, a Transpose of the other.
+only move values are moved once, a BatchNormalization after a convolution becomes part of it,
+so does the bias that is added to a product of matrices, and equal tensors become one: a transposed copy, which
+exporters make of tied weights, a Transpose of the other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from guidedq.frontend.onnx_editing import (
     replace_all,
     stored_value,
 )
-from guidedq.frontend.onnx_softmax import join_softmaxes
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 """Element types of weights."""
@@ -55,7 +54,6 @@ def rewrite(model: ModelProto) -> None:
     compute_weights(model)
     fold_batch_norms(model.graph)
     join_biases(model.graph)
-    join_softmaxes(model.graph)
     merge_equal(model.graph)
 
 

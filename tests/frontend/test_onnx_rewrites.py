@@ -14,7 +14,6 @@ from onnx import numpy_helper, parser
 from guidedq.errors import ModelError
 from guidedq.frontend.onnx import load_onnx
 from guidedq.frontend.onnx_rewrites import rewrite
-from guidedq.ir.model import Objective
 
 NORM = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -261,40 +260,3 @@ def test_products_of_tensors_of_unknown_rank_are_left_alone():
         entry.type.tensor_type.ClearField("shape")
     rewrite(model)
     assert "Gemm" not in {node.op_type for node in model.graph.node}
-
-
-SPELLED = """
-<ir_version: 8, opset_import: ["" : 15]>
-net (float[n, 6] x) => (float[n, 40] y)
-<int64[1] last = {AXIS}, int64[2] column = {-1, 1}>
-{
-    z = MatMul (x, w)
-    top = ReduceMax <axes = [1]> (z)
-    shifted = Sub (z, top)
-    e = Exp (shifted)
-    SUM
-    shape = Shape (e)
-    spread = Expand (s, shape)
-    y = Div (e, spread)
-}
-"""
-FLAT_SUM = "flat = ReduceSum <keepdims = 0> (e, last) s = Reshape (flat, column)"
-KEPT_SUM = "s = ReduceSum (e, last)"
-
-
-@pytest.mark.parametrize(("total", "axis", "joined"), [(FLAT_SUM, 1, 1), (KEPT_SUM, -1, 1), (KEPT_SUM, 0, 0)])
-def test_a_softmax_that_is_spelled_out_over_the_last_axis_is_one_node_and_holds_probabilities(
-    tmp_path, total, axis, joined
-):
-    weights = np.random.default_rng(0).normal(size=(6, 40)).astype(np.float32)
-    model = _with(SPELLED.replace("SUM", total).replace("AXIS", str(axis)), {"w": weights})
-    x = np.random.default_rng(1).normal(size=(3, 6)).astype(np.float32)
-    before = _run(model, x=x)
-    onnx.save(model, tmp_path / "net.onnx")
-    loaded = load_onnx(tmp_path / "net.onnx")
-    rewrite(model)
-    np.testing.assert_allclose(_run(model, x=x), before, rtol=1e-5, atol=1e-7)
-    operators = [node.op_type for node in model.graph.node]
-    assert (operators.count("Softmax"), operators.count("Exp")) == (joined, 1 - joined)
-    assert loaded.output.probabilities is bool(joined)
-    assert (loaded.objective is Objective.CLASSIFIER) is bool(joined)
