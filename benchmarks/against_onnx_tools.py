@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -186,7 +187,8 @@ def ran_within(command: list[str]) -> subprocess.CompletedProcess[str] | str:
         return ran
     said = [line.strip() for line in ran.stderr.splitlines() if line.strip()]
     named = [line for line in said if "Error" in line or "Fail" in line or "rror:" in line]
-    return (named or said or [f"exit code {ran.returncode}"])[-1].replace(str(Path.home()), "~")[:ERROR_LETTERS]
+    last = (named or said or [f"exit code {ran.returncode}"])[-1]
+    return re.sub(r"/\S*/", "", last)[:ERROR_LETTERS]  # files by name: folders are nobody's business
 
 
 def parse_arguments() -> argparse.Namespace:

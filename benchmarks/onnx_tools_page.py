@@ -165,7 +165,7 @@ def plot(models: dict[str, list[Row]], path: Path) -> None:
                         shares, [row["loss"] for row in points], "s" if fixed else "o", color=colour, alpha=0.75,
                         label=f"{tool}, static int8" if fixed else tool,
                     )  # fmt: skip
-        axis.set(title=name, yscale="log", xscale="log")
+        axis.set(title=name, yscale="log", xlim=(0, 1))
     figure.supxlabel("bytes of the file, of fp32")
     figure.supylabel("loss: KL, or half the relative squared error")
     named = {label: mark for axis in axes.flat for mark, label in zip(*axis.get_legend_handles_labels(), strict=True)}

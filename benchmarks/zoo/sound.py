@@ -45,7 +45,8 @@ def clip(sources: Sources, number: int, seconds: float) -> np.ndarray:
     values = np.interp(np.arange(count) * rate / RATE, np.arange(len(values)), values, right=0.0)
     silent = np.repeat(draw.random(int(seconds) + 1) < 0.15, RATE)[:count]
     loudness = 10 ** draw.uniform(-1.0, 0.0)
-    return np.float32(np.where(silent, 0.0, values) * loudness + draw.normal(0, 10 ** draw.uniform(-4, -2), count))
+    noise = draw.normal(0, 10 ** draw.uniform(-4, -2), count)
+    return (np.where(silent, 0.0, values) * loudness + noise).astype(np.float32)
 
 
 def voice_activity(sources: Sources, folder: Path, file: str) -> None:
