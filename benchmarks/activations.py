@@ -1,12 +1,11 @@
-"""Activations in integers, against ONNX Runtime's own quantizers: size, accuracy, output error and latency in one run.
+"""What `--activations` and `--objective latency` make of a model: size, accuracy, output error and latency in one run.
 
     python benchmarks/activations.py --model NAME=model.onnx --data inputs.npz --eval-data inputs.npz
-        --variant "static, guided:--activations static" --variant "none:" --peer static --out benchmarks/results/x.json
+        --variant "static, guided:--activations static" --variant "none:" --out benchmarks/results/x.json
 
-A variant is options of `guidedq compile` behind a label. Peers: `static` (quantize_static in QDQ form with each of its
-calibration methods, weights by channel, with and without reduce_range) and `dynamic` (quantize_dynamic). All calibrate
-on the first of the same samples, all are measured on the same others by ONNX Runtime with its default options and one
-thread. A latency is the least of many calls, the models taking turns, as a ratio to the original's in the same run.
+A variant is options of `guidedq compile` behind a label. All are measured on the same samples by ONNX Runtime with its
+default options and one thread. A latency is the least of many calls, the models taking turns, as a ratio to the
+original's in the same run. Other tools: against_onnx_tools.py.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,8 @@ import onnx
 import onnxruntime
 from records import machine
 
-CALIBRATION_SAMPLES = 128
-"""As many as guidedq takes for its histograms."""
 BATCH = 64
-"""Divides the calibration samples: ONNX Runtime's percentiles want batches of one size."""
+"""Samples run at once."""
 OWN_EVALUATION = 256
 """Samples that guidedq measures on itself: all models are measured on all of them here."""
 ROUNDS = 60
@@ -49,15 +46,12 @@ def main() -> None:
     arguments = parse_arguments()
     name, _, path = arguments.model.partition("=")
     source = Path(path)
-    calibration, evaluation = read(arguments.data, CALIBRATION_SAMPLES), read(arguments.eval_data, arguments.evaluated)
+    evaluation = read(arguments.eval_data, arguments.evaluated)
     with tempfile.TemporaryDirectory() as scratch:
         made: dict[str, dict[str, Any]] = {"fp32": {"path": source}}
         for variant in arguments.variant:
             label, _, options = variant.partition(":")
             made[f"guidedq {label}"] = compiled(source, options, arguments, Path(scratch) / str(len(made)))
-        for peer in arguments.peer:
-            for label, write in PEERS[peer](source, calibration, Path(scratch)):
-                made[f"onnxruntime {label}"] = {"path": write()}
         rows = measured(name, made, evaluation)
     text = table(rows)
     print(text)
@@ -94,64 +88,6 @@ def compiled(source: Path, options: str, arguments: argparse.Namespace, out: Pat
     forecast = {key: report["forecast"][key] for key in ("kl", "kl_low", "kl_high")}
     asked = report["latency"] and report["latency"]["predicted_ratio"]
     return {"path": out / "model.onnx", "forecast": forecast, "latency forecast": asked, "notices": report["notices"]}
-
-
-def static_peers(source: Path, calibration: Inputs, folder: Path) -> Iterator[tuple[str, Callable[[], Path]]]:
-    """`quantize_static` with each calibration method."""
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    prepared = folder / "prepared.onnx"
-    quant_pre_process(str(source), str(prepared))
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self._batches = iter(batches(feeds_of(prepared, calibration)))
-
-        def get_next(self) -> dict[str, np.ndarray]:
-            return next(self._batches, None)  # pyright: ignore[reportReturnType]  (None ends the data)
-
-    def writer(method: Any, reduce_range: bool) -> Callable[[], Path]:
-        def write() -> Path:
-            path = folder / f"{method.name}-{reduce_range}.onnx"
-            quantize_static(
-                str(prepared),
-                str(path),
-                Reader(),
-                calibrate_method=method,
-                per_channel=True,
-                reduce_range=reduce_range,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-            )
-            return path
-
-        return write
-
-    for method in (CalibrationMethod.MinMax, CalibrationMethod.Percentile, CalibrationMethod.Entropy):
-        for reduce_range in (False, True):
-            yield f"static {method.name}{', reduce_range' if reduce_range else ''}", writer(method, reduce_range)
-
-
-def dynamic_peers(source: Path, calibration: Inputs, folder: Path) -> Iterator[tuple[str, Callable[[], Path]]]:
-    """`quantize_dynamic`."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    def writer(reduce_range: bool) -> Callable[[], Path]:
-        def write() -> Path:
-            path = folder / f"dynamic-{reduce_range}.onnx"
-            quantize_dynamic(
-                str(source), str(path), per_channel=True, reduce_range=reduce_range, weight_type=QuantType.QInt8
-            )
-            return path
-
-        return write
-
-    for reduce_range in (False, True):
-        yield f"dynamic{', reduce_range' if reduce_range else ''}", writer(reduce_range)
-
-
-PEERS = {"static": static_peers, "dynamic": dynamic_peers}
 
 
 def measured(name: str, made: Mapping[str, Mapping[str, Any]], evaluation: Inputs) -> list[dict[str, Any]]:
@@ -269,7 +205,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, help="what guidedq calibrates on in place of --data")
     parser.add_argument("--evaluated", type=int, default=2000, help="evaluation samples")
     parser.add_argument("--variant", action="append", default=[], help="label:options of guidedq compile")
-    parser.add_argument("--peer", action="append", default=[], choices=sorted(PEERS))
     parser.add_argument("--more", default="", help="options of every compile")
     parser.add_argument("--workspace", type=Path, default=Path(tempfile.gettempdir()) / "guidedq-benchmark")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/activations.json"))

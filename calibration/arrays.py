@@ -171,7 +171,7 @@ def _read_npz(path: Path) -> Mapping[str, Tensor]:
 
 def _as_tensor(values: np.ndarray, where: str) -> Tensor:
     try:
-        return torch.from_numpy(np.ascontiguousarray(values))
+        return torch.from_numpy(np.asarray(values, order="C"))  # `ascontiguousarray` gives a scalar an axis
     except TypeError as error:
         raise CalibrationError(f"{where} is {values.dtype}, which no model takes. Expected numbers.") from error
 

@@ -132,3 +132,11 @@ def test_attention_mask_becomes_the_mask_of_the_samples(tmp_path):
     assert next(iter(made.calibration.inputs)) == "input_ids"
     assert made.calibration.inputs["input_ids"].dtype == torch.int64
     assert torch.equal(made.calibration.mask, torch.tensor([[True, True, False]] * 4))
+
+
+def test_a_number_without_samples_is_given_to_every_sample(tmp_path):
+    rate = InputSpec(name="rate", dtype=torch.int64, shape=(None,), sample_axis=None)
+    model = image_model()
+    model = dataclasses.replace(model, inputs=(*model.inputs, rate))
+    np.savez(tmp_path / "x.npz", pixels=images(10), rate=np.array(16000))
+    assert draw(model, tmp_path / "x.npz").calibration.inputs["rate"].tolist() == [16000] * 4
