@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
+from typing import final
 
 import torch
 from torch import Tensor
@@ -27,8 +28,10 @@ from .store import read_site, site_file, write_site
 TINY = torch.finfo(torch.float32).tiny
 """The least that a weight can matter: a quadratic form of zeros has no factors."""
 UNSEEN_SHARE = 0.1
-"""Of the median weight's importance: what no calibration sample needed is needed seldom. Taken for average, the idle
-half of a voice detector (its 8 kHz branch) got 8 to 16 bits of 8, and the half in use 3 to 5."""
+"""Of what the median site's weights matter for their size: what no calibration sample needed is needed seldom. Taken
+for average, the idle half of a voice detector (its 8 kHz branch) got 8 to 16 bits of 8, and the half in use 3 to 5."""
+LEAST_SHARE = 1e-3
+"""Of the mean: what matters less counts as this much where orders of magnitude are averaged."""
 FORWARD_ONLY = "guidance is forward-only there: what they read counts, not how the end loss answers."
 UNSEEN = (
     "nothing tells what matters there, and all of it is taken to matter alike, and little. Give data that reach them, "
@@ -43,7 +46,8 @@ def complete(
 
     Where no gradient comes by, second moments of what a site reads count, as in forward-only guidance, on a scale on
     which a weight matters on average as much as those that gradients reach. Of a site that no sample reaches nothing is
-    known: each of its weights is taken to matter alike, a tenth as much as those of the median site.
+    known: each of its weights is taken to matter alike, such that the same error, relative to the site's weights, costs
+    a tenth of what it costs in the median site.
 
     Args:
         model: Whose sites.
@@ -53,21 +57,24 @@ def complete(
         memory_bytes: Bound on the second moments held at once.
         progress: Told which sites these are.
     """
-    numbers = {site.name: index for index, site in enumerate(model.graph.quantizable)}
-    heard = {name: _weights(folder, number) for name, number in numbers.items() if site_file(folder, number).exists()}
-    missing = [site for site in model.graph.quantizable if not any(heard.get(site.name, ()))]
+    sites = model.graph.quantizable
+    numbers = {site.name: index for index, site in enumerate(sites)}
+    heard = {name: _heard(folder, number) for name, number in numbers.items() if site_file(folder, number).exists()}
+    known = {site: heard[site.name] for site in sites if site.name in heard and any(heard[site.name].weights)}
+    missing = [site for site in sites if site not in known]
     if not missing:
         return
-    levels = [weight for weights in heard.values() if any(weights) for weight in weights]
-    level = fmean(levels or [0.0])
+    level = fmean([weight for here in known.values() for weight in here.weights] or [0.0])
     found: dict[str, list[QuadraticTerm]] = {}
     for shard in shards_of([site for site in missing if site.name not in heard], memory_bytes) if gradients else []:
         found |= _observed(model, samples, shard)
     mean = fmean([_weight(term) for terms in found.values() for term in terms] or [0.0])
     factor = level / mean if level > 0 and mean > 0 else 1.0
+    stakes = median([here.stake * _mean_square(model, site) for site, here in known.items()] or [mean])
     for site in missing:
         terms = [replace(term, hessian=term.hessian * factor) for term in found.get(site.name, [])]
-        write_site(folder, numbers[site.name], terms or [_unseen(site, UNSEEN_SHARE * median(levels or [mean]))])
+        weight = UNSEEN_SHARE * stakes / max(_mean_square(model, site), TINY)
+        write_site(folder, numbers[site.name], terms or [_unseen(site, weight)])
     _tell(progress, [site.name for site in missing if site.name in found], "no gradient reaches", FORWARD_ONLY)
     _tell(progress, [site.name for site in missing if site.name not in found], "no sample reached", UNSEEN)
 
@@ -92,13 +99,36 @@ def _observed(model: Model, samples: SampleSet, sites: Sequence[Site]) -> dict[s
     return {name: mine for name, mine in terms.items() if mine}
 
 
-def _weights(folder: Path, number: int) -> list[float]:
-    return [_weight(term) for term in read_site(folder, number)]
-
-
 def _weight(term: QuadraticTerm) -> float:
     """What a weight matters on average."""
     return float(term.hessian.diagonal(dim1=1, dim2=2).mean() * term.row_weight.mean())
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Heard:
+    """What is known of a site: what a weight matters on average, by term, and what an error costs in all.
+
+    The latter is a mean of magnitudes, since rounding has errors fall on the columns that matter least.
+    """
+
+    weights: tuple[float, ...]
+    stake: float
+
+
+def _heard(folder: Path, number: int) -> _Heard:
+    terms = list(read_site(folder, number))
+    parts = [_magnitude(term.hessian.diagonal(dim1=1, dim2=2)) * _magnitude(term.row_weight) for term in terms]
+    return _Heard(weights=tuple(map(_weight, terms)), stake=float(sum(parts)))
+
+
+def _magnitude(values: Tensor) -> float:
+    mean = float(values.mean())
+    return float(values.clamp(min=max(LEAST_SHARE * mean, TINY)).log().mean().exp())
+
+
+def _mean_square(model: Model, site: Site) -> float:
+    return float(model.matrix(site).square().mean())
 
 
 def _unseen(site: Site, weight: float) -> QuadraticTerm:

@@ -195,7 +195,7 @@ _NAMED: Mapping[str, Sequence[str]] = {
 EFFORTS: Mapping[str, Sequence[str]] = {
     "quick": ("correct=none", "tune=none"),
     "standard": ("correct=prefix", "tune=codes"),
-    "thorough": ("correct=prefix", "tune=codes{steps=1024 tokens=1024}"),
+    "thorough": ("correct=prefix", "tune=codes{steps=768 tokens=1024}"),
 }
 """How much time may be spent on rounding, as settings. The default recipe is that of the standard effort."""
 

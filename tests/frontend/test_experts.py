@@ -111,18 +111,26 @@ def loss(values: Tensor) -> Tensor:
     return values.square().sum()
 
 
-def test_an_expert_that_no_token_is_sent_to_matters_little_and_is_told(tmp_path):
-    folder = save_tiny_transformer("gpt_oss", tmp_path / "model")
+def test_an_expert_that_no_token_is_sent_to_matters_little_for_its_size_and_is_told(tmp_path):
+    told = Told()
+    stakes = importance(tmp_path / "one", told)
+    assert "no sample reached model.layers.0.mlp.experts.gate_up_proj.2.weight" in told.notices[0]
+    assert 0 < stakes[2] < max(stakes)
+    larger = importance(tmp_path / "ten", Told(), size=10.0)
+    assert larger[2] == pytest.approx(stakes[2] / 100, rel=0.05)  # 16-bit floats are stored
+
+
+def importance(folder: Path, told: Told, size: float = 1.0) -> list[float]:
+    """What a weight of each expert matters, where the third is sent nothing; its weights are multiplied by `size`."""
+    save_tiny_transformer("gpt_oss", folder)
     changed: Any = original("gpt_oss", folder)
     changed.model.layers[0].mlp.router.bias.data[2] = -1e4
+    changed.model.layers[0].mlp.experts.down_proj.data[2] *= size
     changed.save_pretrained(folder)
-    model, told = load_hugging_face(folder), Told()
-    samples = SampleSet(inputs={"input_ids": TOKENS})
-    guidance = FisherGuide().collect(model, samples, tmp_path / "g", seed=0, memory_bytes=None, progress=told)
-    assert "no sample reached model.layers.0.mlp.experts.gate_up_proj.2.weight" in told.notices[0]
-    terms = {n: guidance.site(f"model.layers.0.mlp.experts.down_proj.{n}.weight").terms[0] for n in range(4)}
-    traces = [float(term.hessian.diagonal(dim1=1, dim2=2).mean() * term.row_weight.mean()) for term in terms.values()]
-    assert 0 < traces[2] < max(traces)
+    model, samples = load_hugging_face(folder), SampleSet(inputs={"input_ids": TOKENS})
+    guidance = FisherGuide().collect(model, samples, folder / "g", seed=0, memory_bytes=None, progress=told)
+    terms = [guidance.site(f"model.layers.0.mlp.experts.down_proj.{number}.weight").terms[0] for number in range(4)]
+    return [float(term.hessian.diagonal(dim1=1, dim2=2).mean() * term.row_weight.mean()) for term in terms]
 
 
 class Told(Progress):
