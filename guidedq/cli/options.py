@@ -107,7 +107,13 @@ EvaluationOption = Annotated[
     ),
 ]
 SamplesOption = Annotated[
-    int | None, typer.Option("--samples", min=1, rich_help_panel=DATA, help="Calibration samples. Default: 64.")
+    int | None,
+    typer.Option(
+        "--samples",
+        min=1,
+        rich_help_panel=DATA,
+        help="Calibration samples. Default: 64 sequences, or 256 of others.",
+    ),
 ]
 LengthOption = Annotated[
     int | None,
