@@ -27,6 +27,8 @@ from .listening import recomputed, recomputes, repeated_blocks
 FIRST_STEPS, LAST_STEPS = 4, 12
 REPRICED, RESPONSE = 8, 60.0
 """Steps between two looks at the codes' length, and by how much of its growth the logarithm of the price grows."""
+FARTHEST = 100.0
+"""From the first price."""
 WORST_GROWTH = 2.0
 """Where each flip costs more than its gradient says, as in small convolutional networks, all comes to worse at once."""
 
@@ -124,7 +126,8 @@ class _Price:
             return 0.0
         if len(divergences) % REPRICED == 0:
             growth = self._lengths()[0] / max(self._before, 1.0) - 1.0
-            self._factor *= math.exp(min(max(RESPONSE * growth, -1.0), 1.0))
+            factor = self._factor * math.exp(min(max(RESPONSE * growth, -1.0), 1.0))
+            self._factor = min(max(factor, 1.0 / FARTHEST), FARTHEST)
         return self._factor * 2.0 * math.log(2.0) * fmean(divergences[-LAST_STEPS:]) / self._codes
 
     def _lengths(self) -> tuple[float, int]:

@@ -32,6 +32,8 @@ UNSEEN_SHARE = 0.1
 for average, the idle half of a voice detector (its 8 kHz branch) got 8 to 16 bits of 8, and the half in use 3 to 5."""
 LEAST_SHARE = 1e-3
 """Of the mean: what matters less counts as this much where orders of magnitude are averaged."""
+LEAST_SQUARE = 1e-12
+"""Of a weight whose size is asked for: less is nothing."""
 FORWARD_ONLY = "guidance is forward-only there: what they read counts, not how the end loss answers."
 UNSEEN = (
     "nothing tells what matters there, and all of it is taken to matter alike, and little. Give data that reach them, "
@@ -73,7 +75,7 @@ def complete(
     stakes = median([here.stake * _mean_square(model, site) for site, here in known.items()] or [mean])
     for site in missing:
         terms = [replace(term, hessian=term.hessian * factor) for term in found.get(site.name, [])]
-        weight = UNSEEN_SHARE * stakes / max(_mean_square(model, site), TINY)
+        weight = UNSEEN_SHARE * stakes / max(_mean_square(model, site), LEAST_SQUARE)
         write_site(folder, numbers[site.name], terms or [_unseen(site, weight)])
     _tell(progress, [site.name for site in missing if site.name in found], "no gradient reaches", FORWARD_ONLY)
     _tell(progress, [site.name for site in missing if site.name not in found], "no sample reached", UNSEEN)

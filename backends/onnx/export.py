@@ -16,7 +16,7 @@ from onnx import ModelProto
 from torch import Tensor, fx, nn
 
 from guidedq.errors import BackendError
-from guidedq.frontend.exported_outputs import output_names, with_all_outputs
+from guidedq.frontend.exported_outputs import with_all_outputs
 from guidedq.frontend.transformer_module import TransformerModule, further_outputs, main_output
 from guidedq.ir.lifting import trial_batch
 from guidedq.ir.model import Model, Objective
@@ -60,8 +60,7 @@ def plain_call(model: Model) -> Call:
     program = _program(model).module
     module, further, outputs = program, (), ("logits" if model.objective.predicts else "output",)
     if model.objective is Objective.JOINT_VALUES and isinstance(program, fx.GraphModule):
-        module, number = with_all_outputs(program)
-        outputs = output_names(number)
+        module, outputs = with_all_outputs(program)
     elif model.objective is Objective.VALUES and isinstance(program, TransformerModule):
         with torch.no_grad():
             further = tuple(further_outputs(program.outputs(**batch)))

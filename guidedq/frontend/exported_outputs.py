@@ -40,7 +40,7 @@ def counted_outputs(graph: fx.Graph) -> tuple[int, ...]:
     if first is None:
         return ()
     places = {result: place for place, result in reversed(list(enumerate(results)))}
-    return tuple(sorted(place for result, place in places.items() if _counts(result.meta.get("val"), first)))
+    return tuple(sorted(place for result, place in places.items() if _counts(result, first)))
 
 
 def join_outputs(graph: fx.Graph, places: Sequence[int]) -> tuple[str, ...]:
@@ -60,15 +60,21 @@ def output_names(number: int) -> tuple[str, ...]:
     return tuple(f"output_{place}" for place in range(number))
 
 
-def with_all_outputs(module: fx.GraphModule) -> tuple[fx.GraphModule, int]:
-    """A program with joined outputs as one that returns all of them, and their number; parameters are shared."""
+def with_all_outputs(module: fx.GraphModule) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    """A program with joined outputs as one that returns each of them once, and their names; parameters are shared.
+
+    Inputs that are handed through are left out.
+    """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     joint: Any = graph.graph_copy(module.graph, copies)
     results: Any = joint.args[0]
-    graph.output(tuple(results))
+    once = [place for place, result in enumerate(results) if result not in results[:place]]
+    made = [place for place in once if results[place].op != "placeholder"]
+    graph.output(tuple(results[place] for place in made))
     graph.erase_node(joint)
-    return fx.GraphModule(module, graph), len(results)
+    names = output_names(len(results))
+    return fx.GraphModule(module, graph), tuple(names[place] for place in made)
 
 
 def _results(graph: fx.Graph) -> tuple[fx.Node, tuple[fx.Node, ...]]:
@@ -80,8 +86,9 @@ def _results(graph: fx.Graph) -> tuple[fx.Node, tuple[fx.Node, ...]]:
     return output, tuple(node for node in nodes if isinstance(node.meta.get("val"), Tensor))
 
 
-def _counts(value: Any, first: Tensor) -> bool:
-    if not isinstance(value, Tensor) or not value.is_floating_point() or not value.dim():
+def _counts(result: fx.Node, first: Tensor) -> bool:
+    value = result.meta.get("val")
+    if result.op == "placeholder" or not isinstance(value, Tensor) or not value.is_floating_point() or not value.dim():
         return False
     sized_by_values = any(str(size).startswith("u") for size in value.shape)  # torch's name for such a size
     return str(value.shape[0]) == str(first.shape[0]) and not sized_by_values

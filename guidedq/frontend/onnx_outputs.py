@@ -16,8 +16,13 @@ from guidedq.ir.model import Objective
 from guidedq.ir.onnx_interpreter import ParsedGraph
 from guidedq.ir.onnx_interpreter.dependence import influences
 
-STATES = re.compile(r"present|past|cache|(?<!last_hidden_)state(?!ful)|^(new_|next_|out_)?(h|c)_?(n|t|out|next|new)$")
+STATES = re.compile(
+    r"(?<![a-z])(present|past|cache)|(?<![a-z])(?<!last_hidden_)states?n?(?![a-z])"
+    r"|^(new_|next_|out_)?(h|c)_?(n|t|out|next|new)$"
+)
 """Names by which exporters call what a model hands to its own next call."""
+NEXT = re.compile(r"[._]?(out|output|new|next|n|o)?[._]?\d*")
+"""What they put before or after the name of the input that it will be."""
 SIZED_BY_VALUES = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 """Operators whose results are as long as the values decide: samples would not fit together."""
 NO_SAMPLES = "without an axis of samples in front"
@@ -106,6 +111,8 @@ def _reasons(whole: ParsedGraph, graph: GraphProto, types: Mapping[str, ValueTyp
             yield name, "of a length that depends on values"
         elif not _may_count_samples(declared[name], given):
             yield name, NO_SAMPLES
+        elif not _weights(whole, value):
+            yield name, "behind no weight"
         else:
             yield name, ""
         seen.add(value)
@@ -115,7 +122,12 @@ def _is_state(name: str, inputs: Sequence[ValueInfoProto]) -> bool:
     """By its name, or as an input other than the first that has its name but for something before or after."""
     word = name.lower()
     names = [entry.name.lower() for entry in inputs[1:] if declared_type(entry).element in FLOATING]
-    return STATES.search(word) is not None or any(word.startswith(other) or word.endswith(other) for other in names)
+    return STATES.search(word) is not None or any(_continues(word, other) for other in names)
+
+
+def _continues(word: str, other: str) -> bool:
+    rests = [word.removeprefix(other)] * word.startswith(other) + [word.removesuffix(other)] * word.endswith(other)
+    return any(NEXT.fullmatch(rest) for rest in rests)
 
 
 def _sized_by_values(whole: ParsedGraph, value: str, depends: Mapping[str, frozenset[str]]) -> bool:

@@ -52,7 +52,8 @@ def load_torch_export(path: Path) -> Model:
         return model
     joint, _ = _loaded(path, joined=True)
     more = len(joint.graph.sites) > len(model.graph.sites)
-    return joint if more or model.objective is Objective.VALUES else model
+    whole = model.objective is Objective.VALUES and model.vocabulary_size is None  # text has masks, which one heeds
+    return joint if more or whole else model
 
 
 def _loaded(path: Path, *, joined: bool) -> tuple[Model, bool]:

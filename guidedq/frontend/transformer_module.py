@@ -75,6 +75,8 @@ class LanguageModelModule(nn.Module, AbstractWriter):
     ) -> Int64[Tensor, "sequence length"]:
         """Continue `tokens` to `length` by sampling at temperature 1, with the model's own cache where it has one."""
         cache: Any = None
+        for part in self.__dict__["mixtures"]:
+            part.samples = None
         with torch.no_grad():
             while tokens.shape[1] < length:
                 fresh = tokens if cache is None else tokens[:, -1:]

@@ -180,7 +180,7 @@ net (float[n, 4] x, float[2, n, 4] state) => (float[n, 3] speech, float[2, n, 4]
 """
 LENGTHS = """
 <ir_version: 8, opset_import: ["" : 18]>
-net (float[n, 4] x) => (float[n, 3] y, float[k, 3] found, float[4, n] turned, float[m, 2] halves)
+net (float[n, 4] x) => (float[n, 3] y, float[k, 3] found, float[3, n] turned, float[m, 1] parts)
 {
     product = MatMul (x, trunk)
     y = Sin (product)
@@ -190,9 +190,9 @@ net (float[n, 4] x) => (float[n, 3] y, float[k, 3] found, float[4, n] turned, fl
     axis = Constant <value_int = 0> ()
     row = Gather <axis = 1> (back, axis)
     found = Gather (y, row)
-    turned = Transpose <perm = [1, 0]> (x)
-    split = Constant <value_ints = [-1, 2]> ()
-    halves = Reshape (x, split)
+    turned = Transpose <perm = [1, 0]> (product)
+    split = Constant <value_ints = [-1, 1]> ()
+    parts = Reshape (product, split)
 }
 """
 
@@ -212,7 +212,7 @@ def test_outputs_whose_first_axis_is_not_the_samples_do_not_count(tmp_path):
     assert model.program.predict({"x": torch.zeros(3, 4)}).shape == (3, 3)
     notice = next(notice for notice in model.notices if "loss is about" in notice)
     assert "found (of a length that depends on values)" in notice
-    assert "turned, halves (without an axis of samples in front)" in notice
+    assert "turned, parts (without an axis of samples in front)" in notice
 
 
 CLASSES = """
@@ -245,3 +245,25 @@ def test_a_fixed_batch_is_run_part_by_part(tmp_path, batch):
     output = model.program.predict(samples)
     torch.testing.assert_close(output[:, 0, :14], boxes)
     torch.testing.assert_close(output[:, 1], scores, rtol=1e-4, atol=1e-2)
+
+
+TOWERS = """
+<ir_version: 8, opset_import: ["" : 18]>
+net (float[n, 8] image, float[n, 6] audio, float[n, 4] h)
+    => (float[n, 5] image_embedding, float[n, 5] audio_representation, float[n, 4] h_out, float[n, 8] copy)
+{
+    image_embedding = MatMul (image, first)
+    audio_representation = MatMul (audio, second)
+    h_out = MatMul (h, third)
+    copy = Identity (image)
+}
+"""
+
+
+def test_outputs_are_states_by_whole_words_only(tmp_path):
+    path = _saved(tmp_path, TOWERS, {"first": (8, 5), "second": (6, 5), "third": (4, 4)})
+    model = load_onnx(path)
+    assert model.output.names == ("image_embedding", "audio_representation")
+    (notice,) = [notice for notice in model.notices if "the loss is about" in notice]
+    assert "h_out (a state)" in notice
+    assert "copy (behind no weight)" in notice

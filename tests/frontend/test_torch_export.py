@@ -246,6 +246,32 @@ def test_several_outputs_count_together_and_all_are_written(tmp_path):
     torch.testing.assert_close(opened, output, rtol=1e-2, atol=1e-2)
 
 
+class Repeating(nn.Module):
+    """Gives one result twice, and its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3)
+
+    def forward(self, pixels):
+        x = torch.tanh(self.first(pixels))
+        return x, self.second(x), x, pixels
+
+
+def test_what_is_returned_twice_or_handed_through_counts_once_or_not(tmp_path):
+    torch.manual_seed(0)
+    model = exported(Repeating().eval(), tmp_path / "tiny.pt2", name="pixels")
+    assert model.output.names == ("output_0", "output_1")
+    (tmp_path / "out").mkdir()
+    backend = OnnxBackend(accuracy_level=0)
+    weights = [float_weight(site.name, model.matrix(site), FloatFormat()) for site in model.graph.sites]
+    backend.emit(model, weights, tmp_path / "out")
+    assert [entry.name for entry in backend.load(tmp_path / "out").get_outputs()] == ["output_0", "output_1"]
+    batch = {model.inputs[0].name: torch.randn(3, 3, 8, 8)}
+    opened = backend.open(model, tmp_path / "out")(batch)
+    torch.testing.assert_close(opened, model.program.predict(batch), rtol=1e-2, atol=1e-2)
+
+
 def test_a_classifier_beside_what_it_reads_stands_alone(tmp_path):
     torch.manual_seed(0)
     model = exported(TwoHeads(classes=True).eval(), tmp_path / "tiny.pt2", name="pixels")
