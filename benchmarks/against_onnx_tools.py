@@ -100,7 +100,7 @@ def variants(facts: Facts, arguments: argparse.Namespace) -> Iterator[Variant]:
             yield Variant(label=f"{bits} bits, {name}, static int8", options=integers)
 
 
-@dataclass(frozen=True, kw_only=False)
+@dataclass(frozen=True)
 class Original:
     """The file as it was, against itself."""
 
@@ -111,7 +111,7 @@ class Original:
         return measured(self.entry, self.entry.model)
 
 
-@dataclass(frozen=True, kw_only=False)
+@dataclass(frozen=True)
 class Ours:
     """guidedq, in a process of its own."""
 
@@ -141,7 +141,7 @@ class Ours:
         return {"compile_seconds": seconds, **facts, **measured(self.entry, out / "model.onnx")}
 
 
-@dataclass(frozen=True, kw_only=False)
+@dataclass(frozen=True)
 class Theirs:
     """Another tool, in its own environment."""
 

@@ -183,13 +183,11 @@ class _LatentSegment:
 
     def shortened(self, pull: float) -> UInt8[Tensor, "n in"]:
         """All codes; of an entropy format, which alone gains by it, under a pull."""
-        codes = self.codes(slice(None))
-        if pull and self.is_coded:
-            counts = self.counts()
-            for place in self.places():
-                numbers = self.segment.codes[place].float().add_(self._offsets[place])
-                codes[place] = cheaper(numbers, counts, pull, self._least, self._most)
-        return codes
+        if not (pull and self.is_coded):
+            return self.codes(slice(None))
+        counts = self.counts()
+        numbers = (self.segment.codes[place].float().add_(self._offsets[place]) for place in self.places())
+        return torch.cat([cheaper(part, counts, pull, self._least, self._most) for part in numbers])
 
     def rounded(self, place: slice) -> RoundedSegment:
         """Some rows with the codes that they have now."""

@@ -18,6 +18,7 @@ from typing import final
 import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -165,6 +166,7 @@ def write_site(folder: Path, number: int, terms: Sequence[QuadraticTerm]) -> Non
         tensors[f"{index}.row_group"] = term.row_group
         tensors[f"{index}.row_weight"] = term.row_weight
         tensors[f"{index}.row_weight_error"] = term.row_weight_error
+        tensors[f"{index}.importance"] = torch.tensor(term.importance, dtype=torch.float64)
     write_tensors(site_file(folder, number), tensors)
 
 
@@ -173,6 +175,12 @@ def read_site(folder: Path, number: int) -> tuple[QuadraticTerm, ...]:
     tensors = load_file(site_file(folder, number))
     count = 1 + max(int(key.partition(".")[0]) for key in tensors)
     return tuple(_term(tensors, index) for index in range(count))
+
+
+def read_importance(folder: Path, number: int) -> list[float]:
+    """What a weight of a site matters on average, by term, read without the rest."""
+    with safe_open(site_file(folder, number), "pt") as file:
+        return [float(file.get_tensor(name)) for name in sorted(file.keys()) if name.endswith(".importance")]
 
 
 def _term(tensors: Mapping[str, Tensor], index: int) -> QuadraticTerm:

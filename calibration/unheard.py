@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
-from typing import final
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from .forward_pass import forward_pass
 from .input_statistics import InputStatistics
 from .shards import shards_of
 from .statistics import accumulate, terms_of
-from .store import read_site, site_file, write_site
+from .store import read_importance, read_site, site_file, write_site
 
 TINY = torch.finfo(torch.float32).tiny
 """The least that a weight can matter: a quadratic form of zeros has no factors."""
@@ -61,18 +60,18 @@ def complete(
     """
     sites = model.graph.quantizable
     numbers = {site.name: index for index, site in enumerate(sites)}
-    heard = {name: _heard(folder, number) for name, number in numbers.items() if site_file(folder, number).exists()}
-    known = {site: heard[site.name] for site in sites if site.name in heard and any(heard[site.name].weights)}
+    heard = {name: read_importance(folder, it) for name, it in numbers.items() if site_file(folder, it).exists()}
+    known = {site: heard[site.name] for site in sites if any(heard.get(site.name, []))}
     missing = [site for site in sites if site not in known]
     if not missing:
         return
-    level = fmean([weight for here in known.values() for weight in here.weights] or [0.0])
+    level = fmean([weight for weights in known.values() for weight in weights] or [0.0])
     found: dict[str, list[QuadraticTerm]] = {}
     for shard in shards_of([site for site in missing if site.name not in heard], memory_bytes) if gradients else []:
         found |= _observed(model, samples, shard)
-    mean = fmean([_weight(term) for terms in found.values() for term in terms] or [0.0])
+    mean = fmean([term.importance for terms in found.values() for term in terms] or [0.0])
     factor = level / mean if level > 0 and mean > 0 else 1.0
-    stakes = median([here.stake * _mean_square(model, site) for site, here in known.items()] or [mean])
+    stakes = median([_stake(folder, numbers[site.name]) * _mean_square(model, site) for site in known] or [mean])
     for site in missing:
         terms = [replace(term, hessian=term.hessian * factor) for term in found.get(site.name, [])]
         weight = UNSEEN_SHARE * stakes / max(_mean_square(model, site), LEAST_SQUARE)
@@ -101,27 +100,10 @@ def _observed(model: Model, samples: SampleSet, sites: Sequence[Site]) -> dict[s
     return {name: mine for name, mine in terms.items() if mine}
 
 
-def _weight(term: QuadraticTerm) -> float:
-    """What a weight matters on average."""
-    return float(term.hessian.diagonal(dim1=1, dim2=2).mean() * term.row_weight.mean())
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Heard:
-    """What is known of a site: what a weight matters on average, by term, and what an error costs in all.
-
-    The latter is a mean of magnitudes, since rounding has errors fall on the columns that matter least.
-    """
-
-    weights: tuple[float, ...]
-    stake: float
-
-
-def _heard(folder: Path, number: int) -> _Heard:
-    terms = list(read_site(folder, number))
-    parts = [_magnitude(term.hessian.diagonal(dim1=1, dim2=2)) * _magnitude(term.row_weight) for term in terms]
-    return _Heard(weights=tuple(map(_weight, terms)), stake=float(sum(parts)))
+def _stake(folder: Path, number: int) -> float:
+    """What an error in a site's weights costs: a mean of magnitudes, as rounding has it fall where it matters least."""
+    terms = read_site(folder, number)
+    return sum(_magnitude(term.hessian.diagonal(dim1=1, dim2=2)) * _magnitude(term.row_weight) for term in terms)
 
 
 def _magnitude(values: Tensor) -> float:

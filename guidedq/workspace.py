@@ -31,7 +31,7 @@ from guidedq.files import write_tensors, write_text
 from guidedq.quant.formats import EntropyFormat, RoundedFormat, parse_format
 from guidedq.quant.grid import Grid
 
-LAYOUT_VERSION = 9
+LAYOUT_VERSION = 10
 """Part of every key: raise it when what is stored changes its meaning, and old entries are simply not found."""
 UNWRITABLE = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)}
 """What the system says of a disk that takes no more."""

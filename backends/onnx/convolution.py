@@ -21,7 +21,7 @@ from guidedq.quant.formats import ENTROPY_ZERO, FloatFormat
 
 from .coded import store_codes, store_exponents
 from .layout import BYTE_BITS
-from .patch import Patch
+from .patch import Patch, Step
 from .settings import Settings
 from .skeleton import Slot
 from .streams import AffineRows, CodedRows, FloatRows, StoredRows, store_order, store_scales, store_stream
@@ -53,18 +53,17 @@ def write_dense(patch: Patch, slot: Slot, segments: Sequence[StoredRows], settin
         if not flat:
             target = patch.integers(*shape)
             value = patch.node("Reshape", [value, target], None if to_do else slot.name)
-    for index, (operator, inputs, options) in enumerate(to_do):
-        value = patch.node(operator, [value, *inputs], slot.name if index == len(to_do) - 1 else None, **options)
+    patch.chain(value, to_do, slot.name)
 
 
-def turned_back(patch: Patch, site: Site) -> list[tuple[str, list[str], dict[str, Any]]]:
-    """What makes the stored weight of a value in `row_shape`: operators, their further inputs and attributes."""
+def turned_back(patch: Patch, site: Site) -> list[Step]:
+    """What makes the stored weight of a value in `row_shape`: one after another."""
     if site.turned_axes is None:
         return []
     first, second = site.turned_axes
     order = list(range(len(site.row_shape)))
     order[first], order[second] = second, first
-    steps: list[tuple[str, list[str], dict[str, Any]]] = [("Transpose", [], {"perm": order})]
+    steps: list[Step] = [("Transpose", [], {"perm": order})]
     if len(order) != len(site.shape):
         steps.append(("Reshape", [patch.integers(*site.shape)], {}))
     return steps

@@ -30,6 +30,8 @@ LARGEST_OFFSET = 10**13
 """Offsets are counted as if they had the digits of this one."""
 LOADING = -1
 """The place of nodes that depend on stored tensors only: before all others, folded while the model is loaded."""
+Step = tuple[str, list[str], dict[str, Any]]
+"""An operator that a value goes through: its name, its further inputs, and its attributes."""
 SMALL_BITS = {"uint4": 4, "int4": 4, "uint2": 2, "int2": 2}
 """Bits of the integers that share bytes, by the name of their type."""
 _INITIAL = string.ascii_letters
@@ -141,6 +143,13 @@ class Patch:
         node = helper.make_node(operator, list(inputs), [name], **options)
         self.nodes.setdefault(at, []).append(node)
         return name
+
+    def chain(self, value: str, steps: Iterable[Step], output: str) -> str:
+        """Add nodes that a value goes through one after another, the last giving `output`, and give its name."""
+        steps = list(steps)
+        for left, (operator, inputs, options) in enumerate(steps, 1 - len(steps)):
+            value = self.node(operator, [value, *inputs], None if left else output, **options)
+        return value
 
     def call(
         self, function: str, inputs: Iterable[str], output: str | None = None, at: int = LOADING, **options: Any

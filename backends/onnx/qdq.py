@@ -18,7 +18,7 @@ from guidedq.quant.formats import AffineFormat
 
 from .convolution import turned_back
 from .matmul import write_product
-from .patch import Patch
+from .patch import Patch, Step
 from .settings import Settings
 from .skeleton import Slot
 from .streams import AffineRows
@@ -62,7 +62,7 @@ def container_of(bits: int, opset: int) -> int:
 
 def _write_dense(patch: Patch, slot: Slot, rows: AffineRows, settings: Settings) -> None:
     site = slot.site
-    to_do: list[tuple[str, list[str], dict[str, Any]]] = []
+    to_do: list[Step] = []
     turned = site.storage is Storage.IN_OUT
     if _is_flat(site, rows.format) and len(site.shape) != 2:
         to_do.append(("Reshape", [patch.integers(*site.row_shape)], {}))
@@ -71,8 +71,7 @@ def _write_dense(patch: Patch, slot: Slot, rows: AffineRows, settings: Settings)
     if slot.element_type != settings.element_type:
         to_do.append(("Cast", [], {"to": slot.element_type}))
     value = _dequantized(patch, slot, rows, settings, turned=turned, output=None if to_do else slot.name)
-    for index, (operator, inputs, options) in enumerate(to_do):
-        value = patch.node(operator, [value, *inputs], slot.name if index == len(to_do) - 1 else None, **options)
+    patch.chain(value, to_do, slot.name)
 
 
 def _is_flat(site: Site, format: AffineFormat) -> bool:

@@ -30,6 +30,11 @@ class QuadraticTerm:
     row_weight: Float[Tensor, "out"]
     row_weight_error: Float[Tensor, "out"]
 
+    @property
+    def importance(self) -> float:
+        """What a weight matters on average: 0 where nothing was heard."""
+        return float(self.hessian.diagonal(dim1=1, dim2=2).mean() * self.row_weight.mean())
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,7 +55,7 @@ class SplitExperts(nn.Module):
                 continue
             tokens, real = _by_samples(sent.any(-1), self.samples or 1)
             own = hidden_states[tokens] * real[..., None]
-            made = self._expert(number, own if everyone else own[0])
+            made = self._expert(number, own)
             weighted = (shares[tokens] * real[..., None]).flatten(0, 1) * made.flatten(0, -2)
             outputs = outputs.index_add(0, tokens.flatten(), weighted)
         return outputs

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
+from guidedq.ir.tracing import held_at
+
 ATEN = torch.ops.aten
 DIRECTIONS = {".parametrizations.weight.original1": ".weight", "weight_v": "weight"}
 """How torch's two weight_norms end the direction's name, and what the weight is called in place of it."""
@@ -22,7 +24,7 @@ def compute_normed_weights(module: fx.GraphModule) -> None:
         if len(sources) < 2 or any(source.op != "get_attr" for source in sources):
             continue
         names = [str(source.target) for source in sources]
-        direction, length = (_tensor(module, name) for name in names)
+        direction, length = (held_at(module, name) for name in names)
         with torch.no_grad():
             weight: Tensor = ATEN._weight_norm.default(direction, length, *node.args[2:])
         name = _weight_name(module, names[0])
@@ -43,14 +45,9 @@ def compute_normed_weights(module: fx.GraphModule) -> None:
 def _weight_name(module: nn.Module, direction: str) -> str:
     for ending, plain in DIRECTIONS.items():
         name = direction.removesuffix(ending) + plain
-        if direction.endswith(ending) and _tensor(module, name) is None:
+        if direction.endswith(ending) and held_at(module, name) is None:
             return name
     return f"{direction}_normed"
-
-
-def _tensor(module: nn.Module, path: str) -> Tensor | None:
-    owner, _, leaf = path.rpartition(".")
-    return getattr(module.get_submodule(owner), leaf, None)
 
 
 def _forget(module: nn.Module, path: str) -> None:

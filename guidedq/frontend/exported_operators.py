@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from guidedq.ir.graph import Storage, UseKind
 from guidedq.ir.lifting import WeightedModule
+from guidedq.ir.tracing import held_at
 
 ATEN = torch.ops.aten
 OPERATORS = "operators"
@@ -233,8 +234,7 @@ def _transposed(storage: Storage) -> Storage:
 def _parameter(module: fx.GraphModule, path: str | None) -> nn.Parameter | None:
     if path is None:
         return None
-    owner, _, leaf = path.rpartition(".")
-    value = getattr(module.get_submodule(owner), leaf, None)
+    value = held_at(module, path)
     return value if isinstance(value, nn.Parameter) and value.is_floating_point() else None
 
 

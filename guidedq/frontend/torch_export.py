@@ -24,6 +24,7 @@ from guidedq.ir.graph import Graph, UseKind
 from guidedq.ir.lifting import WeightedModule, lift, trial_batch
 from guidedq.ir.model import InputSpec, Model, Objective, OutputSpec
 from guidedq.ir.program import TorchProgram
+from guidedq.ir.tracing import held_at
 
 ATEN = torch.ops.aten
 LONGEST_CONTEXT = 1 << 30
@@ -227,8 +228,7 @@ def _left_alone(module: fx.GraphModule, graph: Graph) -> Iterator[str]:
 
 def _value(module: nn.Module, path: Any) -> Tensor | None:
     """The floating point tensor of this name."""
-    owner, _, leaf = str(path).rpartition(".")
-    value = getattr(module.get_submodule(owner), leaf, None)
+    value = held_at(module, str(path))
     return value if isinstance(value, Tensor) and value.is_floating_point() else None
 
 

@@ -14,7 +14,7 @@ from guidedq.errors import ModelError
 from guidedq.ir.graph import Graph, Site, Storage, Use, UseKind, operator_graph
 from guidedq.ir.model import InputSpec
 from guidedq.ir.program import Batch
-from guidedq.ir.tracing import Trace, trace
+from guidedq.ir.tracing import Trace, held_at, trace
 
 TRIAL_SAMPLES = 2
 """Samples of a trial run: exported programs often refuse a batch of one."""
@@ -64,7 +64,7 @@ def lift(module: nn.Module, weighted: Mapping[str, WeightedModule], batch: Batch
         ModelError: the module does not run on `batch`.
     """
     names = _canonical_names(module)
-    sites = {name: names.get(id(_tensor(module, part.parameter)), part.parameter) for name, part in weighted.items()}
+    sites = {name: names.get(id(held_at(module, part.parameter)), part.parameter) for name, part in weighted.items()}
     seen, notices = _observed(module, batch, sites)
     reaching = seen.reaching
     idle = [sites[name] for name in seen.called if name in sites and name not in reaching]
@@ -138,11 +138,6 @@ def _canonical_names(module: nn.Module) -> dict[int, str]:
     return names
 
 
-def _tensor(module: nn.Module, path: str) -> Tensor:
-    owner, _, leaf = path.rpartition(".")
-    return getattr(module.get_submodule(owner), leaf)
-
-
 def _sites(
     module: nn.Module, weighted: Mapping[str, WeightedModule], sites: Mapping[str, str], operators: Sequence[str]
 ) -> tuple[Site, ...]:
@@ -153,7 +148,7 @@ def _sites(
     return tuple(
         Site(
             name=name,
-            shape=tuple(_tensor(module, name).shape),
+            shape=tuple(held_at(module, name).shape),
             uses=tuple(_use(operator, weighted[operator]) for operator in users),
             storage=_one_storage(name, [weighted[operator] for operator in users]),
             input_groups=max(weighted[operator].input_groups for operator in users),

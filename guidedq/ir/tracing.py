@@ -66,7 +66,7 @@ def trace(module: nn.Module, batch: Batch, weighted: Mapping[str, str]) -> Trace
     Raises:
         Exception: whatever the module itself raises.
     """
-    tracer = _Tracer(weighted, {id(_tensor_at(module, name)): name for name in weighted.values()})
+    tracer = _Tracer(weighted, {id(held_at(module, name)): name for name in weighted.values()})
     handles = [handle for name, part in module.named_modules() for handle in tracer.watch(name, part)]
     try:
         with torch.no_grad(), tracer:
@@ -197,9 +197,10 @@ class _Tracer(TorchFunctionMode):
         self._scopes.pop()
 
 
-def _tensor_at(module: nn.Module, path: str) -> Tensor:
+def held_at(module: nn.Module, path: str) -> Any:
+    """What a module holds under a dotted path, a parameter or buffer as a rule; `None` if it holds nothing there."""
     owner, _, leaf = path.rpartition(".")
-    return getattr(module.get_submodule(owner), leaf)
+    return getattr(module.get_submodule(owner), leaf, None)
 
 
 def _function_name(function: Any) -> str:
