@@ -111,6 +111,14 @@ def whisper_decoder(sources: Sources, folder: Path) -> None:
     write_entry(folder, facts, **parts)
 
 
+def whisper_clips(sources: Sources, count: int, first: int) -> dict[str, np.ndarray]:
+    """What the whole model reads: spectra of clips, and the tokens that it makes of them itself."""
+    model, spectra = _whisper(sources)
+    features = np.stack([spectra(first + number) for number in range(count)])
+    states = torch.cat([model.model.encoder(one).last_hidden_state for one in torch.from_numpy(features).split(4)])
+    return {"input_features": features, "decoder_input_ids": _spoken(model, states).numpy()}
+
+
 class _Decoder(torch.nn.Module):
     """The decoder with its head."""
 

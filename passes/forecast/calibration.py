@@ -42,8 +42,10 @@ def calibrated(raw: Sequence[float], probes: Sequence[Probe], evaluation_units: 
     """Read the allocation's divergence from its raw prediction and from the ratios of measured to raw at the probes.
 
     The logarithm of the ratio is a level, a growth with the divergence, and what neighbours in size share, each with a
-    spread known beforehand; its best linear prediction from the probes, and that prediction's variance, are those of
-    kriging (Matheron 1963). Without probes the raw mean is the forecast.
+    spread known beforehand, and the probes' ratios are as noisy as their samples let them be, each in its own way as
+    far as the samples tell (what an image loses in ResNet-20 at 3 bits says little of what it loses at 4); the best
+    linear prediction from the probes, and that prediction's variance, are those of kriging (Matheron 1963). Without
+    probes the raw mean is the forecast.
 
     The interval is a bootstrap: sequences are drawn alike for the target and all probes, so that the noise they share
     cancels; the probes' samples are drawn alike for all probes, for a sample that is hard for one is so for all; the
@@ -58,7 +60,8 @@ def calibrated(raw: Sequence[float], probes: Sequence[Probe], evaluation_units: 
     generator = np.random.default_rng(seed)
     target = np.asarray(raw, dtype=np.float64)
     raws = [np.asarray(probe.raw_kl_by_sequence, dtype=np.float64) for probe in probes]
-    rule = _kriging(float(target.mean()), [float(values.mean()) for values in raws])
+    samples = _resampled(generator, probes)
+    rule = _kriging(float(target.mean()), [float(values.mean()) for values in raws], _noise_covariance(samples))
     means, found = [_column(values.mean()) for values in raws], [_column(probe.measured.kl) for probe in probes]
     kl = float(rule.divergence(_column(target.mean()), means, found)[0])
     drawn = generator.integers(0, len(target), (REPLICATES, len(target)))
@@ -68,7 +71,7 @@ def calibrated(raw: Sequence[float], probes: Sequence[Probe], evaluation_units: 
             values[drawn].mean(1) if len(values) == len(target) else np.full(REPLICATES, values.mean())
             for values in raws
         ],
-        _resampled(generator, probes),
+        samples,
     )
     noise = math.hypot(rule.error, _evaluation_noise(probes, evaluation_units), DRAW_SPREAD)
     spread = np.log(np.maximum(replicates, SMALLEST)) + generator.normal(0.0, noise, REPLICATES)
@@ -120,7 +123,11 @@ class _Kriging:
         return raw * np.exp(self.mean + self.weights @ (ratios - self.means[:, None]))
 
 
-def _kriging(raw: float, raws: Sequence[float]) -> _Kriging:
+def _kriging(raw: float, raws: Sequence[float], noise: Values) -> _Kriging:
+    """The rule for a target of raw divergence `raw` from probes at `raws`, whose log ratios have this noise.
+
+    Its `error` is what remains were the probes measured without noise: the bootstrap adds that.
+    """
     places = np.asarray([raw, *raws], dtype=np.float64)
     size, growth = _log(places), np.log1p(places)
     covariance = LEVEL_SPREAD**2 + GROWTH_SPREAD**2 * np.outer(growth, growth)
@@ -128,8 +135,9 @@ def _kriging(raw: float, raws: Sequence[float]) -> _Kriging:
     covariance += OWN_SPREAD**2 * np.isclose(size[:, None], size, rtol=0.0, atol=SAME) + TREMBLE**2 * np.eye(
         len(places)
     )
-    weights: Values = np.linalg.solve(covariance[1:, 1:], covariance[1:, 0]).astype(np.float64)
-    variance = covariance[0, 0] - weights @ covariance[1:, 0]
+    among, ahead = covariance[1:, 1:], covariance[1:, 0]
+    weights: Values = np.linalg.solve(among + noise, ahead).astype(np.float64)
+    variance = covariance[0, 0] - 2 * weights @ ahead + weights @ among @ weights
     means = GROWTH * growth
     return _Kriging(mean=float(means[0]), means=means[1:], weights=weights, error=float(np.sqrt(max(variance, 0.0))))
 
@@ -148,6 +156,14 @@ def _resampled(generator: np.random.Generator, probes: Sequence[Probe]) -> list[
             draws[count] = generator.integers(0, count, (REPLICATES, count))
         found.append(probe.measured.kl * samples[draws[count]].mean(1) / samples.mean())
     return found
+
+
+def _noise_covariance(samples: Sequence[Values]) -> Values:
+    """Of the logarithms of the probes' measured divergences, over bootstrap draws."""
+    if not samples:
+        return np.zeros((0, 0))
+    covariance = np.atleast_2d(np.cov(np.stack([_log(values) for values in samples])))
+    return np.nan_to_num(covariance, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _column(value: float) -> Values:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from guidedq.artifacts.forecast import Measurement, Probe
-from guidedq.driver.uncertainty import LARGEST_FACTOR, as_evaluated
+from guidedq.driver.uncertainty import LARGEST_FACTOR, Uncertainty, as_evaluated
 
 
 def probe(uncertainty: np.ndarray, kl: np.ndarray) -> Probe:
@@ -29,9 +29,13 @@ def probe(uncertainty: np.ndarray, kl: np.ndarray) -> Probe:
     return Probe(raw_kl_by_sequence=(0.1,), raw_kl=0.1, measured=measured, bytes=1, counted_bytes=1)
 
 
+def unsure(impurity: float) -> Uncertainty:
+    return Uncertainty(impurity=impurity, entropy=0.3, loss=0.9)
+
+
 def test_what_follows_the_uncertainty_is_known_without_error_on_other_samples() -> None:
     own = np.linspace(0.0, 0.4, 50)
-    moved = as_evaluated(probe(own, 0.5 * own), 0.3).measured
+    moved = as_evaluated(probe(own, 0.5 * own), unsure(0.3)).measured
     assert type(moved.kl) is float
     assert moved.kl == pytest.approx(0.15)
     assert np.ptp(moved.kl_by_sample) == pytest.approx(0.0, abs=1e-12)
@@ -43,7 +47,7 @@ def test_what_follows_the_uncertainty_is_known_without_error_on_other_samples() 
 def test_what_does_not_follow_it_stays_and_so_does_its_spread() -> None:
     own = np.tile([0.1, 0.3], 30)
     kl = np.repeat([0.05, 0.15], 30)
-    moved = as_evaluated(probe(own, kl), 0.3).measured
+    moved = as_evaluated(probe(own, kl), unsure(0.3)).measured
     assert moved.kl == pytest.approx(0.1)
     assert np.std(moved.kl_by_sample) == pytest.approx(np.std(kl))
 
@@ -55,7 +59,7 @@ def test_on_an_average_draw_its_error_is_smaller_than_that_of_the_plain_mean() -
         own = generator.beta(0.3, 2.0, 64)
         kl = own * generator.gamma(1.0, 1.0, 64)
         plain.append(kl.mean())
-        moved.append(as_evaluated(probe(own, kl), 0.3 / 2.3).measured.kl)
+        moved.append(as_evaluated(probe(own, kl), unsure(0.3 / 2.3)).measured.kl)
     assert np.mean(moved) == pytest.approx(0.3 / 2.3, rel=0.05)
     assert np.std(moved) < 0.9 * np.std(plain)
 
@@ -63,7 +67,7 @@ def test_on_an_average_draw_its_error_is_smaller_than_that_of_the_plain_mean() -
 def test_it_is_never_moved_far_and_not_at_all_without_distributions() -> None:
     own = np.linspace(0.0, 0.4, 50)
     given = probe(own, 0.5 * own)
-    assert as_evaluated(given, 1.0).measured.kl == pytest.approx(LARGEST_FACTOR * given.measured.kl)
+    assert as_evaluated(given, unsure(1.0)).measured.kl == pytest.approx(LARGEST_FACTOR * given.measured.kl)
     assert as_evaluated(given, None) == given
     blank = replace(given, measured=replace(given.measured, uncertainty_by_sample=()))
-    assert as_evaluated(blank, 0.3) == blank
+    assert as_evaluated(blank, unsure(0.3)) == blank

@@ -105,3 +105,46 @@ def test_a_ratio_that_is_mostly_noise_is_drawn_to_one_and_widens_the_interval() 
 def test_the_same_seed_gives_the_same_interval() -> None:
     probes = [probe(0.1, 0.2, noise=0.2), probe(0.01, 0.015)]
     assert at(0.05, probes) == at(0.05, probes)
+
+
+def test_probes_whose_samples_are_noisy_each_in_its_own_way_mend_each_other() -> None:
+    raws = (0.01, 0.02, 0.05, 0.1)
+    alone, together, widths = [], [], []
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        probes = [with_samples(probe(raw, 1.5 * raw), 1.5 * raw * generator.gamma(0.1, 10.0, 64)) for raw in raws]
+        alone.append(np.log(at(0.05, [probes[2]], 100_000).kl / 0.075))
+        found = at(0.05, probes, 100_000)
+        together.append(np.log(found.kl / 0.075))
+        widths.append(np.log(found.kl_high / found.kl_low))
+    assert np.std(together) < 0.75 * np.std(alone)
+    inside = np.abs(together) < np.array(widths) / 2
+    assert 0.8 <= inside.mean() <= 1.0
+
+
+def test_noise_that_all_probes_share_is_not_taken_for_agreement() -> None:
+    samples = np.random.default_rng(0).gamma(0.1, 10.0, 64)
+    probes = [with_samples(probe(raw, 1.5 * raw), 1.5 * raw * samples) for raw in (0.01, 0.05)]
+    one, both = at(0.05, [probes[1]]), at(0.05, probes)
+    assert both.kl == pytest.approx(one.kl, rel=0.02)
+    assert np.log(both.kl_high / both.kl_low) > 0.9 * np.log(one.kl_high / one.kl_low)
+
+
+def test_a_model_surer_than_it_is_right_is_believed_to_lose_less() -> None:
+    clear = probe(0.1, 0.2)
+    noise = np.linspace(-6, 6, 8)
+    noisy = replace(clear.measured, loss_increase_by_sample=tuple((noise + 0.2).tolist()), entropy=2.0)
+    calm = at(0.1, [replace(clear, measured=noisy)])
+    sure = at(0.1, [replace(clear, measured=replace(noisy, entropy=0.5))])
+    assert calm.loss_increase == pytest.approx(calm.kl, rel=0.05)
+    assert sure.loss_increase < 0.6 * sure.kl
+    hopeless = at(0.1, [replace(clear, measured=replace(noisy, entropy=1e-6))])
+    assert hopeless.loss_increase > -0.1 * hopeless.kl
+
+
+def with_samples(given: Probe, values: np.ndarray) -> Probe:
+    """The probe with the divergences of its samples, and their mean for its own."""
+    kl = float(values.mean())
+    samples = tuple(values.tolist())
+    measured = replace(given.measured, kl=kl, kl_by_sample=samples, loss_increase_by_sample=samples)
+    return replace(given, measured=measured)
