@@ -26,7 +26,8 @@ from .listening import recomputed, recomputes, repeated_blocks
 
 FIRST_STEPS, LAST_STEPS = 4, 12
 REPRICED, RESPONSE = 8, 60.0
-"""Steps between two looks at the codes' length, and by how much of its growth the logarithm of the price grows."""
+"""Steps between two looks at the codes' length, and by how much of its excess the logarithm of the price grows."""
+BYTE_BITS = 8
 FARTHEST = 100.0
 """From the first price."""
 WORST_GROWTH = 2.0
@@ -71,7 +72,7 @@ class CodeTuner(AbstractTuner):
         samples: SampleSet,
         weights: tuple[QuantizedWeight, ...],
         *,
-        fits: Callable[[tuple[QuantizedWeight, ...]], bool],
+        room: Callable[[tuple[QuantizedWeight, ...]], int],
         seed: int,
         progress: Progress,
     ) -> tuple[QuantizedWeight, ...]:
@@ -85,7 +86,7 @@ class CodeTuner(AbstractTuner):
         progress.start("tune", self.steps)
         batches = self._batches(samples, model.samples_at_once(samples) or self.samples, seed)
         divergences: list[float] = []
-        price = _Price(latents.values())
+        price = _Price(latents.values(), room(weights))
         for step in range(self.steps):
             rate = self.rate * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
             now = LatentWeights(latents, step + 1, rate, price.of_a_bit(divergences))
@@ -94,7 +95,9 @@ class CodeTuner(AbstractTuner):
             if _diverges(divergences):
                 progress.notice("tuning does this model no good and was given up")
                 return weights
-        return smallest_change(lambda pull: tuple(latents[weight.name].quantized(pull) for weight in weights), fits)
+        return smallest_change(
+            lambda pull: tuple(latents[weight.name].quantized(pull) for weight in weights), lambda now: room(now) >= 0
+        )
 
     def _batches(self, samples: SampleSet, most: int, seed: int) -> Iterator[SampleSet]:
         """Without end, in an order that changes from epoch to epoch."""
@@ -108,16 +111,17 @@ class CodeTuner(AbstractTuner):
 
 @final
 class _Price:
-    """What a bit is worth while codes learn: so much that they take no more bits than before.
+    """What a bit is worth while codes learn: so much that they take no more bits than they may.
 
     Without it they would: noise alone moves codes apart, and a thousand steps made stories260K's a tenth longer. The
     first price is what a bit is worth where the divergence falls fourfold with every bit a weight; it is raised while
-    codes are longer than they were, and lowered while they are shorter.
+    codes are too long, and lowered while they might be longer.
     """
 
-    def __init__(self, latents: Collection[LatentWeight]) -> None:
+    def __init__(self, latents: Collection[LatentWeight], room: int) -> None:
         self._latents = latents
-        self._before, self._codes = self._lengths()
+        bits, self._codes = self._lengths()
+        self._allowed = max(bits + BYTE_BITS * room, 1.0)
         self._factor = 1.0
 
     def of_a_bit(self, divergences: Sequence[float]) -> float:
@@ -125,8 +129,8 @@ class _Price:
         if len(divergences) < FIRST_STEPS or not self._codes:
             return 0.0
         if len(divergences) % REPRICED == 0:
-            growth = self._lengths()[0] / max(self._before, 1.0) - 1.0
-            factor = self._factor * math.exp(min(max(RESPONSE * growth, -1.0), 1.0))
+            excess = self._lengths()[0] / self._allowed - 1.0
+            factor = self._factor * math.exp(min(max(RESPONSE * excess, -1.0), 1.0))
             self._factor = min(max(factor, 1.0 / FARTHEST), FARTHEST)
         return self._factor * 2.0 * math.log(2.0) * fmean(divergences[-LAST_STEPS:]) / self._codes
 

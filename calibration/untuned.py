@@ -28,7 +28,7 @@ class NoTuner(AbstractTuner):
         samples: SampleSet,
         weights: tuple[QuantizedWeight, ...],
         *,
-        fits: Callable[[tuple[QuantizedWeight, ...]], bool],
+        room: Callable[[tuple[QuantizedWeight, ...]], int],
         seed: int,
         progress: Progress,
     ) -> tuple[QuantizedWeight, ...]:

@@ -187,7 +187,7 @@ class AbstractTuner(ABC):
         samples: SampleSet,
         weights: tuple[QuantizedWeight, ...],
         *,
-        fits: Callable[[tuple[QuantizedWeight, ...]], bool],
+        room: Callable[[tuple[QuantizedWeight, ...]], int],
         seed: int,
         progress: Progress,
     ) -> tuple[QuantizedWeight, ...]:
@@ -197,7 +197,8 @@ class AbstractTuner(ABC):
             model: The original.
             samples: Calibration inputs.
             weights: All quantizable sites, rounded.
-            fits: Whether weights are small enough; where codes are stored by their entropy, others may take more bytes.
+            room: Bytes that weights may still grow by, negative where they are too large: other codes may take more
+                bytes where they are stored by their entropy.
             seed: Seeds the order of the samples.
             progress: Told about steps done.
         """

@@ -33,8 +33,6 @@ from guidedq.registry import stage_text
 from guidedq.workspace import finish, is_finished, load_codes, load_probe, save_codes, save_probe, storing
 
 FACTS = "tuned.json"
-GROWTH = 0.0025
-"""Share of the limit that is left free: tuned codes take a little more, a thousandth or two."""
 
 
 @final
@@ -115,16 +113,18 @@ def _tune(job: Job, evidence: Evidence, decision: Decision, limit: int | None, e
             weights = attempts[attempt.allocation.digest] = tuple(rounded(job, evidence, attempt.allocation, "round"))
             return stored_bytes(evidence, attempt.allocation, weights)
 
-        room = None if limit is None else int((1 - GROWTH) * limit)
-        chosen = fitted(job, evidence, decision, room, size_of) or decision
+        aim = None if limit is None else int((1 - MARGIN) * limit)
+        chosen = fitted(job, evidence, decision, aim, size_of) or decision
         before = attempts.get(chosen.allocation.digest) or tuple(rounded(job, evidence, chosen.allocation, "round"))
         attempts.clear()
 
-        def fits(weights: tuple[QuantizedWeight, ...]) -> bool:
-            return limit is None or stored_bytes(evidence, chosen.allocation, weights) <= int((1 - MARGIN) * limit)
+        most = stored_bytes(evidence, chosen.allocation, before) if aim is None else aim
+
+        def room(weights: tuple[QuantizedWeight, ...]) -> int:
+            return most - stored_bytes(evidence, chosen.allocation, weights)
 
         samples = evidence.calibration.tuning
-        weights = job.recipe.tune.tune(job.model, samples, before, fits=fits, seed=job.seed, progress=job.progress)
+        weights = job.recipe.tune.tune(job.model, samples, before, room=room, seed=job.seed, progress=job.progress)
     if weights is before:
         return
     with job.stopwatch.time("probes"):

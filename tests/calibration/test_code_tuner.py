@@ -33,9 +33,9 @@ def tokens(samples: int = 6, length: int = 7, seed: int = 1) -> SampleSet:
     return SampleSet(inputs={"input_ids": torch.randint(0, VOCABULARY, (samples, length), generator=generator)})
 
 
-def anything(_: tuple[QuantizedWeight, ...]) -> bool:
-    """Any size is small enough."""
-    return True
+def filled(_: tuple[QuantizedWeight, ...]) -> int:
+    """Any size is small enough, and none should grow."""
+    return 0
 
 
 def images(samples: int = 4) -> SampleSet:
@@ -202,7 +202,7 @@ def test_tuning_lowers_the_divergence_on_other_samples(build, format: AffineForm
     model = build()
     before = rounded(model, format)
     tuner = CodeTuner(steps=150, tokens=110)
-    after = tuner.tune(model, tokens(300, seed=8), before, fits=anything, seed=0, progress=SilentProgress())
+    after = tuner.tune(model, tokens(300, seed=8), before, room=filled, seed=0, progress=SilentProgress())
     fresh = tokens(20, seed=9)
     assert divergence(model, after, fresh) < 0.95 * divergence(model, before, fresh)
 
@@ -212,7 +212,7 @@ def test_tuning_changes_codes_only_within_their_range_and_always_alike() -> None
     before = rounded(model, COARSE, FIXED)
     tuner = CodeTuner(steps=10, tokens=28, rate=0.2)
     first, second, other = (
-        tuner.tune(model, tokens(), before, fits=anything, seed=seed, progress=SilentProgress()) for seed in (3, 3, 4)
+        tuner.tune(model, tokens(), before, room=filled, seed=seed, progress=SilentProgress()) for seed in (3, 3, 4)
     )
     changed = 0
     for old, new, again in zip(before, first, second, strict=True):
@@ -231,17 +231,22 @@ def test_tuning_changes_codes_only_within_their_range_and_always_alike() -> None
     assert any(not torch.equal(a.dequantize(), b.dequantize()) for a, b in zip(first, other, strict=True))
 
 
-def test_what_does_not_fit_gets_shorter_codes() -> None:
+@pytest.mark.parametrize("share", [0.985, 1.015])
+def test_codes_take_what_bytes_there_are(share: float) -> None:
     model = stacked_language_model()
     before = rounded(model, COARSE)
     tuner = CodeTuner(steps=60, tokens=110)
-    free, bound = (
-        tuner.tune(model, tokens(300, seed=8), before, fits=fits, seed=0, progress=SilentProgress())
-        for fits in (anything, lambda weights: entropy_bits(weights) <= 0.985 * entropy_bits(before))
+    given = share * entropy_bits(before)
+    kept, told = (
+        tuner.tune(model, tokens(300, seed=8), before, room=room, seed=0, progress=SilentProgress())
+        for room in (filled, lambda weights: int((given - entropy_bits(weights)) // 8))
     )
-    assert entropy_bits(bound) <= 0.985 * entropy_bits(before) < entropy_bits(free)
+    assert entropy_bits(told) <= given
     fresh = tokens(20, seed=9)
-    assert divergence(model, free, fresh) < divergence(model, bound, fresh) < divergence(model, before, fresh)
+    losses = [divergence(model, weights, fresh) for weights in (kept, told, before)]
+    assert (entropy_bits(told) > entropy_bits(kept)) == (share > 1)
+    assert (losses[1] < losses[0]) == (share > 1)
+    assert max(losses[:2]) < losses[2]
 
 
 def entropy_bits(weights: tuple[QuantizedWeight, ...]) -> float:
@@ -259,7 +264,7 @@ def test_weights_in_floating_point_stay() -> None:
     site = model.graph.site("head.weight")
     head = float_weight(site.name, model.matrix(site), FloatFormat(dtype="fp16"))
     mixed = (*weights[:-1], head)
-    after = CodeTuner(steps=2, tokens=14).tune(model, tokens(), mixed, fits=anything, seed=0, progress=SilentProgress())
+    after = CodeTuner(steps=2, tokens=14).tune(model, tokens(), mixed, room=filled, seed=0, progress=SilentProgress())
     assert torch.equal(after[-1].dequantize(), head.dequantize())
 
 
