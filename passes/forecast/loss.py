@@ -21,8 +21,16 @@ logits smaller too, which mends a model that is surer than it is right (ResNet-2
 and the loss does not)."""
 MOST_OVERCONFIDENT = 5.0
 """Beyond, no more is believed: the loss does not fall for being rounded."""
+SLOPE = 0.05
+"""Standard deviation of what the loss's own gradient adds, over the root of the divergence: a model trained little, or
+read on other text than its own, is at no minimum, and errors of the weights lead down or up as it happens."""
 NEAR = 0.1
-"""Log distance at which a probe counts half of what it would at the very place."""
+"""Log distance of divergences at which two models still share a third of it; at which, for chance, a probe counts half
+of what it would at the very place."""
+TREMBLE = 0.01
+"""Of two measurements of one model, so that the two do not contradict each other."""
+ROUNDING = 1e-6
+"""Of a divergence: what differs by less is alike."""
 SMALLEST = 1e-12
 """Divergences below are rounding errors of the logits."""
 
@@ -55,13 +63,31 @@ class LossGain:
 
 
 def loss_gain(kl: float, probes: Sequence[Probe]) -> LossGain:
-    """The ratio at a divergence of `kl`: the probes' own, drawn to a prior by the share of noise in it (James, Stein).
+    """The ratio at a divergence of `kl`: the best linear prediction from the probes' own, as noisy as their samples.
 
-    The nearer probe counts more. The prior is 1, give or take a third, and less for a model whose loss exceeds its
-    entropy.
+    Beforehand it is 1, give or take a third, and less for a model whose loss exceeds its entropy; and it has a part
+    that a model shares with itself alone, the larger the smaller its divergence. Where the loss is the divergence, as
+    without labels, there is nothing to believe.
     """
-    found = [(_posterior(probe.measured), probe.measured.kl) for probe in probes if probe.measured.kl > SMALLEST]
-    return near_mean(kl, found) if found else LossGain()
+    heard = [probe.measured for probe in probes if probe.measured.kl > SMALLEST]
+    heard = [measured for measured in heard if len(measured.loss_increase_by_sample) > 1]
+    if heard and all(float(np.abs(_excess(measured)).max()) < ROUNDING * measured.kl for measured in heard):
+        return LossGain(ratio_error=0.0)
+    surplus = float(np.mean([overconfidence(probe.measured) for probe in probes])) if probes else 0.0
+    prior = 1.0 - HUMBLING * surplus
+    places = np.array([max(kl, SMALLEST), *(measured.kl for measured in heard)])
+    near = np.exp(-np.abs(np.log(places)[:, None] - np.log(places)) / NEAR)
+    covariance = PRIOR_SPREAD**2 + (HUMBLING_SPREAD * surplus) ** 2
+    covariance = covariance + SLOPE**2 * near / np.sqrt(places[:, None] * places) + TREMBLE**2 * np.eye(len(places))
+    ahead = covariance[1:, 0]
+    weights = np.linalg.solve(covariance[1:, 1:] + _noise_covariance(heard), ahead)
+    ratios = np.array([measured.loss_increase / measured.kl for measured in heard])
+    chances = [(LossGain(noise=_chance(measured)), measured.kl) for measured in heard]
+    return LossGain(
+        ratio=float(prior + weights @ (ratios - prior)),
+        ratio_error=float(np.sqrt(max(covariance[0, 0] - weights @ ahead, 0.0))),
+        noise=near_mean(kl, chances).noise if chances else 0.0,
+    )
 
 
 def near_mean(kl: float, found: Sequence[tuple[LossGain, float]]) -> LossGain:
@@ -84,15 +110,23 @@ def overconfidence(measured: Measurement) -> float:
     return min(max(share, 0.0), MOST_OVERCONFIDENT)
 
 
-def _posterior(measured: Measurement) -> LossGain:
-    surplus = overconfidence(measured)
-    prior, spread = 1.0 - HUMBLING * surplus, math.hypot(PRIOR_SPREAD, HUMBLING_SPREAD * surplus)
-    excess = np.asarray(measured.loss_increase_by_sample) - np.asarray(measured.kl_by_sample)
-    if len(excess) < 2:
-        return LossGain(ratio=prior, ratio_error=spread)
-    units_per_sample = measured.units / len(excess)
-    noise = float(excess.std(ddof=1)) * np.sqrt(units_per_sample / measured.kl)
-    error = float(excess.std(ddof=1)) / np.sqrt(len(excess)) / measured.kl
-    believed = spread**2 / (spread**2 + error**2)
-    ratio = prior + believed * (measured.loss_increase / measured.kl - prior)
-    return LossGain(ratio=ratio, ratio_error=float(np.sqrt(believed) * error), noise=float(noise))
+def _excess(measured: Measurement) -> NDArray[np.float64]:
+    """By which the loss of each sample grows beyond its divergence."""
+    return np.asarray(measured.loss_increase_by_sample) - np.asarray(measured.kl_by_sample)
+
+
+def _noise_covariance(heard: Sequence[Measurement]) -> NDArray[np.float64]:
+    """Of the measured ratios; alike for those on as many samples, which are the same."""
+    covariance = np.zeros((len(heard), len(heard)))
+    relative = [_excess(measured) / measured.kl for measured in heard]
+    for row, one in enumerate(relative):
+        for column, other in enumerate(relative):
+            if len(one) == len(other):
+                covariance[row, column] = np.cov(one, other)[0, 1] / len(one)
+    return covariance
+
+
+def _chance(measured: Measurement) -> float:
+    """What labels add by chance, for one unit at divergence 1."""
+    excess = _excess(measured)
+    return float(excess.std(ddof=1) * np.sqrt(measured.units / len(excess) / measured.kl))

@@ -142,6 +142,25 @@ def test_a_model_surer_than_it_is_right_is_believed_to_lose_less() -> None:
     assert hopeless.loss_increase > -0.1 * hopeless.kl
 
 
+def test_what_the_loss_gains_by_its_own_gradient_is_one_models_alone() -> None:
+    small = probe(0.001, 0.001)
+    sure = tuple(np.linspace(0.0029, 0.0031, 8).tolist())
+    measured = replace(small.measured, loss_after=2.003, loss_increase_by_sample=sure)
+    steep = replace(small, measured=measured)
+    itself, another = at(0.001, [steep]), at(0.0005, [steep])
+    assert itself.loss_increase > 2.5 * itself.kl
+    assert another.loss_increase < 1.5 * another.kl
+    assert another.loss_increase_low < 0 < another.loss_increase_high
+
+
+def test_without_labels_the_loss_is_the_divergence() -> None:
+    bare = probe(0.1, 0.2)
+    alike = replace(bare.measured, loss_after=2.2, loss_increase_by_sample=bare.measured.kl_by_sample)
+    found = at(0.05, [replace(bare, measured=alike)])
+    assert found.loss_increase == pytest.approx(found.kl)
+    assert found.loss_increase_high == pytest.approx(found.kl_high, rel=0.02)
+
+
 def with_samples(given: Probe, values: np.ndarray) -> Probe:
     """The probe with the divergences of its samples, and their mean for its own."""
     kl = float(values.mean())
