@@ -1,40 +1,43 @@
-"""Will the runtime's own rounding of activations lose the usual ones beside a few large ones?"""
+"""Will rounding activations to integers lose the usual ones beside a few large ones?"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor
 
 from guidedq.artifacts.diagnostic import Diagnostic, at_most
 from guidedq.artifacts.guidance import AbstractGuidance
+from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Site, UseKind
 
 LARGEST_RATIO = 254.0
-"""int8 has 127 steps to a side: beyond, a usual input is less than half a step and is rounded to nothing beside the
-largest. all-MiniLM-L6-v2 has 89."""
+"""int8 has 127 steps to a side, and uint8 as many where values have both signs: beyond, a usual input is less than half
+a step and is rounded to nothing beside the largest. all-MiniLM-L6-v2 has 89."""
 
 
 def activation_outliers(
-    guidance: AbstractGuidance, sites: Sequence[Site], rounded_operators: Collection[str]
+    guidance: AbstractGuidance, sites: Sequence[Site], rounding: ActivationRounding | None
 ) -> Diagnostic | None:
     """The largest input of a site over its median one, by their root mean squares in the guidance.
+
+    The groups of a grouped convolution are looked at one by one: their second moments are weighted each on its own.
 
     Args:
         guidance: Has the second moments of every site's inputs, weighted as the guide does.
         sites: Quantizable ones.
-        rounded_operators: Those whose inputs the runtime rounds to int8; a runtime that computes in floats rounds none,
-            and its errors do not depend on outliers.
+        rounding: What is rounded when the artifact is run; where that is nothing, errors do not depend on outliers.
 
     Returns:
         `None` if no input is rounded.
     """
+    if rounding is None:
+        return None
     ratios = {
         site.name: max(_ratio(term.hessian) for term in guidance.site(site.name).terms)
         for site in sites
-        if any(use.kind is UseKind.LINEAR and use.operator in rounded_operators for use in site.uses)
-        and all(use.kind is UseKind.LINEAR for use in site.uses)
+        if site.name in rounding.rows or _is_rounded_by_block(site, rounding)
     }
     if not ratios:
         return None
@@ -43,9 +46,16 @@ def activation_outliers(
         "activation-outliers",
         ratios[name],
         LARGEST_RATIO,
-        meaning=f"largest input of {name} over its median one, where the runtime rounds inputs to int8",
-        advice="Let the runtime compute in floats: --backend 'onnx{accuracy-level=1}'.",
+        meaning=f"largest input of {name} over its median one, where inputs are rounded to 8-bit integers",
+        advice=f"Compute {name} in floats: --keep '{name}', a smaller --set activation-budget, or no --activations."
+        if name in rounding.rows
+        else "Multiply in floats: no --activations int8; for ONNX --backend 'onnx{accuracy-level=1}'.",
     )
+
+
+def _is_rounded_by_block(site: Site, rounding: ActivationRounding) -> bool:
+    linear = all(use.kind is UseKind.LINEAR for use in site.uses)
+    return linear and any(use.operator in rounding.operators for use in site.uses)
 
 
 def _ratio(hessian: Float[Tensor, "group in in"]) -> float:

@@ -45,7 +45,6 @@ def diagnosed(
     graph, curves = job.model.graph, evidence.distortions
     parameters = {site.name: site.parameters for site in graph.quantizable}
     raw_kl = sum(decision.raw) / len(decision.raw)
-    rounding = evidence.rounding
     checks = (
         guidance_agreement(curves),
         shrinkage(curves),
@@ -58,7 +57,7 @@ def diagnosed(
         calibration_gap(forecast_of(job, evidence, decision.raw, probes)),
         extrapolation(raw_kl, probes),
         narrowest_formats(decision.allocation, raw_kl, probes),
-        activation_outliers(evidence.guidance, graph.quantizable, rounding.operators if rounding else ()),
+        activation_outliers(evidence.guidance, graph.quantizable, evidence.rounding),
         over_training(training_tokens, job.model.parameters),
     )
     return tuple(check for check in checks if check is not None)

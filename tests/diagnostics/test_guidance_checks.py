@@ -16,6 +16,7 @@ from guidedq.diagnostics.calibration_samples import calibration_samples
 from guidedq.diagnostics.curve_order import curve_order
 from guidedq.diagnostics.guidance_agreement import guidance_agreement
 from guidedq.diagnostics.shrinkage import shrinkage
+from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Site, Use, UseKind
 from guidedq.passes.allocate.shrinkage import shrinkage_scale
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat, Format
@@ -142,23 +143,39 @@ class Guidance(AbstractGuidance):
 
 
 LINEAR = Site(name="up", shape=(2, 5), uses=(Use(operator="up", kind=UseKind.LINEAR),))
+CONVOLUTION = Site(name="up", shape=(2, 5, 1), uses=(Use(operator="up", kind=UseKind.CONVOLUTION),))
+BY_BLOCK, BY_TENSOR = ActivationRounding(operators={"up": 32}), ActivationRounding(rows={"up": 0})
 
 
-def test_an_outlier_is_warned_of_where_the_runtime_rounds_inputs() -> None:
+@pytest.mark.parametrize(
+    ("site", "rounding", "advice"),
+    [
+        (LINEAR, BY_BLOCK, "accuracy-level=1"),
+        (LINEAR, BY_TENSOR, "--keep 'up'"),
+        (CONVOLUTION, BY_TENSOR, "--keep 'up'"),
+    ],
+)
+def test_an_outlier_is_warned_of_where_inputs_are_rounded(
+    site: Site, rounding: ActivationRounding, advice: str
+) -> None:
     outlier, calm = Guidance(1.0, 1.1, 300.0, 0.9, 1.0), Guidance(1.0, 1.1, 100.0, 0.9, 1.0)
-    found = activation_outliers(outlier, [LINEAR], {"up"})
+    found = activation_outliers(outlier, [site], rounding)
     assert found is not None and found.verdict == "warning" and found.number == pytest.approx(300.0)
-    assert "accuracy-level=1" in found.advice
-    quiet = activation_outliers(calm, [LINEAR], {"up"})
+    assert advice in found.advice
+    quiet = activation_outliers(calm, [site], rounding)
     assert quiet is not None and quiet.verdict == "fine"
-    assert activation_outliers(outlier, [LINEAR], ()) is None
+
+
+@pytest.mark.parametrize("rounding", [None, ActivationRounding(), ActivationRounding(rows={"down": 0})])
+def test_a_site_that_multiplies_in_floats_is_not_judged_by_outliers(rounding: ActivationRounding | None) -> None:
+    assert activation_outliers(Guidance(1.0, 1.1, 300.0, 0.9, 1.0), [LINEAR], rounding) is None
 
 
 def test_an_embedding_reads_no_activations() -> None:
-    site = Site(name="embed", shape=(2, 5), uses=(Use(operator="embed", kind=UseKind.EMBEDDING),))
-    assert activation_outliers(Guidance(1.0, 1.0, 300.0, 1.0, 1.0), [site], {"embed"}) is None
+    site = Site(name="embed", shape=(2, 5), uses=(Use(operator="up", kind=UseKind.EMBEDDING),))
+    assert activation_outliers(Guidance(1.0, 1.0, 300.0, 1.0, 1.0), [site], BY_BLOCK) is None
 
 
 def test_inputs_that_are_never_seen_are_no_outliers() -> None:
-    found = activation_outliers(Guidance(0.0, 0.0, 0.0, 0.0, 0.0), [LINEAR], {"up"})
+    found = activation_outliers(Guidance(0.0, 0.0, 0.0, 0.0, 0.0), [LINEAR], BY_BLOCK)
     assert found is not None and found.verdict == "fine"
