@@ -26,10 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-from guidedq.law.effective import fit_training_law
 from guidedq.law.forms import Form
 from guidedq.law.record import GUIDED, UNIFORM, Law, measured_of, read_law
 from guidedq.law.regression import fit_form, growth, predicted
+from guidedq.law.training import TrainingLaw, fit_training_law
 
 PICTURES = ("training", "curve", "effective-parameters", "equal-loss")
 
@@ -53,7 +53,8 @@ def main() -> None:
 def page(law: Law) -> str:
     """The page's text."""
     training = law.training
-    assert training is not None
+    if training is None:
+        raise SystemExit(law.training_problem)
     terms = (
         f"{training.floor:.3g} + {training.a:.3g} / N^{training.alpha:.3g} + {training.b:.3g} / D^{training.beta:.3g}"
     )
@@ -71,6 +72,7 @@ def page(law: Law) -> str:
         costs=costs(law),
         training=terms,
         source=training.source,
+        numbers=training_numbers(training),
     )
 
 
@@ -126,6 +128,15 @@ def parameters(law: Law) -> str:
     ends = [law.allocations[allocation].effective for allocation in (UNIFORM, GUIDED)]
     cells = ["" if one is None else f"{one.g:.3g} ({one.low:.3g} to {one.high:.3g})" for one in ends]
     lines.append(f"| N_eff | g, bits | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
+
+
+def training_numbers(training: TrainingLaw) -> str:
+    """The training law's numbers with their intervals."""
+    lines = ["| parameter | value | 90% interval |", "|---|---|---|"]
+    for shown, name, value in training.numbers:
+        low, high = training.intervals[name]
+        lines.append(f"| {shown} | {value:.3g} | {low:.3g} to {high:.3g} |")
     return "\n".join(lines)
 
 
@@ -249,9 +260,12 @@ The unquantized losses of these models give ({source})
 
     L(N, D) = {training}
 
-With it an increase is turned into the size of an unquantized model that loses as much. Three sizes tell its exponents
-badly (when one of the models is left out, alpha goes from {alphas}), the sizes of equal loss better (the one of 3
-uniform bits from {shares} of N). For the model that ships:
+{numbers}
+
+With it an increase is turned into the size of an unquantized model that loses as much. Three sizes tell A and alpha
+badly, not even alpha's sign, for the one can stand in for the other (when one of the models is left out, alpha goes
+from {alphas}); the sizes of equal loss they tell better (the one of 3 uniform bits goes from {shares} of N). For the
+model that ships:
 
 {costs}
 
@@ -267,6 +281,20 @@ file:
 
 All this is for models of a hundred thousand parameters on one kind of text. The three sizes differ by a factor of
 three, so gamma_N and the training law are known far less well than the rest, and what lies outside is extrapolated.
+
+## Asking the law
+
+    guidedq law --predict benchmarks/results/demo-law.toml --parameters 300k --tokens 20M --bits 3.5
+
+answers with the increase and its interval, the loss, what half a bit more or less at this size does to the file and to
+the loss, and what other sizes in the same bytes lose. What lies outside of the measured sizes, tokens (by more than a
+factor of two) and widths is starred, with the nearest measured value: the interval knows nothing of that.
+
+What needs a training law, N_eff, the sizes of equal loss, the trade of bits for parameters and the lines of equal loss,
+is told where one was fitted (to six models of three sizes and three token counts at least), or where the published one
+(Hoffmann et al. 2022, arXiv 2203.15556) comes within a tenth of the loss that was measured. Of these models it says 10
+to 20 nats where 2.4 to 5.2 were measured, so a law of one of them, or of the checkpoints of one size, says why it is
+silent instead.
 """
 
 

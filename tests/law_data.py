@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from guidedq.law.effective import TrainingLaw
 from guidedq.law.forms import Cells
 from guidedq.law.record import GUIDED, UNIFORM, Point, SweptModel
 from guidedq.law.regression import Measured
+from guidedq.law.training import TrainingLaw
 
 WIDTHS = (8, 6, 5, 4, 3, 2)
 TRAINING = TrainingLaw(a=300.0, alpha=0.4, b=900.0, beta=0.35, floor=1.5, source="fitted")

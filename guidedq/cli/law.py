@@ -29,8 +29,12 @@ TokensOption = Annotated[
         "--tokens", metavar="D,D,...", help="Training tokens of each model, in order: 1M,2M,4M. Asked for: one number."
     ),
 ]
+WIDTHS = "8,6,5,4,3,2"
 WidthsOption = Annotated[
-    str, typer.Option("--widths", rich_help_panel=SWEEP, metavar="B,B,...", help="Bits of the uniform models.")
+    str | None,
+    typer.Option(
+        "--widths", rich_help_panel=SWEEP, metavar="B,B,...", help=f"Bits of the uniform models. Default: {WIDTHS}."
+    ),
 ]
 TrainBitsOption = Annotated[
     float | None,
@@ -63,7 +67,7 @@ AllocationOption = Annotated[
 def law_command(
     models: ModelsArgument = None,
     tokens: TokensOption = None,
-    widths: WidthsOption = "8,6,5,4,3,2",
+    widths: WidthsOption = None,
     train_bits: TrainBitsOption = None,
     finetune: FinetuneOption = None,
     finetune_steps: StepsOption = None,
@@ -92,6 +96,15 @@ def law_command(
             raise LawError(
                 "--predict FILE asks a law that was fitted: pass --bits (and --parameters, --tokens), no model."
             )
+        sweeping = {
+            "widths": widths,
+            "train-bits": train_bits,
+            "finetune": finetune,
+            "finetune-steps": finetune_steps,
+            "out": out,
+            "overwrite": overwrite or None,
+        }
+        _nothing_else([name for name, value in sweeping.items() if value is not None] + options.changed())
         _answer(predict, parameters, tokens, bits, allocation, json=json)
         return
     if not models:
@@ -100,7 +113,7 @@ def law_command(
         raise LawError("--parameters, --bits and --allocation ask a fitted law: name it with --predict FILE.")
     if finetune_steps is not None and finetune is None:
         raise LawError("--finetune-steps goes with --finetune TEXT.")
-    chosen = _widths(widths)
+    chosen = _widths(widths or WIDTHS)
     counts = _token_counts(tokens, models)
     with working(threads=options.threads) as progress:
         from guidedq.law.run import run_law, write_law
@@ -170,6 +183,15 @@ def _token_counts(text: str | None, models: Sequence[str]) -> tuple[float | None
     return counts
 
 
+def _nothing_else(given: Sequence[str]) -> None:
+    if given:
+        named = ", ".join(f"--{name}" for name in given)
+        raise LawError(
+            f"--predict FILE answers from the file and sweeps nothing: leave {named} out. It takes --bits, "
+            "--parameters, --tokens, --allocation and --json."
+        )
+
+
 def _said(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
@@ -178,16 +200,23 @@ def _answer(
     file: Path, parameters: str | None, tokens: str | None, bits: float, allocation: str | None, *, json: bool
 ) -> None:
     from guidedq.cli.law_text import print_answer
-    from guidedq.law.prediction import foretell, trades
+    from guidedq.law.prediction import caveats, foretell
     from guidedq.law.record import GUIDED, read_law
+    from guidedq.law.trades import same_bytes, same_size
 
     law = read_law(file)
     name = allocation or (GUIDED if GUIDED in law.allocations else next(iter(law.allocations), GUIDED))
     size = None if parameters is None else count_of(parameters, "--parameters")
     count = None if tokens is None else count_of(tokens, "--tokens")
     asked = foretell(law, name, size, count, bits)
-    others = trades(law, name, asked)
+    near, problems = same_size(law, name, asked), list(caveats(law, asked))
+    try:
+        others = same_bytes(law, name, asked)
+    except LawError as error:
+        others = ()
+        problems += [] if str(error) in problems else [f"the trade of bits for parameters is not told: {error}"]
     if json:
-        print_json({"unit": law.unit, "allocation": name, **asdict(asked), "equal_bytes": [asdict(o) for o in others]})
+        tables = {"same_size": [asdict(one) for one in near], "same_bytes": [asdict(one) for one in others]}
+        print_json({"unit": law.unit, "allocation": name, **asdict(asked), **tables, "notices": problems})
     else:
-        print_answer(law, name, asked, others)
+        print_answer(law, name, asked, near, others, problems)

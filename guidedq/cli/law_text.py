@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from guidedq.cli.console import console, print_facts, print_table
-from guidedq.law.figures import shown_model
+from guidedq.law.figures import lines_problem, shown_model
 from guidedq.law.forms import Form
 from guidedq.law.prediction import Prediction
 from guidedq.law.record import AllocationLaw, FormResult, Law, SweptModel, measured_of
@@ -38,23 +38,27 @@ def print_law(law: Law, out: Path | None) -> None:
             facts += _training_facts(law, name, one)
         print_facts([*facts, *(("not told", problem) for problem in one.problems)])
         console().print()
-    if law.training is not None:
-        t = law.training
-        terms = f"{t.floor:.3g} + {t.a:.3g} / N^{t.alpha:.3g} + {t.b:.3g} / D^{t.beta:.3g}"
-        print_facts([("training law", f"{t.source}: L(N, D) = {terms} {law.unit}")])
+    print_facts(_training_law(law))
     if out is not None:
         told = any(one.forms for one in law.allocations.values())
         asking = f" (ask it: guidedq law --predict {out / 'law.toml'} --bits 3.5)" if told else ""
         print_facts([("files", f"{out}{asking}")])
 
 
-def print_answer(law: Law, allocation: str, asked: Prediction, others: Sequence[Prediction]) -> None:
-    """What the law says of one model, and of others in the same bytes."""
-    told = "" if asked.tokens is None else f", {asked.tokens:,.0f} training tokens"
-    outside = " (outside of what was measured)" if asked.extrapolated else ""
+def print_answer(
+    law: Law,
+    allocation: str,
+    asked: Prediction,
+    near: Sequence[Prediction],
+    others: Sequence[Prediction],
+    problems: Sequence[str],
+) -> None:
+    """What the law says of one model, of the same with other bits, and of others in the same bytes."""
+    told = "" if asked.tokens is None else f", {_star(asked, 'tokens', f'{asked.tokens:,.0f}')} training tokens"
+    size, width = _star(asked, "parameters", f"{asked.parameters:,.0f}"), _star(asked, "bits", f"{asked.bits:g}")
     by = "" if law.training is None else f" ({law.training.source} training law)"
     facts = [
-        ("model", f"{asked.parameters:,.0f} parameters{told}, {asked.bits:g} bits per weight, {allocation}{outside}"),
+        ("model", f"{size} parameters{told}, {width} bits per weight, {allocation}"),
         ("increase", f"{_increase(asked)} {law.unit}, by the {asked.form} law"),
     ]
     if asked.loss is not None:
@@ -63,22 +67,69 @@ def print_answer(law: Law, allocation: str, asked: Prediction, others: Sequence[
         facts.append(("N_eff", f"{asked.effective_share * asked.parameters:,.0f} = {asked.effective_share:.1%} of N"))
     if asked.equivalent is not None:
         facts.append(("equal loss", f"{asked.equivalent:,.0f} unquantized parameters{by}"))
-    print_facts(facts)
+    if asked.extrapolated:
+        nearest = ", ".join(
+            f"{name} {value:.3g}" if name == "bits" else f"{name} {value:,.0f}"
+            for name, value in asked.extrapolated.items()
+        )
+        facts.append(("*", f"outside of what was measured; nearest to it: {nearest}"))
+    print_facts([*facts, *(("note", problem) for problem in problems)])
+    if len(near) > 1:
+        _print_others(law, near, f"with the same {asked.parameters:,.0f} parameters:")
     if not others:
         return
-    console().print()
-    print_facts([("", f"in the same {asked.parameters * asked.bits / 8e6:.3f} MB, after the same training:")])
-    rows = [
-        (f"{one.bits:g}" + "*" * one.extrapolated, f"{one.parameters:,.0f}", _increase(one), f"{one.loss or 0:.4f}")
-        for one in others
-    ]
-    print_table(("bits", "parameters", "increase", "loss"), rows, text_columns=0)
+    _print_others(law, others, f"in the same {asked.bytes / 1e6:.3f} MB, after the same training:")
     best = min(others, key=lambda one: one.loss or 0.0)
     way = (
         "what was asked for" if best.bits == asked.bits else f"{best.parameters:,.0f} parameters at {best.bits:g} bits"
     )
-    star = "; * outside of what was measured" if any(one.extrapolated for one in others) else ""
-    print_facts([("", f"least loss: {way}{star}")])
+    print_facts([("", f"least loss: {way}")])
+
+
+def _print_others(law: Law, others: Sequence[Prediction], title: str) -> None:
+    console().print()
+    print_facts([("", title)])
+    columns = ["bits", "parameters", "MB", f"increase, {law.unit}"]
+    rows = [
+        [
+            _star(one, "bits", f"{one.bits:g}"),
+            _star(one, "parameters", f"{one.parameters:,.0f}"),
+            f"{one.bytes / 1e6:.4g}",
+            _increase(one),
+        ]
+        for one in others
+    ]
+    if all(one.loss is not None for one in others):
+        columns.append("loss")
+        rows = [[*row, f"{one.loss:.4f}"] for row, one in zip(rows, others, strict=True)]
+    print_table(columns, rows, text_columns=0)
+    if any(one.extrapolated for one in others):
+        print_facts([("*", "outside of what was measured")])
+
+
+def _star(one: Prediction, name: str, text: str) -> str:
+    return text + "*" * (name in one.extrapolated)
+
+
+def _training_law(law: Law) -> list[tuple[str, str]]:
+    """The law of the unquantized models with its intervals, and what is missing without one."""
+    facts: list[tuple[str, str]] = []
+    if (training := law.training) is None:
+        facts.append(("training law", f"none: {law.training_problem}"))
+    else:
+        facts.append(("training law", f"{training.source}: L(N, D) = E + A / N^alpha + B / D^beta, {law.unit}"))
+        numbers = [
+            f"{shown} {_interval(value, *training.intervals[name])}"
+            if name in training.intervals
+            else f"{shown} {value:.3g}"
+            for shown, name, value in training.numbers
+        ]
+        facts.append(("", ", ".join(numbers)))
+    if (problem := lines_problem(law)) and law.training is not None:
+        facts.append(("not drawn", f"lines of equal loss: {problem}"))
+    elif problem:
+        facts.append(("not drawn", "lines of equal loss, for want of a training law"))
+    return facts
 
 
 def _print_models(law: Law, allocation: str) -> None:

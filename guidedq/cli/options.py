@@ -325,6 +325,10 @@ class JobOptions:
             "max_memory": None if self.max_memory is None else memory_bytes(self.max_memory),
         }
 
+    def changed(self) -> list[str]:
+        """The options that the user gave another value than the default, as they are spelled."""
+        return [field.name.replace("_", "-") for field in fields(self) if getattr(self, field.name) != field.default]
+
     def settings(self) -> list[str]:
         """The options that change the recipe or the backend, as settings; those of --set come last and win."""
         options = {

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from guidedq.errors import LawError
-from guidedq.law.effective import PUBLISHED_LAW, TrainingLaw, fit_effective_width, fit_training_law
+from guidedq.law.effective import fit_effective_width
 from guidedq.law.forms import Form
-from guidedq.law.record import AllocationLaw, FormResult, Law, SweptModel, measured_of
+from guidedq.law.record import AllocationLaw, FormResult, Law, SweptModel, measured_of, originals
 from guidedq.law.regression import fit_form, held_out_error
+from guidedq.law.training import PUBLISHED_LAW, TrainingLaw, fit_training_law, misfit
 
 
 def assemble_law(models: Sequence[SweptModel], unit: str, train_bits: float, *, language_models: bool) -> Law:
@@ -22,25 +23,34 @@ def assemble_law(models: Sequence[SweptModel], unit: str, train_bits: float, *, 
         train_bits: b_train.
         language_models: Whether the training law speaks of such losses.
     """
-    training = training_law(models) if language_models else None
+    training, problem = training_law(models) if language_models else (None, NO_LANGUAGE)
     names = dict.fromkeys(point.allocation for model in models for point in model.points)
     return Law(
         unit=unit,
         train_bits=train_bits,
         training=training,
+        training_problem=problem,
         allocations={name: _allocation_law(models, name, train_bits, training) for name in names},
         models=tuple(models),
     )
 
 
-def training_law(models: Sequence[SweptModel]) -> TrainingLaw:
-    """That of these models where they tell it, else the published one."""
-    known = [(model.parameters, model.tokens, model.loss) for model in models if model.tokens is not None]
-    table = np.array(known, dtype=np.float64).reshape(-1, 3)
+def training_law(models: Sequence[SweptModel]) -> tuple[TrainingLaw | None, str]:
+    """That of these models where they tell it, else the published one where it says what was measured.
+
+    Returns:
+        The law, or `None` and why there is none.
+    """
+    parameters, tokens, loss = originals(models)
+    known = np.isfinite(tokens)
     try:
-        return fit_training_law(table[:, 0], table[:, 1], table[:, 2])
+        return fit_training_law(parameters[known], tokens[known], loss[known]), ""
     except LawError:
-        return PUBLISHED_LAW
+        problem = misfit(PUBLISHED_LAW, parameters, tokens, loss)
+        return (None if problem else PUBLISHED_LAW), problem
+
+
+NO_LANGUAGE = "no size of equal loss and no N_eff are told: the training law is of language models' losses alone."
 
 
 def _allocation_law(

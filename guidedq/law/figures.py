@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guidedq.law.effective import FITTED
 from guidedq.law.forms import Cells, Form
 from guidedq.law.record import GUIDED, UNIFORM, AllocationLaw, Law, SweptModel, measured_of
 from guidedq.law.regression import predicted
+from guidedq.law.trades import sizes_problem
+from guidedq.law.training import FITTED
 from guidedq.report.palette import ACCENT, INK, MEASURED, MUTED, PAPER, WIDTH_COLOURS
 from guidedq.report.plots import label_in_full, new_figure, plain_ticks
 
@@ -38,6 +39,15 @@ def law_figures(law: Law) -> dict[str, Figure]:
     if name is not None:
         figures["equal-loss"] = equal_loss_figure(law, name)
     return figures
+
+
+def lines_problem(law: Law) -> str:
+    """Why there are no lines of equal loss; empty where `law_figures` draws them."""
+    if problem := sizes_problem(law):
+        return problem
+    if any(_tells_sizes(law, name) for name in law.allocations):
+        return ""
+    return "no exponential law was fitted to models of several sizes."
 
 
 def curve_figure(law: Law) -> Figure:

@@ -1,24 +1,26 @@
-"""Answers from a fitted law, without a model: what other sizes, trainings and widths lose, and what to trade."""
+"""Answers from a fitted law, without a model: what other sizes, trainings and widths lose."""
 
 from __future__ import annotations
 
 import math
-from contextlib import suppress
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import numpy as np
 
 from guidedq.errors import LawError
-from guidedq.law.effective import FITTED
 from guidedq.law.forms import Cells, regressors
 from guidedq.law.record import FormResult, Law, SweptModel
 from guidedq.law.regression import Fit, predicted
+from guidedq.law.training import FITTED
 
 SAME = 0.01
 """Relative difference below which a size or a token count is the one that was measured."""
-TRADED_BITS = (-1.0, -0.5, 0.0, 0.5, 1.0)
-"""Steps in bits per weight of the models that are compared at equal bytes."""
+NEAR = 2.0
+"""Sizes and token counts up to this factor beyond the measured ones are not called extrapolated, where several were
+measured: the laws are powers of them, with exponents known to some tenths, so a factor of two moves little."""
 
 
 @final
@@ -31,6 +33,7 @@ class Prediction:
         parameters: N.
         tokens: D, if the answer depends on it or it was given.
         bits: Stored bits per weight.
+        bytes: Of its file.
         increase: Of the loss.
         low: End of the 90% interval of the curve.
         high: The other end.
@@ -38,20 +41,22 @@ class Prediction:
             this very model was measured; `None` without either.
         effective_share: N_eff / N.
         equivalent: Parameters of the unquantized model that loses as much.
-        extrapolated: Whether the width lies outside of what was measured.
+        extrapolated: Which of `parameters`, `tokens` and `bits` lie outside of what was measured, each with the nearest
+            value that was. The interval knows nothing of that.
     """
 
     form: str
     parameters: float
     tokens: float | None
     bits: float
+    bytes: float
     increase: float
     low: float
     high: float
     loss: float | None
     effective_share: float | None
     equivalent: float | None
-    extrapolated: bool
+    extrapolated: Mapping[str, float]
 
 
 def foretell(law: Law, allocation: str, parameters: float | None, tokens: float | None, bits: float) -> Prediction:
@@ -80,37 +85,58 @@ def foretell(law: Law, allocation: str, parameters: float | None, tokens: float 
     result = _able(law, allocation, cells)
     increase, low, high = (float(values[0]) for values in predicted(result.fit, cells))
     training, effective = law.training, law.allocations[allocation].effective
-    swept = [point.bits for model in law.models for point in model.points if point.allocation == allocation]
     return Prediction(
         form=result.fit.form.value,
         parameters=size,
         tokens=count,
         bits=float(bits),
+        bytes=size * bits / 8,
         increase=increase,
         low=low,
         high=high,
         loss=None if (base := _base_loss(law, size, count)) is None else base + increase,
         effective_share=None if effective is None else float(effective.share(bits)),
         equivalent=None if training is None else float(training.equivalent(size, increase)),
-        extrapolated=not min(swept) <= bits <= max(swept),
+        extrapolated=_outside(law, allocation, size, count, bits),
     )
 
 
-def trades(law: Law, allocation: str, asked: Prediction) -> tuple[Prediction, ...]:
-    """Models of the same bytes as the one that was asked for, with fewer bits and more parameters and the reverse.
+def caveats(law: Law, asked: Prediction) -> tuple[str, ...]:
+    """What the reader of an answer should know about it."""
+    found: list[str] = []
+    sizes = {model.parameters for model in law.models}
+    if len(sizes) == 1 and "parameters" in asked.extrapolated:
+        found.append(
+            f"one size alone was measured ({next(iter(sizes)):,} parameters): that another loses as much after as many "
+            f"tokens per parameter is what the {asked.form} law assumes."
+        )
+    if law.training is None:
+        found.append(law.training_problem)
+    return tuple(found)
 
-    Trained on the same tokens. Empty where the laws know nothing of other sizes.
-    """
-    if law.training is None or law.training.source != FITTED or asked.loss is None:
-        return ()
-    found: list[Prediction] = []
-    for step in TRADED_BITS:
-        bits = asked.bits + step
-        if bits <= 0:
-            continue
-        with suppress(LawError):
-            found.append(foretell(law, allocation, asked.parameters * asked.bits / bits, asked.tokens, bits))
-    return tuple(found) if len(found) > 1 else ()
+
+def _outside(law: Law, allocation: str, parameters: float, tokens: float | None, bits: float) -> dict[str, float]:
+    """What lies outside of what was measured, with the nearest measured value."""
+    swept = {point.bits for model in law.models for point in model.points if point.allocation == allocation}
+    counts = {model.tokens for model in law.models if model.tokens is not None}
+    asked = {
+        "parameters": (parameters, {float(model.parameters) for model in law.models}, NEAR),
+        "tokens": (tokens, counts, NEAR),
+        "bits": (bits, swept, 1.0),
+    }
+    found: dict[str, float] = {}
+    for name, (value, measured, near) in asked.items():
+        if value is not None and measured and not _is_near(value, measured, near if len(measured) > 1 else 1.0 + SAME):
+            found[name] = min(measured, key=partial(_distance, value))
+    return found
+
+
+def _distance(value: float, measured: float) -> float:
+    return abs(math.log(value / measured))
+
+
+def _is_near(value: float, measured: Collection[float], factor: float) -> bool:
+    return min(measured) / factor <= value <= max(measured) * factor
 
 
 def _given(value: float | None, measured: set[float], name: str) -> float:

@@ -6,16 +6,17 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast, final
 
 import numpy as np
 
 from guidedq.errors import LawError
-from guidedq.law.effective import EffectiveWidth, TrainingLaw
+from guidedq.law.effective import EffectiveWidth
 from guidedq.law.forms import Cells, Form
 from guidedq.law.regression import Fit, Measured
+from guidedq.law.training import PUBLISHED, TrainingLaw, misfit
 
 UNIFORM, GUIDED = "uniform", "guided"
 """Allocations: one width everywhere, and the recipe's own mixture in the same bytes."""
@@ -118,7 +119,8 @@ class Law:
     Attributes:
         unit: Of all losses.
         train_bits: b_train.
-        training: The loss of unquantized models; `None` where the loss is not a language model's.
+        training: The loss of unquantized models; `None` where none is known that holds for these.
+        training_problem: Why it is `None`, else empty.
         allocations: By name.
         models: What was measured.
     """
@@ -126,8 +128,16 @@ class Law:
     unit: str
     train_bits: float
     training: TrainingLaw | None
+    training_problem: str
     allocations: Mapping[str, AllocationLaw]
     models: tuple[SweptModel, ...]
+
+
+def originals(models: Sequence[SweptModel]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """N, D (NaN where it is not known) and the loss of each model before it was quantized."""
+    rows = [(one.parameters, math.nan if one.tokens is None else one.tokens, one.loss) for one in models]
+    parameters, tokens, loss = np.array(rows, dtype=np.float64).reshape(-1, 3).T
+    return parameters, tokens, loss
 
 
 def measured_of(models: Sequence[SweptModel], allocation: str) -> tuple[Measured, np.ndarray, np.ndarray]:
@@ -150,8 +160,13 @@ def measured_of(models: Sequence[SweptModel], allocation: str) -> tuple[Measured
 def law_toml(law: Law) -> str:
     """The law as TOML: what `read_law` needs, and for people the parameters as the forms are written."""
     lines = [f"unit = {_spelled(law.unit)}", f"train-bits = {_spelled(law.train_bits)}"]
+    if law.training_problem:
+        lines += [f"training-problem = {_spelled(law.training_problem)}"]
     if law.training is not None:
-        lines += ["", "[training]", *_pairs(asdict(law.training))]
+        facts = {key: value for key, value in asdict(law.training).items() if key != "intervals"}
+        lines += ["", "[training]", *_pairs(facts)]
+        if law.training.intervals:
+            lines += ["# the ends of 90% intervals", "[training.intervals]", *_pairs(law.training.intervals)]
     for name, one in law.allocations.items():
         for form, result in one.forms.items():
             fit = {key: value for key, value in asdict(result.fit).items() if key not in ("form", "train_bits")}
@@ -172,23 +187,41 @@ def law_toml(law: Law) -> str:
 
 
 def read_law(path: Path) -> Law:
-    """Read what `law_toml` made.
+    """Read what `law_toml` made, of older versions too.
+
+    These kept the published training law whether it held for the models or not: where not, it is left out.
 
     Raises:
         LawError: it is no such file.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-        training = content.get("training")
-        return Law(
+        law = Law(
             unit=content["unit"],
             train_bits=content["train-bits"],
-            training=None if training is None else TrainingLaw(**training),
+            training=_training(content.get("training")),
+            training_problem=content.get("training-problem", "" if "training" in content else UNKNOWN_TRAINING),
             allocations={name: _allocation(one, content["train-bits"]) for name, one in content["allocations"].items()},
             models=tuple(_model(one) for one in content["models"]),
         )
     except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise LawError(f"{path} is no law that guidedq law wrote ({error}). Name its law.toml.") from error
+    if law.training is None or law.training.source != PUBLISHED:
+        return law
+    if not (problem := misfit(law.training, *originals(law.models))):
+        return law
+    allocations = {name: replace(one, effective=None) for name, one in law.allocations.items()}
+    return replace(law, training=None, training_problem=problem, allocations=allocations)
+
+
+UNKNOWN_TRAINING = "no training law is known for these models: no size of equal loss and no N_eff are told."
+
+
+def _training(content: dict[str, Any] | None) -> TrainingLaw | None:
+    if content is None:
+        return None
+    intervals = {name: (low, high) for name, (low, high) in content.pop("intervals", {}).items()}
+    return TrainingLaw(**content, intervals=intervals)
 
 
 def _allocation(content: Mapping[str, Any], train_bits: float) -> AllocationLaw:

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from command_line import options, run, run_json, save_language_model
+from law_data import swept_models
 from safetensors.torch import load_file, save_file
 
 import guidedq
+from guidedq.cli.law_text import print_law
 from guidedq.ir.program import TorchProgram
+from guidedq.law.assembly import assemble_law
 
 SHARPER = 10.0
 """Random weights are scaled by this, so that the model is sure of something, by what its blocks compute."""
@@ -77,7 +80,8 @@ def test_every_width_is_measured_in_both_allocations_in_about_the_same_bytes(swe
 def test_the_folder_holds_the_law_and_its_figures(swept: Swept) -> None:
     assert json.loads((swept.out / "law.json").read_text()) | {"folder": str(swept.out)} == swept.content
     names = {path.name for path in swept.out.iterdir()}
-    assert {"law.toml", "law.json", "curve.png", "curve.svg", "training.png", "effective-parameters.svg"} <= names
+    assert {"law.toml", "law.json", "curve.png", "curve.svg", "training.png"} <= names
+    assert not names & {"effective-parameters.png", "equal-loss.png"}
     assert all((swept.out / name).stat().st_size > 1000 for name in names)
 
 
@@ -88,8 +92,25 @@ def test_a_second_run_finds_the_measurements_and_tells_the_same(swept: Swept) ->
     for form in swept.content["allocations"]["uniform"]["forms"].values():
         error = form["held_out_widths"]
         assert f"{'unknown' if error is None else f'{error:.3f}'} on widths left out" in again.stdout
-    for said in ("N_eff", "costs parameters", "gamma_D", "g_post", "delta", "left out", "D/N"):
+    for said in ("gamma_D", "g_post", "delta", "left out", "D/N"):
         assert said in again.stdout
+
+
+def test_a_series_whose_loss_no_training_law_tells_has_no_effective_parameters_and_says_so(swept: Swept) -> None:
+    again = run("law", *swept.models, *SWEEP, *swept.options)
+    assert "costs parameters" not in again.stdout
+    assert "training law  none: the published training law says" in again.stdout
+    assert "not drawn     lines of equal loss, for want of a training law" in again.stdout
+    assert (swept.content["training"], swept.content["allocations"]["guided"]["effective"]) == (None, None)
+    assert swept.content["training_problem"] in again.stdout
+
+
+def test_a_fitted_training_law_is_shown_with_its_intervals(capsys: pytest.CaptureFixture[str]) -> None:
+    law = assemble_law(swept_models(), "nats/token", 16.0, language_models=True)
+    print_law(law, None)
+    shown = capsys.readouterr().out
+    assert "costs parameters" in shown and "N_eff" in shown and "not drawn" not in shown
+    assert "E 1.5 (1.5 to 1.5), A 300 (300 to 300), alpha 0.4 (0.4 to 0.4)" in shown
 
 
 def test_the_saved_law_answers_without_a_model(swept: Swept) -> None:
@@ -113,6 +134,19 @@ def test_the_saved_law_answers_without_a_model(swept: Swept) -> None:
         (["law", "a", "--bits", "3"], "--predict FILE"),
         (["law", "--predict", "missing.toml", "--bits", "3"], "no law that guidedq law wrote"),
         (["law", "--predict", "missing.toml"], "pass --bits"),
+        *(
+            (["law", "--predict", "missing.toml", "--bits", "3", *extra], f"leave {extra[0]} out")
+            for extra in (
+                ["--out", "x"],
+                ["--widths", "4,3,2"],
+                ["--finetune", "x"],
+                ["--train-bits", "8"],
+                ["--overwrite"],
+                ["--data", "x"],
+                ["--eval-data", "x"],
+                ["--seed", "1"],
+            )
+        ),
     ],
 )
 def test_bad_input_is_refused_in_words_before_any_work(words: list[str], says: str) -> None:
