@@ -11,6 +11,7 @@ from guidedq.artifacts.report import (
     LatencyFacts,
     MeasuredFacts,
     ModelFacts,
+    PlanPart,
     PlanPoint,
     PrecisionFacts,
     ProbePoint,
@@ -59,6 +60,11 @@ def plan_points() -> tuple[PlanPoint, ...]:
             bits_per_weight=float(bits),
             linear_bits_per_weight=bits - 0.1,
             forecast=forecast(4.0**-bits),
+            parts=(
+                PlanPart(name="embedding", bytes=300 * bits, bits_per_weight=bits - 0.5),
+                PlanPart(name="first third", bytes=600 * bits, bits_per_weight=bits + 0.25),
+                PlanPart(name="rest", bytes=100 * bits, bits_per_weight=0.0),
+            ),
         )
         for bits in (3, 4, 6)
     )

@@ -9,11 +9,12 @@ from typing import Annotated
 
 import typer
 
-from guidedq.artifacts.report import PlanPart, PlanPoint
+from guidedq.artifacts.report import PlanPoint
 from guidedq.cli.console import console, print_facts, print_json, print_table, working
 from guidedq.cli.options import JobOptions, JsonOption, ModelArgument, PlotOption, with_job_options
 from guidedq.report.knee import knee
-from guidedq.report.wording import accuracy_text, bytes_text, increase_text, interval_text, loss_text, share_text
+from guidedq.report.parts import part_text
+from guidedq.report.wording import accuracy_text, bytes_text, increase_text, interval_text, loss_text
 
 BudgetsOption = Annotated[
     str | None,
@@ -112,11 +113,6 @@ def _print_points(points: Sequence[PlanPoint], unit: str) -> None:
 
 def _print_parts(points: Sequence[PlanPoint]) -> None:
     """Where the bits go: bits per weight and share of the file of each part of the model."""
-
-    def spoken(part: PlanPart, point: PlanPoint) -> str:
-        share = share_text(part.bytes / point.bytes)
-        return f"{part.bits_per_weight:.2f} bits, {share}" if part.bits_per_weight else share
-
-    rows = [(point.asked, *(spoken(part, point) for part in point.parts)) for point in points]
+    rows = [(point.asked, *(part_text(part, point.bytes) for part in point.parts)) for point in points]
     print_facts([("", ""), ("", "where the bits go: bits per weight, share of the file")])
     print_table(["budget", *(part.name for part in points[0].parts)], rows)

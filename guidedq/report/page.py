@@ -14,8 +14,10 @@ from guidedq.artifacts.report import Report
 from guidedq.artifacts.runtime import RuntimeFacts
 from guidedq.report.depth import depth_figure, row_shares
 from guidedq.report.drawing import for_page
+from guidedq.report.knee import knee
 from guidedq.report.palette import WIDTH_COLOURS
-from guidedq.report.plots import PLOT_SIZE, curve_figure, promise_figure
+from guidedq.report.parts import parts_table, with_parts
+from guidedq.report.plots import PLOT_SIZE, curve_figure, parts_figure, promise_figure
 from guidedq.report.precisions import at_widest, nested_plots, nested_title, precision_table, schedule_table
 from guidedq.report.wording import (
     agreement_name,
@@ -38,6 +40,7 @@ from guidedq.report.wording import (
 WIDE = (10.2, 4.2)
 NARROW = (4.0, 4.6)
 """Inches of the allocation's drawing on a desktop and on a phone."""
+WIDE_PARTS = (10.2, 3.4)
 SMALL = (3.7, 3.7)
 """Inches of the other drawings on a phone: shown some 300 pixels wide, their letters are no smaller than 10 pixels."""
 HALF_PRECISION_BYTES = 2
@@ -67,6 +70,8 @@ def page(report: Report) -> str:
         schedules=schedule_table(report),
         tiles=_tiles(report),
         verdict=verdict(report),
+        parts=parts_table(report.curve),
+        knee=knee(report.curve),
         plots=_plots(report),
         sites=[_row(site, report) for site in report.sites],
         checks=[(check, checked_text(check)) for check in report.diagnostics],
@@ -133,15 +138,19 @@ def _units(report: Report) -> str:
 
 def _plots(report: Report) -> Mapping[str, str]:
     allocation = f"Bits per weight of {len(report.sites)} sites in the order of the data; the table below lists them."
-    curve = "Predicted KL against bits per weight, with the chosen point."
-    promise = "Predicted against measured KL."
+    curve = "Predicted KL and loss increase against bits per weight, with the knee and the chosen point."
+    promise = "Predicted against measured KL and loss increase."
     plots = {
         **for_page(partial(depth_figure, report), "depth", allocation, WIDE, NARROW),
         **for_page(partial(promise_figure, report), "promise", promise, PLOT_SIZE, SMALL),
     }
     if report.precisions:
         return {**plots, **nested_plots(report, WIDE, SMALL)}
-    return {**plots, **for_page(partial(curve_figure, report), "curve", curve, PLOT_SIZE, SMALL)}
+    plots = {**plots, **for_page(partial(curve_figure, report), "curve", curve, PLOT_SIZE, SMALL)}
+    if not with_parts(report.curve):
+        return plots
+    shares = "The parts of the model as shares of the file at each budget; the table below has the numbers."
+    return {**plots, **for_page(partial(parts_figure, report.curve), "parts", shares, WIDE_PARTS, SMALL)}
 
 
 def _row(site: Any, report: Report) -> Mapping[str, Any]:

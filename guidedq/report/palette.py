@@ -14,6 +14,9 @@ LINES = "#d9dfe6"
 PAPER = "#ffffff"
 ACCENT = "#2f74d0"
 MEASURED = "#d9622b"
+LOSS = "#1f9a80"
+PART_COLOURS = ("#8d7ad6", "#2f74d0", "#3b93b4", "#3aa58f", "#9aa5b1")
+"""Of the parts of a file: embeddings, the thirds of the other weights, the rest."""
 
 THEMED: Mapping[str, str] = {INK: "var(--ink)", MUTED: "var(--muted)", LINES: "var(--lines)", PAPER: "var(--paper)"}
 """Neutral colours and the page's variables for them."""

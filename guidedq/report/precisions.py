@@ -26,7 +26,7 @@ def at_widest(report: Report) -> str:
 
 def nested_plots(report: Report, wide: Size, small: Size) -> Mapping[str, str]:
     """Drawings of the precisions, and of the schedules if there are any, for a desktop and a phone."""
-    curve = "Predicted and measured KL at each precision against the bits per weight that it reads."
+    curve = "Predicted and measured loss at each precision against the bits per weight that it reads."
     plots = for_page(partial(precisions_figure, report), "curve", curve, PLOT_SIZE, small)
     if not report.schedules:
         return plots

@@ -126,6 +126,16 @@ def test_a_report_of_one_precision_has_neither_precisions_nor_schedules(text: st
     assert not any(part in words for part in ("Precisions", "Schedules", "KL measured at"))
 
 
+def test_the_page_says_where_the_knee_is_and_where_the_bits_go_by_budget(text: str) -> None:
+    words = " ".join(Reader(text).text)
+    assert "The knee is at 4bits" in words
+    assert "Where the bits go at other budgets" in words
+    rows = [[re.sub("<.*?>", "", cell) for cell in row.split("</td>")[:-1]] for row in text.split("<tr>")]
+    assert ["3bits", "2.50 bits, 30.0%", "3.25 bits, 60.0%", "10.0%"] in rows
+    bare = page(sample_report(curve=()))
+    assert "at other budgets" not in bare and "The knee" not in bare
+
+
 def test_names_are_escaped() -> None:
     report = sample_report(notices=("<b>bold</b> & more",))
     report = replace(report, model=replace(report.model, name='a"<i>'))

@@ -3,16 +3,21 @@ import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sample_reports import UNIT, plan_points, precisions, sample_report, schedules, sites
 
+from guidedq.artifacts.forecast import Forecast
 from guidedq.errors import OutputError
 from guidedq.report.depth import depth_figure, row_shares
 from guidedq.report.drawing import check_picture, inline_svg, save_figure
+from guidedq.report.knee import knee
+from guidedq.report.parts import parts_table
 from guidedq.report.plots import (
     comparison_figure,
     curve_figure,
+    parts_figure,
     plan_figure,
     precisions_figure,
     promise_figure,
@@ -40,29 +45,103 @@ def test_losses_are_on_logarithmic_axes_and_points_lie_where_the_numbers_say() -
     axes = curve_figure(report).axes[0]
     assert axes.get_yscale() == "log"
     lines = {line.get_label(): line for line in axes.get_lines()}
-    assert list(lines["forecast"].get_xdata()) == [3.0, 4.0, 6.0]
-    assert list(lines["forecast"].get_ydata()) == [point.forecast.kl for point in report.curve]
-    assert list(lines["this file, measured"].get_ydata()) == [report.measured.kl]
-    assert list(lines["probes, measured"].get_ydata()) == [0.06]
+    assert list(lines["KL forecast"].get_xdata()) == [3.0, 4.0, 6.0]
+    assert list(lines["KL forecast"].get_ydata()) == [point.forecast.kl for point in report.curve]
+    assert list(lines["this file, KL measured"].get_ydata()) == [report.measured.kl]
+    assert list(lines["this file, loss measured"].get_ydata()) == [report.measured.loss_increase]
+    assert list(lines["probes, KL measured"].get_ydata()) == [0.06]
+
+
+def whiskers(container: Any, axis: int) -> list[tuple[float, float]]:
+    """The ends of error bars along an axis."""
+    (bars,) = container.lines[2]
+    return [tuple(segment[:, axis]) for segment in bars.get_segments()]
+
+
+def test_the_loss_increase_has_a_curve_with_its_interval_in_reports_and_plans() -> None:
+    report = sample_report()
+    forecasts = [point.forecast for point in report.curve]
+    expected = [pytest.approx((one.loss_increase_low, one.loss_increase_high)) for one in forecasts]
+    for figure in (curve_figure(report), plan_figure(report.curve, "tiny", UNIT)):
+        (drawn,) = figure.axes[0].containers
+        assert drawn.get_label() == "loss increase, 90% interval"
+        assert list(drawn.lines[0].get_ydata()) == [one.loss_increase for one in forecasts]
+        assert whiskers(drawn, 1) == expected
+
+
+def test_without_labels_the_loss_increase_is_the_divergence_and_is_not_drawn_twice() -> None:
+    def unlabelled(promise: Forecast) -> Forecast:
+        rises = {"loss_increase_low": promise.kl_low, "loss_increase_high": promise.kl_high}
+        return replace(promise, loss_increase=promise.kl, **rises)
+
+    report = sample_report()
+    curve = tuple(replace(point, forecast=unlabelled(point.forecast)) for point in report.curve)
+    measured = replace(report.measured, loss_after=report.measured.loss_before + report.measured.kl)
+    report = replace(report, curve=curve, forecast=unlabelled(report.forecast), measured=measured)
+    assert curve_figure(report).axes[0].containers == []
+    assert "loss increase" not in curve_figure(report).axes[0].get_ylabel()
+    assert len(promise_figure(report).axes[0].containers) == 1
+
+
+def test_an_interval_that_reaches_zero_does_not_stretch_the_axis() -> None:
+    def reaching(promise: Forecast) -> Forecast:
+        return replace(promise, loss_increase_low=-0.001)
+
+    points = tuple(replace(point, forecast=reaching(point.forecast)) for point in plan_points())
+    low, _ = plan_figure(points, "tiny", UNIT).axes[0].get_ylim()
+    assert low > 0.1 * points[-1].forecast.kl_low
+
+
+def test_the_knee_is_marked_in_reports_and_plans_alike() -> None:
+    report = sample_report()
+    bend = knee(report.curve)
+    assert bend is not None
+    for figure in (curve_figure(report), plan_figure(report.curve, "tiny", UNIT)):
+        (marked,) = [line for line in figure.axes[0].get_lines() if str(line.get_label()).startswith("knee")]
+        assert marked.get_label() == f"knee, {bend.asked}"
+        assert (marked.get_xdata()[0], marked.get_ydata()[0]) == (bend.bits_per_weight, bend.forecast.kl)
+
+
+def test_parts_are_drawn_as_shares_of_the_file_budget_by_budget() -> None:
+    points = plan_points()
+    for axes in (parts_figure(points).axes[0], plan_figure(points, "tiny", UNIT).axes[1]):
+        widths = [round(patch.get_width(), 6) for patch in axes.patches]
+        assert widths == [round(part.bytes / point.bytes, 6) for point in points for part in point.parts]
+        texts = [text.get_text() for text in axes.texts]
+        assert texts == ["2.50", "3.25", "3.50", "4.25", "5.50", "6.25"], "bits per weight of what has weights"
+        labels = [label.get_text() for label in axes.get_yticklabels()]
+        assert labels == ["3bits", "4bits (knee)", "6bits"]
+    assert parts_table(points) == (
+        ["budget", "embedding", "first third", "rest"],
+        [[p.asked, f"{p.bits_per_weight - 0.5:.2f} bits, 30.0%", f"{p.bits_per_weight + 0.25:.2f} bits, 60.0%", "10.0%"]
+         for p in points],
+    )  # fmt: skip
+
+
+def test_a_plan_of_an_older_version_has_the_curve_alone() -> None:
+    points = tuple(replace(point, parts=()) for point in plan_points())
+    assert len(plan_figure(points, "tiny", UNIT).axes) == 1
+    assert parts_table(points) == (["budget"], [])
 
 
 def test_prediction_and_measurement_are_drawn_with_the_interval() -> None:
     report = sample_report()
-    axes = promise_figure(report).axes[0]
-    (bars,) = axes.containers
-    (caps,) = bars.lines[2]
-    low, high = caps.get_segments()[0][:, 0]
-    assert (low, high) == (pytest.approx(report.forecast.kl_low), pytest.approx(report.forecast.kl_high))
+    divergence, increase = promise_figure(report).axes[0].containers
+    promise = report.forecast
+    assert whiskers(divergence, 0) == [pytest.approx((promise.kl_low, promise.kl_high))]
+    assert whiskers(increase, 0) == [pytest.approx((promise.loss_increase_low, promise.loss_increase_high))]
+    assert list(divergence.lines[0].get_ydata()) == [report.measured.kl]
+    assert list(increase.lines[0].get_ydata()) == [report.measured.loss_increase]
 
 
 def test_precisions_lie_over_what_they_read_and_schedules_in_the_order_given() -> None:
     report = sample_report(precisions=precisions(), curve=())
     axes = precisions_figure(report).axes[0]
     lines = {line.get_label(): line for line in axes.get_lines()}
-    assert list(lines["forecast"].get_xdata()) == [3.25, 4.25, 5.25]
-    assert list(lines["measured"].get_ydata()) == [facts.measured.kl for facts in report.precisions]
+    assert list(lines["KL forecast"].get_xdata()) == [3.25, 4.25, 5.25]
+    assert list(lines["KL measured"].get_ydata()) == [facts.measured.kl for facts in report.precisions]
     assert [text.get_text() for text in axes.texts] == ["3 bits", "4 bits", "5 bits"]
-    (bars,) = promise_figure(report).axes[0].containers
+    bars = promise_figure(report).axes[0].containers[0]
     assert list(bars.lines[0].get_ydata()) == [facts.measured.kl for facts in report.precisions]
     drawn = schedules_figure(schedules(), UNIT).axes[0]
     assert [label.get_text() for label in drawn.get_yticklabels()] == ["constant", "entropy"]
