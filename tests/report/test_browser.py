@@ -1,65 +1,72 @@
-"""The page in a real browser, where one is installed: nothing fails, nothing is loaded, and it fits a phone."""
+"""The page in a real browser, where one is installed: nothing fails, nothing is loaded, and it fits a phone.
+
+`report.html` is opened as users open it: by its address as a file.
+"""
 
 from __future__ import annotations
 
-import html
-import json
-import re
-import shutil
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import BROWSER, Browser, browser
 from sample_reports import precisions, sample_report, schedules
 
 from guidedq.artifacts.report import Report
-from guidedq.report.page import page
+from guidedq.report.write import PAGE_NAME, write_report
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE, DESKTOP = 360, 1280
+LEAST_LETTER = 9.5
+"""Pixels that the smallest text of a figure takes."""
 NESTED = sample_report(precisions=precisions(), schedules=schedules(), curve=())
 MEASURE = """
-<body style="margin:0"><iframe id="frame" style="border:0;width:{width}px;height:800px" srcdoc="{page}"></iframe>
-<pre id="found"></pre><script>
-onload = () => {{
-  const inner = document.getElementById("frame").contentDocument;
-  const wide = [...inner.querySelectorAll("body *")].filter(e => !e.closest(".scroll *, svg *"))
-    .filter(e => e.getBoundingClientRect().right > {width} + 0.5).map(e => e.tagName + "." + e.className);
-  const small = [...inner.querySelectorAll("svg:not(.mix) text")].filter(e => e.getClientRects().length)
+(() => {
+  const beyond = [...document.querySelectorAll("body *")].filter(e => !e.closest(".scroll *, svg *"))
+    .filter(e => e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.tagName);
+  const letters = [...document.querySelectorAll("svg:not(.mix) text")].filter(e => e.getClientRects().length)
     .map(e => e.getBoundingClientRect().height).filter(h => h > 0);
-  document.getElementById("found").textContent = JSON.stringify({{
-    width: inner.documentElement.scrollWidth, wide: wide, smallest: Math.min(...small),
-    shown: [...inner.querySelectorAll("svg[role=img]")].filter(e => e.getClientRects().length).length,
-    loaded: performance.getEntriesByType("resource").length,
-  }});
-}};
-</script></body>
+  const shown = [...document.querySelectorAll("svg[role=img]")].filter(e => e.getClientRects().length).length;
+  const width = document.documentElement.scrollWidth;
+  return {window: innerWidth, width: width, beyond: beyond, smallest: Math.min(...letters, 1000), shown: shown};
+})()
 """
 
-
-def opened(tmp_path: Path, report: Report, width: int) -> tuple[dict[str, object], str]:
-    """What the browser found in the page at a width, and what it complained of."""
-    wrapper = tmp_path / "wrapper.html"
-    wrapper.write_text(MEASURE.format(width=width, page=html.escape(page(report), quote=True)))
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=3000"]
-    command = [str(BROWSER), *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", wrapper.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found is not None, done.stderr
-    complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return json.loads(html.unescape(found[1])), "\n".join(complaints)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile")) as started:
+        yield started
+
+
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
 @pytest.mark.parametrize("report", [sample_report(), NESTED], ids=["plain", "nested"])
-def test_the_page_opens_without_complaint_and_fits_the_width(tmp_path: Path, report: Report, width: int) -> None:
-    found, complaints = opened(tmp_path, report, width)
-    assert complaints == ""
-    assert found["wide"] == []
-    assert isinstance(found["width"], int)
-    assert found["width"] <= width
-    assert found["shown"] == 3 + bool(report.schedules), "the allocation for this width, curve, promise, schedules"
-    assert found["loaded"] == 0
-    assert isinstance(found["smallest"], float | int)
-    assert found["smallest"] >= 9.5, "pixels that the smallest text of a figure takes"
+def test_the_file_opens_without_complaint_loads_nothing_and_fits_the_width(
+    chromium: Browser, tmp_path: Path, report: Report, width: int
+) -> None:
+    write_report(report, tmp_path)
+    seen = chromium.open(tmp_path / PAGE_NAME, width, MEASURE)
+    assert seen.address == (tmp_path / PAGE_NAME).as_uri()
+    assert seen.complaints == []
+    assert seen.requests == []
+    assert seen.found["beyond"] == []
+    assert seen.found["window"] == width
+    assert seen.found["width"] <= width
+    drawings = ("allocation", "curve", "promise", "schedules" if report.schedules else "parts")
+    assert seen.found["shown"] == len(drawings), "one of each for this width"
+    assert seen.found["smallest"] >= LEAST_LETTER
+
+
+def test_a_page_that_loads_fails_and_is_too_wide_is_told_from_ours(chromium: Browser, tmp_path: Path) -> None:
+    (tmp_path / "style.css").write_text("p { color: red }")
+    (tmp_path / PAGE_NAME).write_text(
+        '<link rel="stylesheet" href="style.css"><img src="http://127.0.0.1:9/none.png"><p style="width:500px">wide</p>'
+        '<svg role="img"><text font-size="4">small</text></svg><script>throw Error("broken")</script>'
+    )
+    seen = chromium.open(tmp_path / PAGE_NAME, PHONE, MEASURE)
+    assert {Path(address).name for address in seen.requests} == {"style.css", "none.png"}
+    assert any("broken" in complaint for complaint in seen.complaints)
+    assert seen.found["beyond"] == ["P"]
+    assert seen.found["width"] > PHONE
+    assert seen.found["smallest"] < LEAST_LETTER
