@@ -61,7 +61,8 @@ def compile(
     Args:
         model: A loaded model, or what `load` takes: a folder, an `.onnx` or `.pt2` file, a hub name, `"demo"`.
         budget: `"3.5bits"` (all bytes of the weights file over all parameters), `"120MB"`, or for the smallest file
-            that loses no more: `"+0.02nats"`, `"1.02x"` (perplexity), `"-0.5%"` (points of accuracy, with labels).
+            that loses no more: `"+0.02nats"`, `"1.02x"` (perplexity), `"-0.5%"` (points of accuracy, with labels), or
+            `"+0.01error"` where the output is no distribution (half its relative squared error).
         nested: Instead: the widths of one artifact that can be read at each of them, `"3,4,5"`. A budget then bounds
             the size of the whole file, and may be left out.
         data: Calibration data: .txt, .jsonl, .npz, .safetensors, or folders of these.

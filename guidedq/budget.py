@@ -13,7 +13,7 @@ BYTES_PER_UNIT = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 EXPECTED = (
     "Expected bits per weight, such as 3.5bits, bytes, such as 120MB, or what may be lost: +0.02nats of loss, "
-    "1.02x the perplexity, -0.5% of accuracy"
+    "1.02x the perplexity, -0.5% of accuracy, or, where the output is no distribution, +0.01error"
 )
 
 
@@ -24,12 +24,13 @@ class Budget:
 
     Attributes:
         text: As the user wrote it.
-        kind: Bits per parameter, bytes; increase of the loss, ratio of perplexities, fall of the accuracy.
+        kind: Bits per parameter, bytes; increase of the loss, ratio of perplexities, fall of the accuracy; of an output
+            that is no distribution its error, half the squared error over the squared output, as the report has it.
         amount: In that unit; of accuracy as a share, `-0.5%` (half a point) is 0.005.
     """
 
     text: str
-    kind: Literal["bits", "bytes", "nats", "perplexity", "accuracy"]
+    kind: Literal["bits", "bytes", "nats", "perplexity", "accuracy", "error"]
     amount: float
 
     @property
@@ -48,7 +49,9 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """Read `3.5bits`, `3.5` (bits), `120MB` / `120MiB`, `+0.02nats`, `1.02x` (perplexity) or `-0.5%` (accuracy).
+    """Read `3.5bits`, `3.5` (bits), `120MB` / `120MiB`, or a loss.
+
+    Losses are `+0.02nats`, `1.02x` (perplexity), `-0.5%` (accuracy), `+0.01error` (of an output that is no distribution).
 
     Raises:
         BudgetError: `text` is none of these, or allows nothing.
@@ -60,6 +63,8 @@ def parse_budget(text: str) -> Budget:
         budget = Budget(text=text, kind="bytes", amount=float(match[1]) * BYTES_PER_UNIT[match[2]])
     elif match := re.fullmatch(r"\+" + _NUMBER + "nats?", cleaned):
         budget = Budget(text=text, kind="nats", amount=float(match[1]))
+    elif match := re.fullmatch(r"\+" + _NUMBER + "error", cleaned):
+        budget = Budget(text=text, kind="error", amount=float(match[1]))
     elif match := re.fullmatch(_NUMBER + "x", cleaned):
         budget = Budget(text=text, kind="perplexity", amount=float(match[1]))
         if budget.amount <= 1:

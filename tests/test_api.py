@@ -43,14 +43,14 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-def save_network(path: Path) -> Path:
-    """An ONNX file with two weights and an output that is no distribution."""
+def save_network(path: Path, output: str = "y") -> Path:
+    """An ONNX file with two weights: a classifier, unless the output's name says that it is something else."""
     random = np.random.default_rng(0)
     shapes = {"weight": (64, 32), "last": (32, 3)}
     weights = [numpy_helper.from_array(random.normal(size=shapes[name]).astype(np.float32), name) for name in shapes]
     given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])
-    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
-    nodes = [helper.make_node("MatMul", ["x", "weight"], ["h"]), helper.make_node("MatMul", ["h", "last"], ["y"])]
+    made = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", 3])
+    nodes = [helper.make_node("MatMul", ["x", "weight"], ["h"]), helper.make_node("MatMul", ["h", "last"], [output])]
     graph = helper.make_graph(nodes, "g", [given], [made], weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
     return path

@@ -38,6 +38,7 @@ def test_a_budget_in_any_spelling_comes_to_bytes(text: str, limit: int) -> None:
         ("2X", "perplexity", math.log(2.0)),
         ("-0.5%", "accuracy", 0.005),
         ("\N{MINUS SIGN}1 %", "accuracy", 0.01),
+        ("+0.01error", "error", 0.01),
     ],
 )
 def test_a_budget_for_loss_says_what_may_change_and_by_how_much(text: str, kind: str, change: float) -> None:
@@ -52,7 +53,7 @@ def test_a_budget_for_size_bounds_no_loss() -> None:
 
 
 NONSENSE = ["", "abc", "3.5 apples", "-3bits", "1e3", "bits", "3.5.1", "MB", "+0.02", "nan", "∞", "٣bits"]
-NONSENSE += ["0.02nats", "-0.02nats", "+1.02x", "0.5%", "+0.5%", "1.02 x y"]
+NONSENSE += ["0.02nats", "-0.02nats", "+1.02x", "0.5%", "+0.5%", "1.02 x y", "0.01error", "-0.01error"]
 
 
 @pytest.mark.parametrize("text", NONSENSE)

@@ -54,7 +54,8 @@ BudgetOption = Annotated[
         "-b",
         metavar="BUDGET",
         help="3.5bits (all bytes over all parameters), 120MB, or the smallest file that loses at most +0.02nats, 1.02x "
-        "(perplexity) or -0.5% (accuracy, with labels). With --nested, a size that the whole file may not exceed.",
+        "(perplexity), -0.5% (accuracy, with labels) or +0.01error (of encoders). "
+        "With --nested, a size that the whole file may not exceed.",
     ),
 ]
 NestedOption = Annotated[

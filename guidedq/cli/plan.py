@@ -22,7 +22,8 @@ BudgetsOption = Annotated[
         "--budgets",
         "-b",
         metavar="BUDGETS",
-        help="Comma-separated: 2.5,3,3.5,4 (bits), 80MB, +0.05nats, 1.02x, -0.5%. Default: from 2.25 to 8 bits.",
+        help="Comma-separated: 2.5,3,3.5,4 (bits), 80MB, +0.05nats, 1.02x, -0.5%, +0.01error. "
+        "Default: from 2.25 to 8 bits.",
     ),
 ]
 BAR_COLUMNS = 44

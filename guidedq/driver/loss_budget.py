@@ -30,13 +30,15 @@ def check_objective(budget: Budget, model: Model) -> None:
         BudgetError: as said.
     """
     kind = model.objective.value.replace("_", " ")
+    if budget.bounds_loss and not model.objective.predicts and budget.kind != "error":
+        raise BudgetError(
+            f"{budget.text!r}: the output of {model.name} is no distribution and has neither nats nor accuracy. "
+            f"Its loss is half the squared error over the squared output: ask for +0.01error, or for a size."
+        )
+    if budget.kind == "error" and model.objective.predicts:
+        raise BudgetError(f"{budget.text!r}: the loss of a {kind} is in {model.objective.unit}. Ask for +0.02nats.")
     if budget.kind == "perplexity" and model.objective is not Objective.LANGUAGE_MODEL:
         raise BudgetError(f"{budget.text!r} bounds the perplexity, which a {kind} does not have. Ask for +0.02nats.")
-    if budget.bounds_loss and not model.objective.predicts:
-        raise BudgetError(
-            f"{budget.text!r}: the output of {model.name} is no distribution, its loss is in {model.objective.unit}. "
-            f"Ask for a size, and bound the loss with --max-loss-increase."
-        )
 
 
 def check_labels(budget: Budget, model: Model, calibration: CalibrationSet) -> None:
@@ -131,12 +133,12 @@ def miss_text(budget: Budget, measured: Measurement) -> str:
 
 
 def change_text(budget: Budget, change: float) -> str:
-    """A change in the spelling of the budget: `+0.0213nats`, `1.0215x`, `-0.52%`."""
+    """A change in the spelling of the budget: `+0.0213nats`, `1.0215x`, `-0.52%`, `+0.0103error`."""
     if budget.kind == "accuracy":
         return f"{-100 * change:+.2f}%"
     if budget.kind == "perplexity":
         return f"{math.exp(change):.4f}x"
-    return f"{'+' if change >= 0 else ''}{loss_text(change)}nats"
+    return f"{'+' if change >= 0 else ''}{loss_text(change)}{'error' if budget.kind == 'error' else 'nats'}"
 
 
 def upper_bound(forecast: Forecast, budget: Budget) -> float:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from command_line import options, run, run_json, save_language_model
+from onnx import numpy_helper
 from test_api import save_network
 
 from guidedq import compiler
@@ -59,9 +61,9 @@ def test_all_larger_sizes_stay_within_too_where_the_bound_is_noisy() -> None:
 
 
 def test_changes_are_spelled_as_budgets_are() -> None:
-    texts = ("+0.02nats", "1.02x", "-0.5%")
+    texts = ("+0.02nats", "1.02x", "-0.5%", "+0.01error")
     found = [change_text(parse_budget(text), parse_budget(text).largest_change) for text in texts]
-    assert found == ["+0.0200nats", "1.0200x", "-0.50%"]
+    assert found == ["+0.0200nats", "1.0200x", "-0.50%", "+0.0100error"]
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +162,55 @@ def test_a_bound_on_what_the_model_or_the_data_do_not_have_is_refused(tmp_path: 
         assert result.exit_code == 1
         assert words in result.stderr
         assert "probe" not in result.stderr
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Callable[..., list[object]]:
+    """Words that compile a network of one kind of output within a budget; its data have labels if it classifies."""
+
+    def words(output: str, budget: str) -> list[object]:
+        model = save_network(tmp_path / f"{output}.onnx", output)
+        inputs = np.random.default_rng(0).normal(size=(160, 64)).astype(np.float32)
+        weights = [numpy_helper.to_array(tensor) for tensor in onnx.load(model).graph.initializer]
+        classes = {"labels": (inputs @ weights[0] @ weights[1]).argmax(1)} if output == "y" else {}
+        np.savez(tmp_path / "x.npz", x=inputs, **classes)
+        given = ("--data", tmp_path / "x.npz", "--workspace", tmp_path / "workspace", "--effort", "quick")
+        return ["compile", model, "--budget", budget, "--out", tmp_path / output, "--scope", "linear", *given]
+
+    return words
+
+
+def test_a_budget_of_accuracy_is_kept_where_labels_are_given(network: Callable[..., list[object]]) -> None:
+    loose, tight = (run_json(*network("y", budget), "--overwrite") for budget in ("-30%", "-8%"))
+    for report, largest in ((loose, 0.30), (tight, 0.08)):
+        assert 0 <= report["forecast"]["accuracy_drop"] <= report["forecast"]["accuracy_drop_high"] <= largest
+        assert report["measured"]["accuracy_before"] == 1.0
+        assert report["measured"]["accuracy_before"] - report["measured"]["accuracy_after"] <= largest
+    assert loose["size"]["linear_bits_per_weight"] < tight["size"]["linear_bits_per_weight"]
+
+
+def test_a_budget_of_error_is_kept_where_the_output_is_no_distribution(network: Callable[..., list[object]]) -> None:
+    loose, tight = (run_json(*network("embedding", budget), "--overwrite") for budget in ("+0.05error", "+0.002error"))
+    for report, largest in ((loose, 0.05), (tight, 0.002)):
+        assert report["model"]["unit"] == "relative squared error"
+        assert report["forecast"]["loss_increase_high"] <= largest
+        assert 0 < report["measured"]["loss_after"] <= largest
+    assert loose["size"]["linear_bits_per_weight"] < tight["size"]["linear_bits_per_weight"]
+
+
+@pytest.mark.parametrize(
+    ("output", "budget", "hint"),
+    [
+        ("embedding", "+0.02nats", "ask for +0.01error"),
+        ("embedding", "1.02x", "ask for +0.01error"),
+        ("embedding", "-1%", "ask for +0.01error"),
+        ("y", "+0.01error", "Ask for +0.02nats"),
+    ],
+)
+def test_a_budget_in_the_unit_of_another_kind_of_output_is_refused_with_the_right_one(
+    network: Callable[..., list[object]], output: str, budget: str, hint: str
+) -> None:
+    result = run(*network(output, budget))
+    assert result.exit_code == 1
+    assert hint in result.stderr
+    assert "probe" not in result.stderr
