@@ -249,6 +249,8 @@ int main(int arguments, char **argument) {
         free(order), free(blob), free(layout);
         if (bad) return 1;
     }
-    printf("%ld weights\n", weights);
+    printf("%ld weights by", weights);
+    for (int set = 0; guidedq_instruction_set(set); set++) printf(" %s", guidedq_instruction_set(set));
+    printf("\n");
     return 0;
 }

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-import pytest
+from missing_tools import missing
 
 from guidedq.backends.packed_torch.native import library as native_library
 from guidedq.backends.packed_torch.native.library import Library, library, load_library
@@ -18,10 +18,10 @@ NATIVE = Path(native_library.__file__).parent
 
 
 def compiler() -> str:
-    """The C compiler; the test is skipped where there is none."""
+    """The C compiler; where there is none, the test is skipped."""
     name = (sysconfig.get_config_var("CC") or "cc").split()[0]
     found = shutil.which(name) or shutil.which("cc")
-    return found or pytest.skip("no C compiler")
+    return found or missing("no C compiler")
 
 
 @cache
