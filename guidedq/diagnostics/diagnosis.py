@@ -11,6 +11,7 @@ from guidedq.diagnostics.calibration_gap import calibration_gap
 from guidedq.diagnostics.calibration_samples import calibration_samples
 from guidedq.diagnostics.concentration import concentration
 from guidedq.diagnostics.curve_order import curve_order
+from guidedq.diagnostics.effective_samples import effective_samples
 from guidedq.diagnostics.evaluation_noise import evaluation_noise
 from guidedq.diagnostics.extrapolation import extrapolation
 from guidedq.diagnostics.guidance_agreement import guidance_agreement
@@ -50,7 +51,7 @@ def diagnosed(
         shrinkage(curves),
         curve_order(curves),
         calibration_samples(evidence.calibration.calibration),
-        evaluation_noise(measured),
+        evaluation_noise(measured, effective_samples(evidence.calibration.evaluation)),
         overlap(evidence.calibration),
         text_fit(measured),
         concentration(decision.allocation, parameters),
