@@ -76,7 +76,7 @@ def compile(
         profile: A file of kernel times that `profile` wrote, on another machine say; by default the model's are
             measured here.
         threads: That ONNX Runtime is timed with; 1 by default.
-        recipe: A recipe, its name, or a TOML file.
+        recipe: A recipe, its name, a TOML file, or the `report.json` of a compile.
         effort: How much time rounding may take: `"quick"`, `"standard"`, `"thorough"`; by default as the recipe says.
         settings: Changes to it, `"round.damping-fraction=0.02"`.
         eval_data: Evaluation data; a tenth of `data` is held back if empty.

@@ -51,7 +51,7 @@ class Budget:
 def parse_budget(text: str) -> Budget:
     """Read `3.5bits`, `3.5` (bits), `120MB` / `120MiB`, or a loss.
 
-    Losses are `+0.02nats`, `1.02x` (perplexity), `-0.5%` (accuracy), `+0.01error` (no distribution).
+    Losses are `+0.02nats`, `1.02x` (perplexity), `-0.5%` (accuracy) or `+0.01error` (of what is no distribution).
 
     Raises:
         BudgetError: `text` is none of these, or allows nothing.

@@ -39,7 +39,7 @@ from guidedq.evaluation import measure
 from guidedq.ir.model import check_weights
 from guidedq.memory import give_back
 from guidedq.output import check_output, new_folder
-from guidedq.report.build import build_report, plan_point
+from guidedq.report.build import build_report, plan_point, run_facts
 from guidedq.report.wording import warning_text
 from guidedq.report.write import write_report
 
@@ -119,7 +119,8 @@ def compile_model(
             no_warnings(diagnostics)
         counted = emission.bytes if limit is None else limit
         decision = replace(decision, probes=probes)
-        report = build_report(job, budget, counted, evidence, decision, emission, measured, curve, diagnostics)
+        run = run_facts(job, largest_loss_increase, strict, training_tokens)
+        report = build_report(job, budget, counted, evidence, decision, emission, measured, curve, diagnostics, run)
         latency = latency_facts(job, evidence, decision.allocation, folder)
         report = replace(report, notices=(*report.notices, *notices), latency=latency)
         write_report(report, folder)

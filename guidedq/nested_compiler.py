@@ -40,7 +40,7 @@ from guidedq.progress import tracked
 from guidedq.quant.formats import FloatFormat
 from guidedq.quant.nested import NestedFormat, widths_text
 from guidedq.registry import stage_text
-from guidedq.report.build import build_report, measured_facts
+from guidedq.report.build import build_report, measured_facts, run_facts
 from guidedq.report.wording import forecast_text
 from guidedq.report.write import write_report
 from guidedq.workspace import save_curve, storing
@@ -108,7 +108,8 @@ def compile_nested(
         if strict:
             no_warnings(diagnostics)
         asked = budget or parse_budget(f"{emission.bytes}B")
-        report = build_report(job, asked, size, evidence, decision, emission, measured, (), diagnostics)
+        run = replace(run_facts(job, largest_loss_increase, strict, training_tokens), nested=tuple(widths))
+        report = build_report(job, asked, size, evidence, decision, emission, measured, (), diagnostics, run)
         precisions = tuple(
             PrecisionFacts(
                 bits=width,

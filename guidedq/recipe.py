@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast, final, get_args, get_type_hints
 
+from guidedq.artifacts.report import read_report
 from guidedq.errors import RecipeError
 from guidedq.quant.formats import (
     ENTROPY_STEPS_PER_BIT,
@@ -217,9 +218,10 @@ def named_recipes() -> tuple[str, ...]:
 
 
 def load_recipe(name_or_path: str = "default") -> Recipe:
-    """A recipe by name, or from a TOML file.
+    """A recipe by name, from a TOML file, or from a report.
 
     Raises:
+        ArtifactError: a `.json` file is no report.
         RecipeError: no such recipe, or a malformed one.
     """
     if name_or_path in _NAMED:
@@ -228,6 +230,8 @@ def load_recipe(name_or_path: str = "default") -> Recipe:
     if not path.is_file():
         raise RecipeError(f"{name_or_path!r} is no recipe: neither a file nor one of {', '.join(_NAMED)}.")
     try:
+        if path.suffix == ".json":
+            return recipe_of(read_report(path).recipe)
         return parse_recipe(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is no TOML: {error}.") from error
@@ -245,6 +249,15 @@ def parse_recipe(toml: str) -> Recipe:
         content = tomllib.loads(toml)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"no TOML: {error}.") from error
+    return recipe_of(content)
+
+
+def recipe_of(content: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain values, the inverse of `Recipe.text`; what they do not say is as in the default recipe.
+
+    Raises:
+        RecipeError: unknown names or wrong types.
+    """
     hints = get_type_hints(Recipe)
     known = [field.name for field in fields(Recipe)]
     values: dict[str, Any] = {}

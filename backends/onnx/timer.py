@@ -18,6 +18,7 @@ from guidedq.ir.model import Model
 from guidedq.ir.onnx_interpreter import parse_model
 from guidedq.ir.onnx_interpreter.node import Node, with_branches
 from guidedq.ir.program import Batch
+from guidedq.machine import processor_name
 from guidedq.progress import Progress, tracked
 from guidedq.quant.formats import AffineFormat, Format
 from guidedq.timer import AbstractTimer
@@ -29,7 +30,7 @@ from .packed import smallest_block, uniform_container
 from .settings import INTEGER_LEVEL, Settings
 from .skeleton import Skeleton, Slot
 from .source import read_source
-from .stopwatch import call_seconds, kernel_seconds, processor_name, runtime_name, session_of
+from .stopwatch import call_seconds, kernel_seconds, runtime_name, session_of
 
 INTEGER_KERNELS = {"MatMul": "MatMulIntegerToFloat", "Conv": "QLinearConv"}
 """What operators become on integers, by what they are on floats."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar, final, get_type_hints
@@ -18,6 +19,7 @@ from guidedq.strict_json import json_text, read_json
 
 Facts = TypeVar("Facts")
 REPORT_NAME = "report.json"
+OWN_DIGEST = "report"
 REPORT_VERSION = 2
 """Of the names in `report.json`: raised when one changes or goes. Reports without a version are older."""
 
@@ -160,6 +162,32 @@ class SamplingFacts:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """How it was run: on what, and what was asked besides a budget; `None` where it was not.
+
+    Attributes:
+        threads: Of torch. Sums of another number of threads differ in their last bits.
+        processor: Its name.
+        system: The operating system's.
+        memory_bytes: The bound on statistics held at once.
+        training_tokens: What the model was trained on.
+        max_loss_increase: The gate for forecast and measured loss increase.
+        strict: Whether diagnostics were a gate.
+        nested: Widths of a nested artifact.
+    """
+
+    threads: int
+    processor: str
+    system: str
+    memory_bytes: int | None = None
+    training_tokens: float | None = None
+    max_loss_increase: float | None = None
+    strict: bool = False
+    nested: tuple[int, ...] = ()
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionFacts:
     """A nested artifact read at so many bits: what it reads of the file, what was forecast and what was measured."""
 
@@ -191,11 +219,12 @@ class ScheduleFacts:
 class Report:
     """One compile. `report.json` is this, field by field.
 
-    Reports of older versions have neither `sampling` nor `files` nor `diagnostics`.
+    Reports of older versions have neither `sampling` nor `files` nor `diagnostics` nor `run`.
 
     Attributes:
         digests: SHA-256, hex: of the `model`, of the samples (`data`, and of these `calibration` and `evaluation`), of
-            the `recipe`, of the `allocation`, and of the `artifact`, that is of all its files.
+            the `recipe`, of the `allocation`, and of the `artifact`, that is of all its files. `report.json` has one
+            more, `report`: of all else that it says (`report_digest`).
         precisions: Of a nested artifact, narrowest first; `forecast` and `measured` are those of the widest.
         schedules: Those that `guidedq schedule` tried last, of which one is chosen.
         files: Size and SHA-256 of every file of the artifact but the report's own.
@@ -227,24 +256,34 @@ class Report:
     latency: LatencyFacts | None = None
     precisions: tuple[PrecisionFacts, ...] = ()
     schedules: tuple[ScheduleFacts, ...] = ()
+    run: RunFacts | None = None
 
     def to_json(self) -> str:
-        """The report as JSON text."""
-        return json_text(asdict(self))
+        """The report as JSON text, its own digest among its digests."""
+        return json_text(asdict(replace(self, digests={**self.digests, OWN_DIGEST: self.digest})))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that the report says, hex."""
+        return report_digest(json.loads(json_text(asdict(self))))
 
     @staticmethod
     def read(path: Path) -> Report:
         """Read a `report.json`.
 
         Raises:
-            ArtifactError: it is not one, is truncated, or was written by a newer version.
+            ArtifactError: it is not one, is truncated, was altered, or was written by a newer version.
         """
         try:
-            content: dict[str, Any] = read_json(path.read_text())
+            text = path.read_text()
+            content: dict[str, Any] = read_json(text)
             if (version := content.setdefault("version", 1)) > REPORT_VERSION:
                 raise ArtifactError(
                     f"{path} has version {version}; this guidedq reads up to {REPORT_VERSION}. Install a newer one."
                 )
+            stated = content["digests"].pop(OWN_DIGEST, None)
+            if stated is not None and stated != report_digest(json.loads(text)):
+                raise ArtifactError(f"{path} was altered: what it says has not the digest that it states.")
             points = tuple(map(_plan_point, content.pop("curve")))
             sites = tuple(SiteFacts(shape=tuple(site.pop("shape")), **site) for site in content.pop("sites"))
             parts = {
@@ -264,6 +303,7 @@ class Report:
                 "runtime": None if (runtime := content.pop("runtime", None)) is None else RuntimeFacts.of(runtime),
                 "precisions": tuple(map(_precision, content.pop("precisions", ()))),
                 "schedules": tuple(_numeric(ScheduleFacts(**one)) for one in content.pop("schedules", ())),
+                "run": None if (run := content.pop("run", None)) is None else _run(run),
             }
             return Report(**parts, **content, curve=points, sites=sites)
         except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -315,15 +355,35 @@ def read_report(place: Path) -> Report:
     return Report.read(path)
 
 
+def is_sealed(place: Path) -> bool:
+    """Whether an artifact's report has a digest of its own; those of older versions have none."""
+    return OWN_DIGEST in json.loads((place / REPORT_NAME).read_text())["digests"]
+
+
 def files_digest(files: Mapping[str, FileEntry]) -> str:
     """SHA-256 over the files' names and digests, hex: of a whole artifact."""
     listed = "".join(f"{files[name].sha256}  {name}\n" for name in sorted(files))
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
+def report_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a report's plain values but this digest itself, hex: of JSON with sorted keys and no white space.
+
+    It tells accident and careless change from what was written. Who alters a report on purpose can make a new digest:
+    against that, keep the digest elsewhere.
+    """
+    digests = {name: value for name, value in content["digests"].items() if name != OWN_DIGEST}
+    canonical = json.dumps({**content, "digests": digests}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
 def recipe_digest(recipe: Mapping[str, Any]) -> str:
     """SHA-256 of a recipe's plain values, hex."""
     return hashlib.sha256(json_text(recipe).encode()).hexdigest()
+
+
+def _run(content: dict[str, Any]) -> RunFacts:
+    return RunFacts(nested=tuple(content.pop("nested")), **content)
 
 
 def _plan_point(content: dict[str, Any]) -> PlanPoint:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
 from guidedq.artifacts.forecast import Measurement
 from guidedq.artifacts.manifest import check_files
-from guidedq.artifacts.report import Report, SamplingFacts, files_digest, read_report, recipe_digest
+from guidedq.artifacts.report import (
+    OWN_DIGEST,
+    MeasuredFacts,
+    Report,
+    SamplingFacts,
+    files_digest,
+    is_sealed,
+    read_report,
+    recipe_digest,
+)
 from guidedq.artifacts.samples import CalibrationSet, SampleSet
 from guidedq.checking.artifact_evaluation import original_of
 from guidedq.driver.evidence import calibration_set
@@ -20,12 +29,15 @@ from guidedq.ir.model import Model
 from guidedq.progress import Progress
 from guidedq.recipe import parse_recipe
 from guidedq.registry import parse_stage
+from guidedq.report.build import versions_here
 from guidedq.stages import AbstractBackend
 from guidedq.workspace import Workspace, storing
 
 TOLERANCE = 0.01
 """Relative to the divergence: other processors and versions add up in another order, and round some activations to the
 next int8. On one machine the numbers are equal to the last bit."""
+CHECKED = ("artifact", "recipe", "model", "data", "calibration", "evaluation")
+"""Digests that are made again."""
 LOSS_TOLERANCE = 1e-4
 """Relative to a loss of the original, whose weights are not rounded."""
 
@@ -49,11 +61,22 @@ class Compared:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What was found: all `files` are as they were written, or there would be an error; and the numbers."""
+    """What was found: files, samples and report are as they were written, or there would be an error; and the numbers.
+
+    Attributes:
+        report: Of the artifact.
+        files: All of them, by their digests.
+        digests: Names of the report's digests that were made again and are equal. That of the allocation cannot be made
+            from the files: compiling again does (`reproduction.py`).
+        numbers: Measured again, of a nested artifact at each precision.
+        versions: Where they are others here: those of the report, and those here.
+    """
 
     report: Report
     files: tuple[str, ...]
+    digests: tuple[str, ...]
     numbers: tuple[Compared, ...]
+    versions: Mapping[str, tuple[str, str]]
 
     @property
     def agrees(self) -> bool:
@@ -83,23 +106,41 @@ def verify_artifact(
     Raises:
         ArtifactError: `folder` is no artifact, or a file is missing, truncated, altered or of a newer version, or
             `original` is another model.
-        CalibrationError: the evaluation samples are not those that the report was measured on.
+        CalibrationError: the samples are not those of the report.
     """
     report = read_report(folder)
     sampling = _checked_digests(report, folder)
     sources = _sources(sampling, data, evaluation_data)
     model = original_of(report, original)
     backend: AbstractBackend = parse_stage(report.backend, "backend")
-    predict = backend.open(model, folder)
-    samples = _evaluation_samples(report, sources, model, backend, workspace, progress)
-    measured = measure(
-        samples,
-        model.objective,
-        predict_original=model.program.predict,
-        predict_quantized=predict,
-        progress=progress,
+    samples = _same_samples(report, sources, model, backend, workspace, progress)
+
+    def compared(precision: int | None, reported: MeasuredFacts) -> tuple[Compared, ...]:
+        measured = measure(
+            samples,
+            model.objective,
+            predict_original=model.program.predict,
+            predict_quantized=backend.open(model, folder, precision=precision),
+            progress=progress,
+        )
+        return _compared(reported, measured, "" if precision is None else f" at {precision} bits")
+
+    levels = [(facts.bits, facts.measured) for facts in report.precisions] or [(None, report.measured)]
+    return Verification(
+        report=report,
+        files=tuple(report.files),
+        digests=(*(name for name in CHECKED if name in report.digests), *([OWN_DIGEST] if is_sealed(folder) else [])),
+        numbers=tuple(number for level in levels for number in compared(*level)),
+        versions=other_versions(report),
     )
-    return Verification(report=report, files=tuple(report.files), numbers=_compared(report, measured))
+
+
+def other_versions(report: Report) -> Mapping[str, tuple[str, str]]:
+    """What a result may depend on and is of another version here: the report's, and the one here."""
+    here = versions_here()
+    names = {**report.versions, **here}
+    pairs = {name: (report.versions.get(name, "unknown"), here.get(name, "none")) for name in names}
+    return {name: pair for name, pair in pairs.items() if name in report.versions and pair[0] != pair[1]}
 
 
 def _checked_digests(report: Report, folder: Path) -> SamplingFacts:
@@ -111,6 +152,18 @@ def _checked_digests(report: Report, folder: Path) -> SamplingFacts:
         if report.digests.get(name) != found:
             raise ArtifactError(f"{folder}: the report was altered: its {name} has not the digest that it states.")
     return report.sampling
+
+
+def sources_of(report: Report, data: Sequence[Path], evaluation_data: Sequence[Path]) -> SamplingFacts:
+    """Where a compile's samples were drawn from.
+
+    Raises:
+        ArtifactError: the report does not tell.
+        CalibrationError: something is not there.
+    """
+    if report.sampling is None:
+        raise ArtifactError("the report does not tell which data were used. Name some with --data.")
+    return _sources(report.sampling, data, evaluation_data)
 
 
 def _sources(sampling: SamplingFacts, data: Sequence[Path], evaluation_data: Sequence[Path]) -> SamplingFacts:
@@ -150,23 +203,24 @@ def drawn_again(
         ArtifactError: the report does not tell.
         CalibrationError: the data are not there, or do not fit.
     """
-    if report.sampling is None:
-        raise ArtifactError("the report does not tell which data were used. Name some with --data.")
-    return _drawn(report, _sources(report.sampling, data, evaluation_data), model, backend, workspace, progress)
+    return _drawn(report, sources_of(report, data, evaluation_data), model, backend, workspace, progress)
 
 
-def _evaluation_samples(
+def _same_samples(
     report: Report, sources: SamplingFacts, model: Model, backend: AbstractBackend, workspace: Path, progress: Progress
 ) -> SampleSet:
-    """The very samples that the report was measured on, drawn again."""
-    samples = _drawn(report, sources, model, backend, workspace, progress).evaluation
-    if samples.digest != report.digests.get("evaluation"):
-        raise CalibrationError(
-            f"the evaluation samples are not those of the report: digest {samples.digest[:12]}, expected "
-            f"{report.digests.get('evaluation', '')[:12]}. Name the same --data and --eval-data as the compile had: "
-            f"{', '.join((*sources.files, *sources.evaluation_files)) or 'none'} were drawn from."
-        )
-    return samples
+    """The evaluation samples, drawn again; these and all others are the very ones of the report."""
+    drawn = _drawn(report, sources, model, backend, workspace, progress)
+    found = {"evaluation": drawn.evaluation.digest, "calibration": drawn.calibration.digest, "data": drawn.digest}
+    for name, digest in found.items():
+        if digest != report.digests.get(name, digest):
+            samples = "samples" if name == "data" else f"{name} samples"
+            raise CalibrationError(
+                f"the {samples} are not those of the report: digest {digest[:12]}, expected "
+                f"{report.digests[name][:12]}. Name the same --data and --eval-data as the compile had: "
+                f"{', '.join((*sources.files, *sources.evaluation_files)) or 'none'} were drawn from."
+            )
+    return drawn.evaluation
 
 
 def _drawn(
@@ -187,12 +241,11 @@ def _drawn(
         return calibration_set(job)
 
 
-def _compared(report: Report, measured: Measurement) -> tuple[Compared, ...]:
-    was = report.measured
+def _compared(was: MeasuredFacts, measured: Measurement, where: str) -> tuple[Compared, ...]:
     tolerance = TOLERANCE * abs(was.kl)
     own = LOSS_TOLERANCE * abs(was.loss_before)
-    return (
-        Compared(name="kl", reported=was.kl, measured=measured.kl, tolerance=tolerance),
-        Compared(name="loss_before", reported=was.loss_before, measured=measured.loss_before, tolerance=own),
-        Compared(name="loss_after", reported=was.loss_after, measured=measured.loss_after, tolerance=own + tolerance),
+    tolerances = {"kl": tolerance, "loss_before": own, "loss_after": own + tolerance}
+    return tuple(
+        Compared(name=name + where, reported=getattr(was, name), measured=getattr(measured, name), tolerance=allowed)
+        for name, allowed in tolerances.items()
     )

@@ -197,7 +197,7 @@ RecipeOption = Annotated[
         "--recipe",
         metavar="NAME|FILE",
         rich_help_panel=SEARCH,
-        help="default, nearest, gptq, guided-uniform, article, or a TOML file.",
+        help="default, nearest, gptq, guided-uniform, article, a TOML file, or the report.json of a compile.",
     ),
 ]
 EffortOption = Annotated[

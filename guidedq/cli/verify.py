@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,10 @@ DataOption = Annotated[
 EvaluationOption = Annotated[
     list[Path] | None, typer.Option("--eval-data", metavar="FILE", help="The same of its --eval-data.")
 ]
+RecompileOption = Annotated[
+    bool,
+    typer.Option("--recompile", help="Compile again, from the report alone, and compare what comes out."),
+]
 
 
 def verify(
@@ -30,16 +35,19 @@ def verify(
     eval_data: EvaluationOption = None,
     workspace: WorkspaceOption = None,
     threads: ThreadsOption = None,
+    recompile: RecompileOption = False,
     json: JsonOption = False,
 ) -> None:
-    r"""Check that an artifact is what its report says: digests of all files, KL and loss measured anew.
+    r"""Check that an artifact is what its report says: digests of files, samples and report, KL and loss measured anew.
 
     Exit 3 if a number differs by more than the tolerance: a hundredth of the KL, a ten-thousandth of the original's
-    loss. Files that are missing, truncated or altered are errors, exit 1.
+    loss; with --recompile also if something else comes out. Files, or a report, that are missing, truncated or altered
+    are errors, exit 1. Other versions of libraries than the compile had are told.
 
     \b
     guidedq verify demo-3.5bits
     guidedq verify small --model ./smollm2 --data wiki.txt
+    guidedq verify small --recompile
     """
     with working(threads=threads) as progress:
         from guidedq.checking.verification import verify_artifact
@@ -48,6 +56,12 @@ def verify(
         found = verify_artifact(
             artifact, model, data or (), eval_data or (), workspace=workspace or default_workspace(), progress=progress
         )
+        again: Mapping[str, tuple[str, str]] = {}
+        if recompile:
+            from guidedq.reproduction import compiled_again
+
+            again = compiled_again(artifact, model, data or (), eval_data or (), progress=progress)
+    others = [name for name, (stated, made) in again.items() if stated != made]
     if json:
         numbers = [asdict(number) | {"agrees": number.agrees} for number in found.numbers]
         print_json(
@@ -55,8 +69,11 @@ def verify(
                 "artifact": str(artifact),
                 "agrees": found.agrees,
                 "files": list(found.files),
-                "digests": found.report.digests,
+                "digests": {**found.report.digests, "report": found.report.digest},
+                "checked": found.digests,
                 "numbers": numbers,
+                "versions": {name: {"report": was, "here": now} for name, (was, now) in found.versions.items()},
+                "recompiled": {name: {"report": was, "now": now} for name, (was, now) in again.items()},
             }
         )
     else:
@@ -69,7 +86,15 @@ def verify(
             )
             for number in found.numbers
         ]
+        facts.insert(1, ("digests", f"as stated: {', '.join(found.digests)}; the report's is {found.report.digest}"))
+        facts += [("version", f"{name} {was} in the report, {now} here") for name, (was, now) in found.versions.items()]
+        facts += [
+            ("compiled again", f"{name} {made[:12]}, " + ("as stated" if stated == made else f"NOT {stated[:12]}"))
+            for name, (stated, made) in again.items()
+        ]
         print_facts(facts)
     if not found.agrees:
         names = ", ".join(number.name for number in found.numbers if not number.agrees)
         raise GateError(f"{artifact} does not do what its report says: {names}.")
+    if others:
+        raise GateError(f"{artifact} does not come out again from its report: other digests of {', '.join(others)}.")

@@ -6,6 +6,8 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from guidedq.artifacts.allocation import SiteAllocation
 from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.emission import Emission
@@ -19,6 +21,7 @@ from guidedq.artifacts.report import (
     PlanPoint,
     ProbePoint,
     Report,
+    RunFacts,
     SamplingFacts,
     SiteFacts,
     SizeFacts,
@@ -30,11 +33,12 @@ from guidedq.driver.decision import Decision
 from guidedq.driver.evidence import Evidence
 from guidedq.driver.job import Job
 from guidedq.ir.graph import Graph, Site, UseKind
+from guidedq.machine import processor_name
 from guidedq.memory import peak_memory_bytes
 from guidedq.registry import stage_text
 
 THIRDS = ("first third", "middle third", "last third")
-VERSIONS_OF = ("guidedq", "torch", "onnx", "onnxruntime", "transformers", "numpy")
+VERSIONS_OF = ("guidedq", "torch", "onnx", "onnxruntime", "transformers", "numpy", "scipy", "safetensors")
 
 
 def build_report(
@@ -47,6 +51,7 @@ def build_report(
     measured: Measurement,
     curve: Sequence[PlanPoint],
     diagnostics: tuple[Diagnostic, ...],
+    run: RunFacts,
 ) -> Report:
     """Everything that was promised, done and measured."""
     model, graph = job.model, job.model.graph
@@ -101,8 +106,7 @@ def build_report(
             "artifact": files_digest(files),
         },
         guidance=dict(evidence.guidance.facts),
-        versions={name: importlib.metadata.version(name) for name in VERSIONS_OF}
-        | {"python": platform.python_version()},
+        versions=versions_here(),
         seed=job.seed,
         notices=(*model.notices, *evidence.notices, *emission.notices),
         diagnostics=diagnostics,
@@ -113,6 +117,25 @@ def build_report(
         ),
         files=files,
         runtime=emission.runtime,
+        run=run,
+    )
+
+
+def versions_here() -> dict[str, str]:
+    """Versions of what a result may depend on, as they are installed."""
+    return {name: importlib.metadata.version(name) for name in VERSIONS_OF} | {"python": platform.python_version()}
+
+
+def run_facts(job: Job, max_loss_increase: float | None, strict: bool, training_tokens: float | None) -> RunFacts:
+    """How a job is run, and its gates."""
+    return RunFacts(
+        threads=torch.get_num_threads(),
+        processor=processor_name(),
+        system=platform.platform(),
+        memory_bytes=job.memory_bytes,
+        training_tokens=training_tokens,
+        max_loss_increase=max_loss_increase,
+        strict=strict,
     )
 
 

@@ -10,7 +10,7 @@ from importlib.resources import files
 from itertools import accumulate, pairwise
 from typing import Any, final
 
-from guidedq.artifacts.report import Report
+from guidedq.artifacts.report import Report, RunFacts
 from guidedq.artifacts.runtime import RuntimeFacts
 from guidedq.report.depth import depth_figure, row_shares
 from guidedq.report.drawing import for_page
@@ -228,9 +228,22 @@ def _facts(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
                 *((name, f"{value:,.4g}") for name, value in report.guidance.items()),
             ],
         ),
-        ("Digests (SHA-256)", list(report.digests.items())),
+        ("Digests (SHA-256)", [*report.digests.items(), ("report.json", report.digest)]),
         ("Versions", list(report.versions.items())),
+        *([("Run", _run(report.run))] if report.run is not None else []),
     ]
+
+
+def _run(run: RunFacts) -> list[tuple[str, str]]:
+    """On what it was run, and what was asked besides a budget."""
+    asked = {
+        "bound on statistics": run.memory_bytes and bytes_text(run.memory_bytes),
+        "training tokens": run.training_tokens and f"{run.training_tokens:,.4g}",
+        "gate for the loss increase": run.max_loss_increase,
+        "strict": run.strict or None,
+    }
+    machine = [("processor", run.processor), ("threads", str(run.threads)), ("system", run.system)]
+    return [*machine, *((name, str(value)) for name, value in asked.items() if value is not None)]
 
 
 def _spelled(value: Any) -> str:

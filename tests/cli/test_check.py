@@ -56,7 +56,8 @@ def test_a_report_that_cannot_be_read_exits_with_2(folder: Path) -> None:
     path = folder / "report.json"
     whole = path.read_text()
     newer = json.dumps({**json.loads(whole), "version": 99})
-    wrong = json.dumps({**json.loads(whole), "measured": {**json.loads(whole)["measured"], "kl": None}})
+    unsealed = {**json.loads(whole), "digests": {}}
+    wrong = json.dumps({**unsealed, "measured": {**unsealed["measured"], "kl": None}})
     for damaged, part in (
         (wrong, "no report"),
         (whole[:500], "no report"),
@@ -84,7 +85,7 @@ def test_a_report_from_before_versions_is_read(folder: Path) -> None:
     content = json.loads((folder / "report.json").read_text())
     for name in ("version", "diagnostics", "sampling", "files"):
         del content[name]
-    del content["model"]["path"]
+    del content["model"]["path"], content["digests"]["report"]
     (folder / "report.json").write_text(json.dumps(content))
     assert run("check", folder, "--policy", folder / "met.toml").exit_code == 0
 
