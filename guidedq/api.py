@@ -85,8 +85,8 @@ def compile(
         seed: Seeds every draw.
         workspace: Where measured things are kept; the user's cache folder by default.
         max_memory: Bound in bytes on the statistics held at once.
-        max_loss_increase: A gate, in the objective's unit.
-        strict: A gate too: no diagnostic may warn.
+        max_loss_increase: A gate, in the objective's unit; of a nested artifact at each precision.
+        strict: A gate too: no diagnostic may warn; of a nested artifact at any precision.
         training_tokens: What the model was trained on, if known, for a diagnostic.
         overwrite: Replace `out` if it exists.
         progress: Told about the work.

@@ -16,6 +16,7 @@ import torch
 
 from guidedq.artifacts.allocation import Allocation, SiteAllocation
 from guidedq.artifacts.curves import SiteCurve
+from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Measurement, Probe
 from guidedq.artifacts.nested_segment import NestedSegment
@@ -69,8 +70,8 @@ def compile_nested(
         budget: A size that the whole file may not exceed, if there is one.
         out: Folder to write.
         overwrite: Replace it if it exists.
-        largest_loss_increase: A gate, for the widest precision.
-        strict: A gate too: no diagnostic may warn.
+        largest_loss_increase: A gate, for each precision.
+        strict: A gate too: no diagnostic may warn, at any precision.
         training_tokens: What the model was trained on, if known, for a diagnostic.
 
     Raises:
@@ -90,11 +91,13 @@ def compile_nested(
         size = _size(job, footprint, format, budget)
     found = _rounded(job, footprint, format)
     unit = job.model.objective.unit
-    for decision, width in zip(found.decisions, widths, strict=True):
+    by_width = dict(zip(widths, found.decisions, strict=True))
+    for width, decision in by_width.items():
         read = found.read_bytes(width)
         job.progress.notice(f"{width} bits: {forecast_text(decision.forecast, read, job.model.parameters, unit)}")
     evidence, decision = found.evidence, found.decisions[-1]
-    gate("forecast", decision.forecast.loss_increase, largest_loss_increase, unit)
+    for width, one in by_width.items():
+        gate(f"at {width} bits the forecast", one.forecast.loss_increase, largest_loss_increase, unit)
     with new_folder(out, overwrite=overwrite) as folder:
         with job.stopwatch.time("emit"):
             emission = job.backend.emit(job.model, found.weights, folder)
@@ -103,8 +106,14 @@ def compile_nested(
                 check_written(job, evidence, found.weights, folder)
         measurements = {width: _measured(job, evidence, folder, width) for width in widths}
         measured = measurements[widths[-1]]
-        gate("measured", measured.loss_increase, largest_loss_increase, unit)
-        diagnostics = diagnosed(job, evidence, decision, decision.probes, measured, training_tokens)
+        for width, one in measurements.items():
+            gate(f"at {width} bits the measured", one.loss_increase, largest_loss_increase, unit)
+        diagnostics = at_any_width(
+            {
+                width: diagnosed(job, evidence, one, one.probes, measurements[width], training_tokens)
+                for width, one in by_width.items()
+            }
+        )
         if strict:
             no_warnings(diagnostics)
         asked = budget or parse_budget(f"{emission.bytes}B")
@@ -114,13 +123,30 @@ def compile_nested(
             PrecisionFacts(
                 bits=width,
                 read_bits_per_weight=8 * found.read_bytes(width) / job.model.parameters,
-                forecast=decision.forecast,
+                forecast=one.forecast,
                 measured=measured_facts(measurements[width]),
             )
-            for width, decision in zip(widths, found.decisions, strict=True)
+            for width, one in by_width.items()
         )
         write_report(replace(report, precisions=precisions), folder)
     return Artifact(folder=out, report=replace(report, precisions=precisions))
+
+
+def at_any_width(found: Mapping[int, tuple[Diagnostic, ...]]) -> tuple[Diagnostic, ...]:
+    """Each check once: as the narrowest width has it that warns, or the widest if none does.
+
+    Args:
+        found: The same checks for each width, narrowest first.
+    """
+    widest = max(found)
+
+    def chosen(checks: Sequence[Diagnostic]) -> Diagnostic:
+        by_width = dict(zip(found, checks, strict=True))
+        width = next((width for width, check in by_width.items() if check.warns), widest)
+        check = by_width[width]
+        return check if width == widest else replace(check, meaning=f"{check.meaning} (at {width} bits)")
+
+    return tuple(chosen(checks) for checks in zip(*found.values(), strict=True))
 
 
 @final

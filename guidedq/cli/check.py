@@ -23,9 +23,10 @@ PolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="FILE",
-        help="TOML: a table \\[at-most] of loss-increase, kl, perplexity-ratio, accuracy-drop, bits-per-weight, "
-        "linear-bits-per-weight, file-bytes, forecast-error, latency-ratio; and the warnings that are allowed in "
-        "\\[diagnostics].",
+        help="TOML: tables \\[at-most] and \\[at-least] of loss-increase, kl, perplexity-ratio, accuracy-drop, "
+        "accuracy, agreement, bits-per-weight, linear-bits-per-weight, file-bytes, forecast-error, latency-ratio, "
+        "and of the forecast kl-upper-bound, loss-increase-upper-bound, accuracy-drop-upper-bound; and "
+        "the warnings that are allowed in \\[diagnostics].",
     ),
 ]
 JunitOption = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write the result as JUnit XML.")]
@@ -47,10 +48,13 @@ def check(
     \[at-most]
     loss-increase = 0.05
     file-bytes = "60MB"
+    \[at-least]
+    agreement = 0.9
     \[diagnostics]
     allowed = ["over-training"]
 
-    The diagnostics that warn must be allowed; without their table none is looked at.
+    The diagnostics that warn must be allowed; without their table none is looked at. A nested artifact must meet the
+    policy at each precision.
     """
     from guidedq.artifacts.report import read_report
     from guidedq.report.junit import check_junit, write_junit

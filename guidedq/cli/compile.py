@@ -40,7 +40,8 @@ GateOption = Annotated[
     typer.Option(
         "--max-loss-increase",
         metavar="X",
-        help="A gate for pipelines: exit 3, and leave nothing, if forecast or measured loss increase exceed X.",
+        help="A gate for pipelines: exit 3, and leave nothing, if forecast or measured loss increase exceed X, "
+        "with --nested at any precision.",
     ),
 ]
 StrictOption = Annotated[

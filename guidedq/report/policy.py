@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -14,9 +14,9 @@ from guidedq.budget import parse_budget
 from guidedq.errors import BudgetError, PolicyError
 from guidedq.report.wording import checked_text, perplexity, warning_text
 
-LIMITS, DIAGNOSTICS, ALLOWED = "at-most", "diagnostics", "allowed"
+AT_MOST, AT_LEAST, DIAGNOSTICS, ALLOWED = "at-most", "at-least", "diagnostics", "allowed"
 FILE_BYTES = "file-bytes"
-EXAMPLE = f"[{LIMITS}]\\nloss-increase = 0.05"
+EXAMPLE = f"[{AT_MOST}]\\nloss-increase = 0.05"
 
 
 @final
@@ -25,11 +25,13 @@ class Policy:
     """What is asked of a report.
 
     Attributes:
-        limits: The most that each of these metrics may be; see `METRICS`.
+        at_most: The most that each of these metrics may be; see `METRICS`.
+        at_least: The least.
         allowed_warnings: Diagnostics that may warn; `None` if none is looked at.
     """
 
-    limits: Mapping[str, float]
+    at_most: Mapping[str, float]
+    at_least: Mapping[str, float]
     allowed_warnings: frozenset[str] | None = None
 
 
@@ -75,6 +77,8 @@ def _latency_ratio(report: Report) -> float | None:
     return None if report.latency is None else report.latency.measured_ratio
 
 
+SAME_AT_ALL = ("bits-per-weight", "linear-bits-per-weight", FILE_BYTES, "latency-ratio")
+"""Of the whole file, whatever precision of a nested one is read."""
 METRICS: Mapping[str, Callable[[Report], float | None]] = {
     "loss-increase": lambda report: report.measured.loss_increase,
     "kl": lambda report: report.measured.kl,
@@ -85,9 +89,14 @@ METRICS: Mapping[str, Callable[[Report], float | None]] = {
     FILE_BYTES: lambda report: float(report.size.file_bytes),
     "forecast-error": _forecast_error,
     "latency-ratio": _latency_ratio,
+    "agreement": lambda report: report.measured.agreement,
+    "accuracy": lambda report: report.measured.accuracy_after,
+    "kl-upper-bound": lambda report: report.forecast.kl_high,
+    "loss-increase-upper-bound": lambda report: report.forecast.loss_increase_high,
+    "accuracy-drop-upper-bound": lambda report: report.forecast.accuracy_drop_high,
 }
-"""What a policy can bound: measured values, in the report's unit; the forecast's error is relative to the measured KL.
-`None` where a report has no such number."""
+"""What a policy can bound: measured values, in the report's unit, and the upper ends of the forecast's intervals; the
+forecast's error is relative to the measured KL. `None` where a report has no such number."""
 
 
 def read_policy(path: Path) -> Policy:
@@ -107,7 +116,7 @@ def read_policy(path: Path) -> Policy:
 
 
 def parse_policy(toml: str) -> Policy:
-    """A policy from TOML: a table `at-most` of metrics, and `allowed` warnings in a table `diagnostics`.
+    """A policy from TOML: tables `at-most` and `at-least` of metrics, and `allowed` warnings in a table `diagnostics`.
 
     Raises:
         PolicyError: no TOML, an unknown name, a value that is no threshold, or nothing is asked.
@@ -116,23 +125,24 @@ def parse_policy(toml: str) -> Policy:
         content = tomllib.loads(toml)
     except tomllib.TOMLDecodeError as error:
         raise PolicyError(f"no TOML: {error}.") from error
-    if unknown := sorted(set(content) - {LIMITS, DIAGNOSTICS}):
-        raise PolicyError(f"a policy has the tables [{LIMITS}] and [{DIAGNOSTICS}], found {unknown[0]!r}.")
-    limits = _table(content, LIMITS)
-    if unknown := sorted(set(limits) - set(METRICS)):
-        raise PolicyError(f"there is no metric {unknown[0]!r}. Metrics: {', '.join(METRICS)}.")
+    if unknown := sorted(set(content) - {AT_MOST, AT_LEAST, DIAGNOSTICS}):
+        raise PolicyError(
+            f"a policy has the tables [{AT_MOST}], [{AT_LEAST}] and [{DIAGNOSTICS}], found {unknown[0]!r}."
+        )
     policy = Policy(
-        limits={name: _threshold(name, value) for name, value in limits.items()},
+        at_most=_thresholds(_table(content, AT_MOST)),
+        at_least=_thresholds(_table(content, AT_LEAST)),
         allowed_warnings=_allowed(_table(content, DIAGNOSTICS)) if DIAGNOSTICS in content else None,
     )
-    if not policy.limits and policy.allowed_warnings is None:
+    if not policy.at_most and not policy.at_least and policy.allowed_warnings is None:
         raise PolicyError(f"the policy asks nothing. Expected something like {EXAMPLE!r}.")
     return policy
 
 
 def check_policy(report: Report, policy: Policy) -> PolicyResult:
-    """Hold a report against a policy; what a report does not have is not met."""
-    checks = [_limited(name, METRICS[name](report), limit) for name, limit in policy.limits.items()]
+    """Hold a report against a policy, a nested artifact at each precision; what a report does not have is not met."""
+    checks = [check for name, limit in policy.at_most.items() for check in _limited(report, name, limit, -1.0)]
+    checks += [check for name, limit in policy.at_least.items() for check in _limited(report, name, limit, 1.0)]
     if policy.allowed_warnings is not None:
         for diagnostic in report.diagnostics:
             allowed = diagnostic.warns and diagnostic.name in policy.allowed_warnings
@@ -144,10 +154,27 @@ def check_policy(report: Report, policy: Policy) -> PolicyResult:
     return PolicyResult(report=report, checks=tuple(checks))
 
 
-def _limited(name: str, value: float | None, limit: float) -> PolicyCheck:
+def _limited(report: Report, name: str, limit: float, side: float) -> Iterator[PolicyCheck]:
+    """One metric against a limit: no less if `side` is 1, no more if it is -1."""
+    if not report.precisions or name in SAME_AT_ALL:
+        yield _held(name, METRICS[name](report), limit, side)
+        return
+    for facts in report.precisions:
+        read = replace(report, forecast=facts.forecast, measured=facts.measured)
+        yield _held(f"{name} at {facts.bits} bits", METRICS[name](read), limit, side)
+
+
+def _held(name: str, value: float | None, limit: float, side: float) -> PolicyCheck:
     if value is None:
         return PolicyCheck(name=name, met=False, found="the report has no such number")
-    return PolicyCheck(name=name, met=value <= limit, found=f"{value:.6g}, at most {limit:.6g}")
+    bound = "at least" if side > 0 else "at most"
+    return PolicyCheck(name=name, met=side * value >= side * limit, found=f"{value:.6g}, {bound} {limit:.6g}")
+
+
+def _thresholds(table: Mapping[str, Any]) -> Mapping[str, float]:
+    if unknown := sorted(set(table) - set(METRICS)):
+        raise PolicyError(f"there is no metric {unknown[0]!r}. Metrics: {', '.join(METRICS)}.")
+    return {name: _threshold(name, value) for name, value in table.items()}
 
 
 def _table(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:

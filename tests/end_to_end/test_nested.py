@@ -9,7 +9,9 @@ from command_line import run, run_json
 from packed_folders import emit_demo
 from sample_reports import sample_report
 
+from guidedq.artifacts.diagnostic import at_most
 from guidedq.artifacts.report import read_report
+from guidedq.nested_compiler import at_any_width
 
 SMALL = ("--samples", "16", "--sequence-length", "48", "--effort", "quick", "--keep", "*mlp*")
 
@@ -39,6 +41,25 @@ def test_every_precision_has_a_forecast_that_is_kept_and_more_bits_lose_less(pla
     assert wide.read_bits_per_weight == pytest.approx(report.size.bits_per_weight)
     assert narrow.read_bits_per_weight < report.size.bits_per_weight - 0.9
     assert report.size.file_bytes == (place / "nested" / "model.safetensors").stat().st_size
+
+
+def test_gates_are_for_each_precision(place):
+    report = read_report(place / "nested")
+    narrow, wide = (facts.forecast.loss_increase for facts in report.precisions)
+    largest = 0.5 * (narrow + wide)
+    words = ("--nested", "3,5", "--out", place / "gated", "--workspace", place / "workspace", *SMALL)
+    result = run("compile", "demo", *words, "--max-loss-increase", largest)
+    assert result.exit_code == 3
+    assert "at 3 bits the forecast loss increase" in result.stderr.replace("\n", " ")
+    assert not (place / "gated").exists()
+
+
+def test_a_check_is_that_of_the_narrowest_precision_that_warns_or_of_the_widest():
+    def checks(first, second):
+        return tuple(at_most(name, n, 1.0, meaning=name, advice="") for name, n in (("a", first), ("b", second)))
+
+    found = at_any_width({3: checks(2.0, 0.3), 4: checks(3.0, 0.2), 5: checks(0.5, 0.1)})
+    assert [(one.name, one.number, one.meaning) for one in found] == [("a", 2.0, "a (at 3 bits)"), ("b", 0.1, "b")]
 
 
 def test_a_schedule_by_loss_is_found_written_once_and_followed(place):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sample_reports import latency_facts, sample_report
+from sample_reports import latency_facts, precisions, sample_report
 
 import guidedq
 from guidedq.artifacts.diagnostic import at_most
@@ -41,19 +41,38 @@ def met(toml: str, found: Report) -> bool:
         ("file-bytes", 780.0),
         ("forecast-error", (0.0123 - 0.0119) / 0.0119),
         ("latency-ratio", 0.625),
+        ("agreement", 0.932),
+        ("accuracy", 0.75),
+        ("kl-upper-bound", 1.3 * 0.0123),
+        ("loss-increase-upper-bound", 1.4 * 0.0123),
+        ("accuracy-drop-upper-bound", 0.07),
     ],
 )
-def test_every_metric_is_met_at_its_value_and_not_below(metric: str, value: float) -> None:
+def test_every_metric_is_met_at_its_value_and_not_beyond(metric: str, value: float) -> None:
     found = replace(report(accuracy_before=0.8, accuracy_after=0.75), latency=latency_facts(0.625))
+    found = replace(found, forecast=replace(found.forecast, accuracy_drop_high=0.07))
     assert METRICS[metric](found) == pytest.approx(value, rel=1e-12)
     assert met(f"[at-most]\n{metric} = {value + 1e-9!r}", found)
     assert not met(f"[at-most]\n{metric} = {value - 1e-9!r}", found)
+    assert met(f"[at-least]\n{metric} = {value - 1e-9!r}", found)
+    assert not met(f"[at-least]\n{metric} = {value + 1e-9!r}", found)
 
 
 def test_every_metric_is_tested_above() -> None:
     assert set(METRICS) == {
         "loss-increase", "kl", "perplexity-ratio", "accuracy-drop", "bits-per-weight", "linear-bits-per-weight",
-        "file-bytes", "forecast-error", "latency-ratio",
+        "file-bytes", "forecast-error", "latency-ratio", "agreement", "accuracy", "kl-upper-bound",
+        "loss-increase-upper-bound", "accuracy-drop-upper-bound",
+    }  # fmt: skip
+
+
+def test_a_nested_artifact_is_judged_at_each_precision_and_once_for_its_size() -> None:
+    nested = replace(report(), precisions=precisions())
+    policy = parse_policy("[at-most]\nkl = 0.01\nfile-bytes = 1000\n[at-least]\nagreement = 0.9")
+    checks = {check.name: check.met for check in check_policy(nested, policy).checks}
+    assert checks == {
+        "kl at 3 bits": False, "kl at 4 bits": True, "kl at 5 bits": True, "file-bytes": True,
+        "agreement at 3 bits": True, "agreement at 4 bits": True, "agreement at 5 bits": True,
     }  # fmt: skip
 
 
@@ -83,6 +102,8 @@ def test_what_is_no_number_or_infinite_is_not_met() -> None:
     for metric in ("kl", "loss-increase", "perplexity-ratio", "forecast-error"):
         assert not met(f"[at-most]\n{metric} = 1e300", found), metric
     assert not met("[at-most]\nforecast-error = 1e300", report(kl=0.0))
+    assert not met("[at-least]\nkl = 0.0", found)
+    assert not met("[at-least]\naccuracy = 0.0", found)
 
 
 def test_warnings_fail_unless_they_are_allowed_or_not_looked_at() -> None:
@@ -99,6 +120,8 @@ def test_warnings_fail_unless_they_are_allowed_or_not_looked_at() -> None:
     ("toml", "part"),
     [
         ("[at-most]\nkll = 1", "no metric 'kll'. Metrics: loss-increase"),
+        ("[at-least]\nkll = 1", "no metric 'kll'. Metrics: loss-increase"),
+        ("[at-least]\nagreement = true", "expected a number"),
         ("[at-most", "no TOML"),
         ("", "asks nothing"),
         ("[at-most]", "asks nothing"),
