@@ -7,7 +7,7 @@ Every runtime loads its model in a process of its own; then they decode in turn,
 so that other work on the machine disturbs all alike. What counts is the median time of a token, greedily decoded after
 a prompt of 16 tokens. `--llama-python` is an interpreter that has `llama-cpp-python`; `--genai` are folders for
 onnxruntime-genai (`python -m onnxruntime_genai.models.builder -p int4 -e cpu` writes ORT's own 4 bits). Writes
-`results/decoding.json` and `docs/decoding.md`.
+`results/decoding.json`, `docs/decoding.md` and `docs/pictures/decoding.png`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ REMARKS = """\
 - transformers' own work for each token, in Python, is part of the rows of guidedq and of transformers; llama.cpp and
   onnxruntime-genai have none. The smaller the model, the more it weighs."""
 
+PICTURE = "![tokens a second](pictures/decoding.png)"
 Step = Callable[[], None]
 
 
@@ -79,6 +80,7 @@ def compare(arguments: argparse.Namespace) -> None:
             print(row, flush=True)
             record.add(row)
     write_page(arguments.page, page(record))
+    draw(record.rows, arguments.page.parent / "pictures" / "decoding.png")
 
 
 def start(runtime: str, path: str, threads: int, llama_python: str) -> Any:
@@ -224,7 +226,34 @@ def page(record: Any) -> str:
     machine = f"{content['machine']['cores']} cores, {content['machine']['system']}, {sets}"
     load = f"load {content['load'][0]:.1f} at the start"
     text = f"By `benchmarks/decoding.py` ({machine}, {load}; {named}); its docstring says how."
-    return "\n\n".join(["# Decoding beside other runtimes", text, table(HEAD, cells), REMARKS]) + "\n"
+    return "\n\n".join(["# Decoding beside other runtimes", text, PICTURE, table(HEAD, cells), REMARKS]) + "\n"
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Bars of tokens a second, one for each number of threads, beside the bytes of the weights' file."""
+    from guidedq.report.drawing import save_figure
+    from guidedq.report.palette import ACCENT, INK, VARIANT_COLOURS
+    from guidedq.report.plots import label_in_full, new_figure
+
+    figure, axes = new_figure((7.0, 4.4))
+    models = list(dict.fromkeys((row["runtime"], row["model"], row["bytes"]) for row in rows))
+    counts = list(dict.fromkeys(row["threads"] for row in rows))
+    height = 0.76 / len(counts)
+    for number, threads in enumerate(counts):
+        speeds = {(row["runtime"], row["model"]): 1 / row["seconds"] for row in rows if row["threads"] == threads}
+        places = [place + (number - (len(counts) - 1) / 2) * height for place in range(len(models))]
+        colours = [ACCENT if runtime == "guidedq" else VARIANT_COLOURS[0] for runtime, _, _ in models]
+        drawn = [speeds[runtime, name] for runtime, name, _ in models]
+        axes.barh(places, drawn, height=height, color=colours, alpha=1.0 if number == 0 else 0.55)
+        for place, speed in zip(places, drawn, strict=True):
+            axes.annotate(f" {speed:.0f}", (speed, place), va="center", color=INK, fontsize=8)
+    named = [f"{runtime}, {name}, {size / 1e6:.0f} MB" for runtime, name, size in models]
+    axes.set_yticks(range(len(models)), named)
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    label_in_full(axes, "tokens a second", "", f"Decoding on {' and, paler, '.join(map(str, counts))} threads")
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

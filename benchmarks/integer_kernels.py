@@ -4,7 +4,7 @@
 
 Square layers of fixed widths with a few inputs, one thread, both turn by turn in one process, the least time of each.
 The error is that of the products, relative to those of the inputs as they were: normal random numbers. Writes
-`results/integer_kernels.json` and `docs/integers.md`.
+`results/integer_kernels.json`, `docs/integers.md` and `docs/pictures/integers.png`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ import guidedq
 from guidedq.backends.packed_torch.native.calls import multiply_rows
 from guidedq.backends.packed_torch.native.library import Library, library
 from guidedq.quant.formats import AffineFormat
+from guidedq.report.drawing import save_figure
+from guidedq.report.palette import MUTED, VARIANT_COLOURS
+from guidedq.report.plots import label_in_full, new_figure
 
 SIZES, BITS, INPUTS = (2048, 4096), (2, 3, 4, 5, 6), (1, 4)
 HEAD = "| columns and rows | inputs | bits | fp32, microseconds | int8 | times as fast | of the bandwidth | error |"
@@ -39,7 +42,9 @@ was measured. A folder of fixed widths that does not say so can be read that way
 `guidedq.load_quantized("small", activations="int8")`.
 Embeddings, convolutions and nested weights stay in float, and there are no such kernels for NEON and GPUs.
 
-`benchmarks/integer_kernels.py` wrote this page ({machine}, one thread, load {load:.1f} at the start)."""
+`benchmarks/integer_kernels.py` wrote this page ({machine}, one thread, load {load:.1f} at the start).
+
+![speed beside inputs that are not rounded](pictures/integers.png)"""
 
 
 def main() -> None:
@@ -63,6 +68,7 @@ def main() -> None:
     machine = f"{record.content['machine']['system']}, {kernels.instruction_sets[0]}"
     text = PAGE.format(machine=machine, load=record.content["load"][0])
     write_page(arguments.page, f"{text}\n\n{table(HEAD, [cells(row) for row in rows])}\n")
+    draw(rows, arguments.page.parent / "pictures" / "integers.png")
 
 
 def layer(kernels: Library, size: int, count: int, bits: int, repeats: int) -> Row:
@@ -89,6 +95,22 @@ def cells(row: Row) -> list[str]:
     times = [f"{seconds[name] * 1e6:.0f}" for name in ("fp32", "int8")]
     named = [str(row[name]) for name in ("size", "inputs", "bits")]
     return [*named, *times, f"{ratio:.2f}", f"{share:.2f}", f"{row['error']:.4f}"]
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """How many times as fast, by bits of a code."""
+    figure, axes = new_figure((6.0, 3.7))
+    kinds = [(size, inputs) for size in SIZES for inputs in INPUTS]
+    for (size, inputs), colour in zip(kinds, VARIANT_COLOURS, strict=False):
+        mine = [row for row in rows if (row["size"], row["inputs"]) == (size, inputs)]
+        times = [row["seconds"]["fp32"] / row["seconds"]["int8"] for row in mine]
+        label = f"{size} square, {inputs} input{'s' if inputs > 1 else ''}"
+        axes.plot([row["bits"] for row in mine], times, "-o", color=colour, linewidth=1.8, ms=5, label=label)
+    axes.axhline(1.0, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(BITS)
+    label_in_full(axes, "bits of a code", "times as fast as fp32 inputs", "Inputs rounded to int8")
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 Square layers with one input (decoding) and 128 (a prompt); then tokens a second of a packed language model and of its
 original in fp32. Everything that is compared runs turn by turn in one process, and the least time of each counts, for
 the machine's other work only adds. The bandwidth is what torch's sum, or its fp32 layer, reads a second: from a buffer
-as large as the packed weight, so from the same cache or memory. Writes `results/kernels.json` and `docs/kernels.md`.
+as large as the packed weight, so from the same cache or memory. Writes `results/kernels.json`, `docs/kernels.md` and
+`docs/pictures/kernels.png`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from guidedq.backends.packed_torch.native.library import library
 from guidedq.quant.exponents import ONE
 from guidedq.quant.formats import ENTROPY_ZERO, AffineFormat, EntropyFormat, FloatFormat, Format
 from guidedq.quant.packing import blob_bytes, read_layout, region_widths, write_header
+from guidedq.report.drawing import save_figure
+from guidedq.report.palette import MUTED, PAPER, VARIANT_COLOURS
+from guidedq.report.plots import label_in_full, new_figure
 
 SIZES = (2048, 4096, 8192)
 THREADS = (1, 2)
@@ -45,6 +49,8 @@ PROMPT_FORMATS = (AffineFormat(bits=4, group_size=64), EntropyFormat(bits=3.0))
 PROMPT_TOKENS, NEW_TOKENS = 16, 32
 SLOWEST_SIZE = 4096
 """Beyond, plain torch arithmetic takes a second for one product: it is not timed; nor on several threads."""
+GOALS = {2: 0.6, 3: 0.6, 4: 0.8, 5: 0.6, 6: 0.6, 8: 0.8}
+"""Of the bandwidth, by bits of a code."""
 HEADS = {
     "one": "| columns and rows | threads | format | bytes | microseconds | GB/s | of the bandwidth | "
     "times as fast as fp32 | times as fast as plain torch |",
@@ -52,6 +58,7 @@ HEADS = {
     "tokens": "| threads | packed, kernels | packed, plain torch | original, fp32 | kernels against fp32 |",
 }
 
+PICTURE = "pictures/kernels.png"
 GPU = """\
 ## On a GPU
 
@@ -88,6 +95,7 @@ def main() -> None:
         if arguments.artifact and arguments.original:
             decoding(arguments.artifact, arguments.original, record)
     write_page(arguments.page, page(record))
+    draw(record, arguments.page.parent / "pictures" / "kernels.png")
 
 
 def layers(size: int, threads: int, repeats: int, record: Record) -> None:
@@ -118,21 +126,23 @@ def layers(size: int, threads: int, repeats: int, record: Record) -> None:
         record.add(row)
 
 
-def random_packed(format: Format, size: int) -> PackedWeight:
-    """A weight of random codes, with scales such that no number is too large."""
+def random_packed(format: Format, columns: int, rows: int | None = None) -> PackedWeight:
+    """A weight of random codes, with scales such that no number is too large; square if no rows are given."""
+    rows = rows or columns
     if isinstance(format, EntropyFormat):
-        return PackedWeight(pack_weight(random_entropy(format, size)), "random", (size, size), transposed=False)
-    held = torch.randint(0, 256, (blob_bytes(size, [(format, size)]),), dtype=torch.uint8)
-    header = write_header([(format, size)], size, scaled=False)
+        coded = pack_weight(random_entropy(format, columns))
+        return PackedWeight(coded, "random", (columns, columns), transposed=False)
+    held = torch.randint(0, 256, (blob_bytes(columns, [(format, rows)]),), dtype=torch.uint8)
+    header = write_header([(format, rows)], columns, scaled=False)
     held[: len(header)] = torch.tensor(list(header), dtype=torch.uint8)
-    (part,) = read_layout(held, "random", (size, size)).segments
-    widths = region_widths(format, size)
+    (part,) = read_layout(held, "random", (rows, columns)).segments
+    widths = region_widths(format, columns)
     if isinstance(format, AffineFormat):
-        start = part.offset + size * widths[0]
-        held[start : start + size * widths[1]] = halves(size * widths[1] // 2)
+        start = part.offset + rows * widths[0]
+        held[start : start + rows * widths[1]] = halves(rows * widths[1] // 2)
     else:
-        held[part.offset :] = halves(size * size)
-    return PackedWeight(held, "random", (size, size), transposed=False)
+        held[part.offset :] = halves(rows * columns)
+    return PackedWeight(held, "random", (rows, columns), transposed=False)
 
 
 def random_entropy(format: EntropyFormat, size: int) -> QuantizedWeight:
@@ -230,7 +240,7 @@ def page(record: Record) -> str:
         f"By `benchmarks/kernels.py` ({machine}, torch {content['versions']['torch']}); its docstring says how. "
         "The figures are in `benchmarks/results/kernels.json`. "
         f"Other work on the machine (load {content['load'][0]:.1f} at the start) disturbs all, two threads most.",
-        f"## One input\n\n{table(HEADS['one'], one)}",
+        f"## One input\n\n![share of the bandwidth, and speed beside fp32]({PICTURE})\n\n{table(HEADS['one'], one)}",
         f"## {PROMPT_INPUTS} inputs\n\n{table(HEADS['prompt'], prompt)}",
     ]
     if tokens:
@@ -238,6 +248,36 @@ def page(record: Record) -> str:
         parts.append(f"## Tokens a second, {model}\n\n{table(HEADS['tokens'], tokens)}")
     parts += [GPU, "What a running model keeps in memory: `memory.md`."]
     return "\n\n".join(parts) + "\n"
+
+
+def draw(record: Record, path: Path) -> None:
+    """One input: the share of the bandwidth, with its goals, and the speed beside fp32, by what a weight takes."""
+    figure, (shares, speeds) = new_figure((7.0, 6.4), rows=2, sharex=True)
+    rows = [row for row in record.rows if row["kind"] == "layer"]
+    for size, colour in zip(SIZES, VARIANT_COLOURS[1:], strict=False):
+        for threads, line in zip(THREADS, ("-", "--"), strict=True):
+            mine = [row for row in rows if (row["size"], row["threads"]) == (size, threads)]
+            widths = [8 * row["bytes"] / size**2 for row in mine]
+            style = {"color": colour, "linestyle": line, "linewidth": 1.4, "marker": "o", "markersize": 4}
+            label = f"{size} square, {threads} thread{'s' if threads > 1 else ''}"
+            for axes, values in (
+                (shares, [row["of_bandwidth"] for row in mine]),
+                (speeds, [row["seconds"]["fp32"] / row["seconds"]["kernels"] for row in mine]),
+            ):
+                fixed = [place for place, row in enumerate(mine) if row["format"].startswith("affine")]
+                axes.plot([widths[i] for i in fixed], [values[i] for i in fixed], **style, label=label)
+                coded = [place for place, row in enumerate(mine) if row["format"].startswith("entropy")]
+                axes.plot([widths[i] for i in coded], [values[i] for i in coded], "s", mfc=PAPER, mec=colour, ms=5)
+    held = {row["format"]: 8 * row["bytes"] / row["size"] ** 2 for row in rows}
+    goals = [(held[f"affine{{bits={bits} group-size=64}}"], goal) for bits, goal in GOALS.items()]
+    shares.plot(*zip(*goals, strict=True), "_", color=MUTED, ms=14, mew=2, label="goal")
+    shares.set_ylim(0, 1)
+    speeds.set_ylim(bottom=0)
+    speeds.set_xlabel("bits per weight in memory (hollow: entropy-coded in the file)")
+    label_in_full(shares, "", "of the bandwidth", "One input through a square layer")
+    shares.get_legend().set(bbox_to_anchor=(1.0, 1.0), loc="upper left")
+    speeds.set_ylabel("times as fast as fp32")
+    save_figure(figure, path)
 
 
 def table(head: str, rows: list[list[Any]]) -> str:

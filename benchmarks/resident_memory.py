@@ -11,7 +11,8 @@ is in use is left. The peak is of both kinds (`VmHWM`), pages that other process
 Entropy-coded weights take more in memory than in the file, so `--fixed` has the artifact written anew, where it is not
 there yet, with all its weights rounded to the nearest at 4 bits in groups of 64: it is as large as a good one of such a
 format, and its quality is of no interest here. `--smallest` is a model of some hundred kilobytes, to show what
-transformers and torch take for themselves. Writes `results/resident_memory.json` and `docs/memory.md`.
+transformers and torch take for themselves. Writes `results/resident_memory.json`, `docs/memory.md` and
+`docs/pictures/memory.png`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ HEAD = """\
 | model | dtype | file | loaded: own | of files | at work: own | of files | in all | given back: in all | peak |
 |---|---|---|---|---|---|---|---|---|---|"""
 
-
+PICTURE = "![megabytes held at work](pictures/memory.png)"
 REMARKS = """\
 - Packed weights of fixed widths stay where they are, in the mapped file, whose pages processes share, and which the
   system can drop and read again. None of them is copied.
@@ -65,8 +66,8 @@ def main() -> None:
             row = child("measured", folder, dtype)
             print(row, flush=True)
             record.add(row)
-    record.content["versions"] = record.rows[0]["versions"]
     write_page(arguments.page, page(record))
+    draw(record.rows, arguments.page.parent / "pictures" / "memory.png")
 
 
 def child(work: str, folder: Path, value: str) -> Row:
@@ -166,14 +167,35 @@ def page(record: Record) -> str:
         sizes += [sum(row["given_back"].values()), row["peak"]]
         cells = [row["model"], row["dtype"], *(f"{size / MEGABYTE:.1f}" for size in sizes)]
         lines.append("| " + " | ".join(cells) + " |")
-    machine, versions = record.content["machine"], record.content["versions"]
+    machine, versions = record.content["machine"], record.rows[0]["versions"]
     intro = (
         "# Memory of a running packed model\n\n"
         f"Megabytes, by `benchmarks/resident_memory.py` ({machine['system']}, torch {versions['torch']}, transformers "
         f"{versions['transformers']}, one thread); its docstring says how. At work: after a prompt of {PROMPT_TOKENS} "
         f"tokens and {NEW_TOKENS} more, their cache included."
     )
-    return "\n\n".join([intro, "\n".join([HEAD, *lines]), REMARKS]) + "\n"
+    return "\n\n".join([intro, PICTURE, "\n".join([HEAD, *lines]), REMARKS]) + "\n"
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Bars of what each model holds at work, given back, beside its file and the peak of its loading."""
+    from guidedq.report.drawing import save_figure
+    from guidedq.report.palette import ACCENT, INK, MEASURED, MUTED
+    from guidedq.report.plots import label_in_full, new_figure
+
+    figure, axes = new_figure((7.0, 4.0))
+    own, of_files = ([row["given_back"][kind] / MEGABYTE for row in rows] for kind in ("own", "of_files"))
+    places = range(len(rows))
+    axes.barh(places, own, color=ACCENT, height=0.6, label="own, at work")
+    axes.barh(places, of_files, left=own, color=ACCENT, alpha=0.45, height=0.6, label="of mapped files, at work")
+    axes.plot([row["file"] / MEGABYTE for row in rows], places, "|", color=INK, ms=16, mew=2, label="file")
+    axes.plot([row["peak"] / MEGABYTE for row in rows], places, "D", color=MEASURED, ms=5, label="peak")
+    axes.set_yticks(places, [f"{row['model']}, {row['dtype']}" for row in rows])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", labelcolor=MUTED)
+    label_in_full(axes, "megabytes", "", "Memory of a running model")
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":
