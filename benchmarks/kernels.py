@@ -59,6 +59,15 @@ HEADS = {
 }
 
 PICTURE = "pictures/kernels.png"
+SHARED = """\
+## Threads
+
+A second thread is woken where each has at least 384 KiB of a weight. `benchmarks/thread_work.py` multiplied 4-bit
+weights on one thread and on two, in turn, whatever their size (figures in `benchmarks/results/thread_work.json`;
+AVX-512 VNNI, two cores, load 0.4). Two threads took, in the median, 1.2 to 1.3 of the time of one at 256 KiB, 0.8 (576
+columns) and 1.0 (2048) at 768 KiB, 0.75 and 0.80 at 2 MiB; waking costs 10 microseconds, which a busy second core
+never gives back. So the layers of a model of SmolLM2-135M's size run on one thread, its head on two. The tables above
+are older: there two threads shared from 256 KiB on."""
 GPU = """\
 ## On a GPU
 
@@ -246,7 +255,7 @@ def page(record: Record) -> str:
     if tokens:
         model = next(row["model"] for row in record.rows if row["kind"] == "decoding")
         parts.append(f"## Tokens a second, {model}\n\n{table(HEADS['tokens'], tokens)}")
-    parts += [GPU, "What a running model keeps in memory: `memory.md`."]
+    parts += [SHARED, GPU, "What a running model keeps in memory: `memory.md`."]
     return "\n\n".join(parts) + "\n"
 
 

@@ -38,6 +38,8 @@ MIX = (
     FloatFormat(dtype="bf16"),
 )
 COLUMNS = 203
+LEAST_FOR_TWO_THREADS = 2 * (3 << 17)
+"""Bytes of a weight; `BYTES_A_THREAD` in `kernels.c`."""
 mixes = strategies.lists(formats, min_size=1, max_size=5, unique=True)
 shapes = {"rows": strategies.integers(5, 12), "columns": strategies.integers(3, 300)}
 
@@ -140,8 +142,9 @@ def test_inputs_far_from_zero_are_multiplied_as_well_as_others(format):
 
 
 def test_threads_change_no_bit():
-    weight = random_weight("w", (1500, 700), MIX, 1)
-    kernels, inputs, found = Kernels(weight), torch.randn(3, 700), []
+    weight = random_weight("w", (1500, 1400), MIX, 1)
+    kernels, inputs, found = Kernels(weight), torch.randn(3, 1400), []
+    assert len(kernels.blob) > LEAST_FOR_TWO_THREADS
     before = torch.get_num_threads()
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)

@@ -10,8 +10,9 @@
 #include "threads.h"
 
 enum {
-    /* Bytes of a weight that are worth a thread's waking, some 20 microseconds. */
-    BYTES_A_THREAD = 1 << 18,
+    /* The least of a weight for each thread, some 50 microseconds: where the other core is busy, waking a thread costs 10
+     * of them, and where it is free, two threads begin to gain in the median (`benchmarks/thread_work.py`). */
+    BYTES_A_THREAD = 3 << 17,
     /* Bytes handed out at once: few enough that threads end together. */
     BYTES_A_PART = 1 << 15,
     /* Numbers side by side in the widest instruction set. */
@@ -166,7 +167,7 @@ static int share_out(const Call *call, int (*work)(const Call *, size_t, size_t)
                      int threads) {
     const size_t each = BYTES_A_PART / bytes + 1;
     Job job = {.call = call, .work = work, .rows = rows, .rows_a_part = each, .outcome = DONE};
-    const size_t worth = rows * bytes / BYTES_A_THREAD + 1;
+    const size_t worth = rows * bytes / BYTES_A_THREAD; /* threads; none: this one alone */
     run_parts(worth < (size_t)threads ? (int)worth : threads, (rows + each - 1) / each, do_part, &job);
     return atomic_load(&job.outcome);
 }
