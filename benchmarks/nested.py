@@ -3,7 +3,7 @@
     python benchmarks/nested.py --model demo=demo --model stories260K=PATH --data stories260K=TEXT
 
 writes benchmarks/results/nested.json, docs/nested.md and docs/pictures/nested.png. Everything at quick effort, seed 0,
-widths 3,4,5; what is in the record is not run again.
+widths 3,4,5; what is in the record is not run again. `nested_decoding.py` has run before.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nested_decoding
 import torch
 from records import Record, Row, options, pairs, write_page
 
@@ -266,6 +267,7 @@ def page(record: Record) -> str:
             f"{row['nested_ms'] / widest['nested_ms']:.2f} | {row['plain_ms']:.2f} |"
         )
     lines.append(f"\n(One thread, one input, {rows['speed'][0]['instructions']}.)\n")
+    lines.append(nested_decoding.section(Record(nested_decoding.OUT)))
     lines += [SCHEDULES]
     header = "| model | schedule | average | KL predicted | measured | constant at that average | change |"
     lines += [header, "|---|---|---|---|---|---|---|"]
