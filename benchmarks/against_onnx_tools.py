@@ -98,6 +98,8 @@ def variants(facts: Facts, arguments: argparse.Namespace) -> Iterator[Variant]:
         for bits in INTEGER_BUDGETS:
             integers = f"--budget {bits}bits {words} --activations static"
             yield Variant(label=f"{bits} bits, {name}, static int8", options=integers)
+            every_level = f"{integers} --set reduce-range=false"
+            yield Variant(label=f"{bits} bits, {name}, static int8, 255 levels", options=every_level)
 
 
 @dataclass(frozen=True)

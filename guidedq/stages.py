@@ -36,7 +36,7 @@ from guidedq.ir.model import Model
 from guidedq.ir.program import Batch
 from guidedq.progress import Progress
 from guidedq.quant.formats import EntropyCode, RoundedFormat
-from guidedq.quant.integer import IntegerGrid
+from guidedq.quant.integer import REDUCED_CODE, IntegerGrid
 from guidedq.quant.nested import NestedFormat
 from guidedq.timer import AbstractTimer
 
@@ -348,6 +348,10 @@ class AbstractBackend(ABC):
             BackendError: it was asked to, and this model has none.
         """
         return ()
+
+    def largest_code(self) -> int:
+        """Of the int8 weights of sites that are computed in integers: codes are from its negative to this."""
+        return REDUCED_CODE
 
     @abstractmethod
     def emit(

@@ -21,6 +21,7 @@ from guidedq.ir.model import Model
 from guidedq.ir.onnx_interpreter import parse_model
 from guidedq.ir.program import Batch, TorchProgram
 from guidedq.quant.formats import EntropyCode, EntropyFormat, RoundedFormat
+from guidedq.quant.integer import REDUCED_CODE, WHOLE_CODE
 from guidedq.stages import AbstractBackend
 from guidedq.timer import AbstractTimer
 
@@ -66,6 +67,8 @@ class OnnxBackend(AbstractBackend):
             account), `static` in uint8 with ranges from the calibration, so that convolutions and matrix products are
             computed in integers, `dynamic` in uint8 with the range of every call, for matrix products. Sites that this
             would hurt are computed in float.
+        reduce_range: Int8 codes of weights are -64 to 64, so that no processor saturates, as x86 without VNNI would;
+            `false` takes -127 to 127, for machines with VNNI and for ARM.
         external_bytes: Models that could be larger than this keep their tensors in `model.onnx.data`.
         style: `native` is unpacked at load; `qdq` stands behind DequantizeLinear, for other runtimes too; `baked` is
             unpacked already, what has no container staying in floats. The budget counts the file in any style.
@@ -79,6 +82,7 @@ class OnnxBackend(AbstractBackend):
     names: Literal["auto", "keep", "short"] = "auto"
     fused: bool = False
     activations: Activations = "none"
+    reduce_range: bool = True
     external_bytes: int = 1_500_000_000
     style: Style = "native"
     cast: Cast = "none"
@@ -91,6 +95,8 @@ class OnnxBackend(AbstractBackend):
             raise BackendError(f"models are exported in opset {BITWISE_OPSET} or newer, found {self.opset}.")
         if self.style == "qdq" and self.opset < QDQ_OPSET:
             raise BackendError(f"style qdq needs opset {QDQ_OPSET} or newer, found {self.opset}.")
+        if self.activations == "none" and not self.reduce_range:
+            raise BackendError("reduce-range=false is for weights in integers: add --activations static or dynamic.")
 
     def entropy_code(self, model: Model, *, asked: bool) -> EntropyCode | None:
         """Rice codes, unpacked to float while the model loads, some 3 million weights a second: for small models.
@@ -155,6 +161,10 @@ class OnnxBackend(AbstractBackend):
                 + f" that ONNX Runtime computes in integers: leave --activations {self.activations} out."
             )
         return found
+
+    def largest_code(self) -> int:
+        """See `AbstractBackend.largest_code`."""
+        return REDUCED_CODE if self.reduce_range else WHOLE_CODE
 
     def timer(self, model: Model | None = None) -> AbstractTimer:
         """ONNX Runtime's kernels; see `AbstractBackend.timer`."""

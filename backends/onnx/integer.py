@@ -56,7 +56,7 @@ def put_integer_operators(
     """
     site_of = {use.operator: site.name for site in sites for use in site.uses}
     nodes = {name: node for name, node in integer_nodes(parsed, sites).items() if site_of[name] in rounding.rows}
-    writer = _Writer(proto)
+    writer = _Writer(proto, rounding.largest_code)
     for name, node in nodes.items():
         if name in rounding.dynamic:
             writer.multiply_dynamically(node)
@@ -80,8 +80,8 @@ def put_integer_operators(
 class _Writer:
     """Collects the changes to a graph, and makes them at once."""
 
-    def __init__(self, proto: ModelProto) -> None:
-        self._proto = proto
+    def __init__(self, proto: ModelProto, largest_code: int) -> None:
+        self._proto, self._largest_code = proto, largest_code
         self._opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
         self._makers = {name: index for index, node in enumerate(proto.graph.node) for name in node.output if name}
         taken = frozenset(graph_names(proto.graph))
@@ -146,7 +146,15 @@ class _Writer:
             graph.node.extend([] if index in self._replaced else [node])
             graph.node.extend(self._after[index])
         # element type and accuracy level are those of functions for packed weights
-        self._proto.functions.extend(library(self._functions, opset=self._opset, element_type=1, accuracy_level=0))
+        self._proto.functions.extend(
+            library(
+                self._functions,
+                opset=self._opset,
+                element_type=1,
+                accuracy_level=0,
+                largest_code=self._largest_code,
+            )
+        )
         self._proto.ir_version = max(self._proto.ir_version, FUNCTIONS_IR_VERSION)
 
     def _find(self, node: Node) -> tuple[int, NodeProto]:

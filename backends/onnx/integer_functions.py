@@ -11,7 +11,7 @@ _LARGEST = {
 }
 """By whether the opset takes axes as an input, which it does from 18."""
 _SCALES = """
-    l = Constant <value_float = 64.0> ()
+    l = Constant <value_float = {largest}.0> ()
     i = Div(m, l)
     t = Constant <value_float = 1.2e-38> ()
     r = Max(i, t)

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping
 import onnx.parser
 from onnx import FunctionProto
 
+from guidedq.quant.integer import REDUCED_CODE
+
 from .functions import BITWISE, COMMON, SHIFTS_ONLY
 from .integer_functions import integer_functions
 from .spare_bits import ODD_WIDTHS, function_text
@@ -31,7 +33,9 @@ AXES_OPSET = 18
 """From it on, ReduceMax takes its axes as an input."""
 
 
-def library(names: Iterable[str], *, opset: int, element_type: int, accuracy_level: int) -> tuple[FunctionProto, ...]:
+def library(
+    names: Iterable[str], *, opset: int, element_type: int, accuracy_level: int, largest_code: int = REDUCED_CODE
+) -> tuple[FunctionProto, ...]:
     """The functions called `names` and those that they call, sorted by name.
 
     Args:
@@ -39,6 +43,7 @@ def library(names: Iterable[str], *, opset: int, element_type: int, accuracy_lev
         opset: Of the model; functions have the model's own.
         element_type: ONNX data type of the model's activations, float or float16.
         accuracy_level: What MatMulNBits is asked for.
+        largest_code: Of int8 weights: their codes are from its negative to this.
     """
     sources = _sources(opset)
     wanted: set[str] = set()
@@ -48,7 +53,7 @@ def library(names: Iterable[str], *, opset: int, element_type: int, accuracy_lev
         if name not in wanted:
             wanted.add(name)
             waiting.extend(re.findall(rf"{DOMAIN}\.(\w+)", sources[name][1]))
-    values = {"{element}": str(element_type), "{level}": str(accuracy_level)}
+    values = {"{element}": str(element_type), "{level}": str(accuracy_level), "{largest}": str(largest_code)}
     return tuple(_function(*sources[name], opset=opset, values=values) for name in sorted(wanted))
 
 

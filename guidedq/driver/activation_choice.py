@@ -104,7 +104,7 @@ def in_integers(job: Job, evidence: Evidence, options: IntegerOptions, chosen: C
     rounded = [site for site in options.sites if site.name in chosen]
     return replace(
         evidence,
-        rounding=_rounding(evidence.rounding, options.kept(chosen), rounded, options.sites, options.grids),
+        rounding=_rounding(job, evidence.rounding, options.kept(chosen), rounded, options),
         rounding_loss=options.cost(chosen),
         notices=(*evidence.notices, _told(job, options, chosen)),
     )
@@ -132,7 +132,8 @@ def _grid(job: Job, place: ActivationPlace, histogram: ActivationHistogram) -> I
 def _weight_cost(job: Job, evidence: Evidence, site: Site) -> float:
     """What rounding the rows of a weight to int8 costs, whatever it was rounded to before."""
     matrix = job.model.matrix(site)
-    return float(evidence.guidance.site(site.name).distortion(round_rows(matrix, 0) - matrix).sum())
+    rounded = round_rows(matrix, 0, job.backend.largest_code())
+    return float(evidence.guidance.site(site.name).distortion(rounded - matrix).sum())
 
 
 def _distortion(job: Job, evidence: Evidence, limit: int | None) -> float:
@@ -144,19 +145,19 @@ def _distortion(job: Job, evidence: Evidence, limit: int | None) -> float:
 
 
 def _rounding(
+    job: Job,
     own: ActivationRounding | None,
     places: Sequence[ActivationPlace],
     sites: Sequence[Site],
-    asked: Sequence[Site],
-    grids: Mapping[str, IntegerGrid],
+    options: IntegerOptions,
 ) -> ActivationRounding:
-    """Round at `places` and compute `sites` in integers, the others that were `asked` about in float.
+    """Round at `places` and compute `sites` in integers, the others of the `options` in float.
 
     What the runtime does with the rest on its `own` account stays.
     """
     mine = {use.operator for site in sites for use in site.uses}
-    known = {use.operator for site in asked for use in site.uses}
-    others = own.operators if own else {}
+    known = {use.operator for site in options.sites for use in site.uses}
+    others, grids = own.operators if own else {}, options.grids
     return ActivationRounding(
         operators={name: size for name, size in others.items() if name not in known},
         dynamic=tuple(name for place in places if place.dynamic for name in place.operators if name in mine),
@@ -165,6 +166,7 @@ def _rounding(
         },
         values={place.name: grids[place.name] for place in places if not place.operators},
         rows={site.name: 1 if site.storage is Storage.IN_OUT else 0 for site in sites},
+        largest_code=job.backend.largest_code(),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from guidedq.quant.integer import IntegerGrid, round_dynamically, round_rows, round_to_grid
+from guidedq.quant.integer import REDUCED_CODE, IntegerGrid, round_dynamically, round_rows, round_to_grid
 
 
 @final
@@ -25,6 +25,7 @@ class ActivationRounding:
         inputs: The operators whose inputs are rounded to uint8, with the grid of each.
         values: The values that are rounded to uint8 for all that read them, with the grid of each.
         rows: Sites whose weights are rounded to int8 row by row, each with the axis of its rows in the stored shape.
+        largest_code: Codes of these weights are from its negative to this.
     """
 
     operators: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -32,6 +33,7 @@ class ActivationRounding:
     inputs: Mapping[str, IntegerGrid] = field(default_factory=dict[str, IntegerGrid])
     values: Mapping[str, IntegerGrid] = field(default_factory=dict[str, IntegerGrid])
     rows: Mapping[str, int] = field(default_factory=dict[str, int])
+    largest_code: int = REDUCED_CODE
 
 
 def round_activations(values: Tensor, block_size: int) -> Tensor:
@@ -75,13 +77,16 @@ def rounding(module: nn.Module, paths: Mapping[str, str], activations: Activatio
 class IntegerWeights(Mapping[str, Tensor]):
     """Weights by name, those of some sites rounded to int8 by rows when they are asked for."""
 
-    def __init__(self, rows: Mapping[str, int], weights: Mapping[str, Tensor], own: Callable[[str], Tensor]) -> None:
-        """Round the sites of `rows`, whose `weights` default to the model's `own`."""
-        self._rows, self._weights, self._own = rows, weights, own
+    def __init__(
+        self, activations: ActivationRounding, weights: Mapping[str, Tensor], own: Callable[[str], Tensor]
+    ) -> None:
+        """Round the sites of `activations.rows`, whose `weights` default to the model's `own`."""
+        self._rows, self._largest_code = activations.rows, activations.largest_code
+        self._weights, self._own = weights, own
 
     def __getitem__(self, name: str) -> Tensor:
         weight = self._weights[name] if name in self._weights else self._own(name)
-        return round_rows(weight.float(), self._rows[name]) if name in self._rows else weight
+        return round_rows(weight.float(), self._rows[name], self._largest_code) if name in self._rows else weight
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys((*self._weights, *self._rows)))

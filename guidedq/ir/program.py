@@ -111,7 +111,7 @@ class TorchProgram(AbstractProgram):
 
         A weight is asked of the mapping each time that a submodule runs, so a mapping may make its values when asked.
         """
-        held = IntegerWeights(activations.rows, weights or {}, self.parameter) if activations else weights or {}
+        held = IntegerWeights(activations, weights or {}, self.parameter) if activations else weights or {}
         with torch.no_grad(), self.replaced(held), rounding(self.module, self.values, activations):
             output: Tensor = self.module(**batch)
         return output.float()

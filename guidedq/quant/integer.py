@@ -19,9 +19,11 @@ LEVELS = 255
 """Steps between the ends of a uint8 grid."""
 MIDDLE = 128
 """Zero point of a symmetric grid: codes 1 to 255 are as many below zero as above."""
-LARGEST_SIGNED = 64
-"""Codes of weights are -64 to 64: processors without VNNI add two products of a uint8 and an int8 in 16 bits, where
-they saturate, and 2 * 255 * 64 is the most that is safe. ONNX Runtime's own quantizer leaves this to `reduce_range`."""
+REDUCED_CODE = 64
+"""Codes of weights are -64 to 64 in a reduced range: x86 processors without VNNI add two products of a uint8 and an
+int8 in 16 bits, where they saturate, and 2 * 255 * 64 is the most that is safe."""
+WHOLE_CODE = 127
+"""Codes of weights are -127 to 127 in the whole range: with VNNI, and on ARM, products are added in 32 bits."""
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 """Stands in for the scale of what is zero throughout."""
 
@@ -81,11 +83,17 @@ def round_dynamically(values: Tensor) -> Tensor:
     return round_to_grid(values, integer_grid(low, high))
 
 
-def round_rows(weight: Tensor, axis: int) -> Tensor:
-    """The weight with every row, a slice across `axis`, rounded to int8 with a scale of its own."""
+def round_rows(weight: Tensor, axis: int, largest_code: int) -> Tensor:
+    """The weight with every row, a slice across `axis`, rounded to int8 with a scale of its own.
+
+    Args:
+        weight: Any number of axes.
+        axis: Of the rows.
+        largest_code: Codes are from its negative to this.
+    """
     others = [other for other in range(weight.ndim) if other != axis]
-    scales = (weight.abs().amax(others, keepdim=True) / LARGEST_SIGNED).clamp_min(SMALLEST_SCALE)
-    return torch.round(weight / scales).clamp_(-LARGEST_SIGNED, LARGEST_SIGNED).mul_(scales)
+    scales = (weight.abs().amax(others, keepdim=True) / largest_code).clamp_min(SMALLEST_SCALE)
+    return torch.round(weight / scales).clamp_(-largest_code, largest_code).mul_(scales)
 
 
 def _scale(value: float) -> float:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from integer_networks import convolutions, loaded, products
-from onnx import helper
-from onnx.numpy_helper import from_array
+from onnx import TensorProto, helper
+from onnx.numpy_helper import from_array, to_array
 from onnx_models import counted_bytes, quantized
 
 from guidedq.artifacts.samples import SampleSet
@@ -23,7 +24,7 @@ from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Storage
 from guidedq.progress import SilentProgress
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
-from guidedq.quant.integer import integer_grid
+from guidedq.quant.integer import WHOLE_CODE, integer_grid
 
 CODES_OFF = 0.02
 """Relative to the largest output: where a sum falls between two codes, float and integer arithmetic may choose
@@ -50,7 +51,24 @@ def whole(model, backend) -> ActivationRounding:
             for site in model.graph.sites
             if any(site.name in place.sites for place in places)
         },
+        largest_code=backend.largest_code(),
     )
+
+
+def saturates() -> bool:
+    """Whether the runtime's integer products add in 16 bits here."""
+    columns = 64
+    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    graph = helper.make_graph(
+        [node],
+        "sums",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, columns])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [1, 1])],
+        [from_array(np.full((columns, 1), WHOLE_CODE, np.int8), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    return session.run(None, {"x": np.full((1, columns), 255, np.uint8)})[0].item() != columns * 255 * WHOLE_CODE
 
 
 def written(model, backend, rounding, folder, format=EIGHT):
@@ -116,6 +134,42 @@ def test_a_product_of_matrices_with_a_bias_after_it_runs_in_integers(tmp_path):
     found, expected, kernels, _ = written(model, backend, whole(model, backend), _folder(tmp_path))
     assert _distance(found, expected) < CODES_OFF
     assert kernels["Gemm"] == kernels["MatMul"] == 0
+
+
+@pytest.mark.parametrize(("reduce_range", "largest_code"), [(True, 64), (False, 127)])
+def test_codes_of_weights_fill_the_range_that_is_asked_for(tmp_path, reduce_range, largest_code):
+    model = convolutions(tmp_path)
+    backend = OnnxBackend(activations="static", reduce_range=reduce_range)
+    _, _, _, emission = written(model, backend, whole(model, backend), _folder(tmp_path))
+    loaded = loaded_by_runtime(emission.weights_file)
+    stored = {tensor.name: to_array(tensor) for tensor in loaded.graph.initializer}
+    convolved = [stored[node.input[3]] for node in loaded.graph.node if node.op_type == "QLinearConv"]
+    assert len(convolved) == 2
+    for codes in convolved:
+        rows = np.abs(codes.reshape(len(codes), -1).astype(int)).max(1)
+        assert (codes.dtype, rows.tolist()) == (np.int8, [largest_code] * len(codes))
+
+
+@pytest.mark.parametrize(
+    ("network", "activations"), [(convolutions, "static"), (products, "static"), (products, "dynamic")]
+)
+def test_either_range_of_codes_is_what_torch_emulates(tmp_path, network, activations):
+    if saturates():
+        pytest.skip("this processor adds products in 16 bits")
+    model = network(tmp_path)
+    ranges = {reduced: OnnxBackend(activations=activations, reduce_range=reduced) for reduced in (True, False)}
+    made = {
+        reduced: written(model, backend, whole(model, backend), _folder(tmp_path, str(reduced)))
+        for reduced, backend in ranges.items()
+    }
+    for reduced, (found, expected, _, _) in made.items():
+        other = made[not reduced][1]
+        assert (found - expected).norm() < 0.5 * (found - other).norm()
+
+
+def test_a_range_of_integer_weights_is_refused_where_there_are_none():
+    with pytest.raises(BackendError, match="add --activations static or dynamic"):
+        OnnxBackend(reduce_range=False)
 
 
 def test_the_rounding_is_felt(tmp_path):

@@ -55,6 +55,13 @@ def test_sites_above_the_share_stay_in_float(job_of):
     assert "stays in float" in some.notices[0]
 
 
+def test_all_levels_of_integer_weights_are_forecast_to_lose_less(job_of):
+    reduced, whole = (chosen(job_of("activation-budget=1.0", f"reduce-range={word}")) for word in ("true", "false"))
+    assert (reduced.rounding.largest_code, whole.rounding.largest_code) == (64, 127)
+    assert whole.rounding.rows == reduced.rounding.rows
+    assert whole.rounding_loss < reduced.rounding_loss
+
+
 def test_the_range_is_chosen_as_the_recipe_says(job_of):
     guided, widest = (chosen(job_of("activation-budget=1.0", f"range={name}")) for name in ("guided", "min-max"))
     assert guided.rounding.values.keys() == widest.rounding.values.keys()

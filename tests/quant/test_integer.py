@@ -11,7 +11,8 @@ from onnx.numpy_helper import from_array
 
 from guidedq.errors import CalibrationError
 from guidedq.quant.integer import (
-    LARGEST_SIGNED,
+    REDUCED_CODE,
+    WHOLE_CODE,
     IntegerGrid,
     integer_grid,
     round_dynamically,
@@ -55,19 +56,20 @@ def test_rounding_is_what_the_operators_do(dynamic):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0.0)
 
 
-def test_rows_are_rounded_each_by_its_own_scale_along_either_axis():
+@pytest.mark.parametrize("largest_code", [REDUCED_CODE, WHOLE_CODE])
+def test_rows_are_rounded_each_by_its_own_scale_along_either_axis(largest_code):
     weight = torch.randn(5, 7, generator=torch.Generator().manual_seed(1))
     weight[2] = 0
-    rounded = round_rows(weight, 0)
+    rounded = round_rows(weight, 0, largest_code)
     for row, before in zip(rounded, weight, strict=True):
-        scale = float(before.abs().max()) / LARGEST_SIGNED
+        scale = float(before.abs().max()) / largest_code
         codes = [round(float(value) / scale) if scale else 0 for value in before]
         torch.testing.assert_close(row, torch.tensor(codes) * scale, rtol=1e-6, atol=0.0)
-    assert torch.equal(round_rows(weight.t(), 1), rounded.t())
+    assert torch.equal(round_rows(weight.t(), 1, largest_code), rounded.t())
 
 
-def test_two_products_never_leave_sixteen_bits():
-    assert np.iinfo(np.int16).max >= 2 * 255 * LARGEST_SIGNED
+def test_two_products_leave_sixteen_bits_in_the_whole_range_alone():
+    assert 2 * 255 * REDUCED_CODE <= np.iinfo(np.int16).max < 2 * 255 * WHOLE_CODE
 
 
 def _run(nodes, stored, feeds):
