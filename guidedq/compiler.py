@@ -33,7 +33,7 @@ from guidedq.driver.profiling import latency_facts
 from guidedq.driver.rounding import rounded
 from guidedq.driver.solving import as_probe, settled, solved_again
 from guidedq.driver.tuning import Tuning
-from guidedq.driver.written import LARGEST_CHECKED, check_written
+from guidedq.driver.written import check_written
 from guidedq.errors import BudgetError, GateError
 from guidedq.evaluation import measure
 from guidedq.ir.model import check_weights
@@ -198,15 +198,12 @@ def _emit(job: Job, evidence: Evidence, decision: Decision, tuning: Tuning | Non
     """Write an allocation into a folder, in place of what may be there."""
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    checked = job.model.parameters <= LARGEST_CHECKED
     with job.stopwatch.time("emit"):
         rows = rounded(job, evidence, decision.allocation, "round and pack")
-        weights = map(tuning.applied, rows) if tuning else rows
-        held = tuple(weights) if checked else ()
-        emission = job.backend.emit(job.model, held or weights, folder, evidence.rounding)
-    if checked:
-        with job.stopwatch.time("verify"):
-            check_written(job, evidence, held, folder)
+        weights = tuple(map(tuning.applied, rows) if tuning else rows)
+        emission = job.backend.emit(job.model, weights, folder, evidence.rounding)
+    with job.stopwatch.time("verify"):
+        check_written(job, evidence, weights, folder)
     give_back()
     return emission
 

@@ -30,7 +30,7 @@ from guidedq.driver.evidence import CurveFiles, Evidence, calibration_set, guida
 from guidedq.driver.job import Job
 from guidedq.driver.probing import probe_of
 from guidedq.driver.uncertainty import as_evaluated, evaluation_uncertainty
-from guidedq.driver.written import LARGEST_CHECKED, check_written
+from guidedq.driver.written import check_written
 from guidedq.errors import BudgetError
 from guidedq.evaluation import measure
 from guidedq.ir.graph import Site
@@ -101,9 +101,8 @@ def compile_nested(
     with new_folder(out, overwrite=overwrite) as folder:
         with job.stopwatch.time("emit"):
             emission = job.backend.emit(job.model, found.weights, folder)
-        if job.model.parameters <= LARGEST_CHECKED:
-            with job.stopwatch.time("verify"):
-                check_written(job, evidence, found.weights, folder)
+        with job.stopwatch.time("verify"):
+            check_written(job, evidence, found.weights, folder)
         measurements = {width: _measured(job, evidence, folder, width) for width in widths}
         measured = measurements[widths[-1]]
         for width, one in measurements.items():

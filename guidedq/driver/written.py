@@ -15,9 +15,6 @@ from guidedq.ir.model import Objective
 
 SAMPLES = 2
 """Compared: weights in a wrong place show in each."""
-LARGEST_CHECKED = 50_000_000
-"""Parameters. Of a larger model weights are rounded and written one by one, never held at once: what its file is
-worth, the measurement tells."""
 TOLERANCE = 0.25
 """Of the output's size. Runtimes round activations on their own account, which makes some hundredths in deep models; a
 weight in a wrong place makes all of it."""
