@@ -9,6 +9,7 @@ from onnx import GraphProto, ModelProto, version_converter
 
 from guidedq.errors import BackendError
 from guidedq.frontend.onnx_file import open_onnx
+from guidedq.ir.onnx_session import LARGEST_MESSAGE, message_bytes
 
 from .unpacking import SMALLEST_OPSET
 
@@ -37,6 +38,11 @@ def read_source(path: Path, least_opset: int = SMALLEST_OPSET) -> ModelProto:
 
 
 def _converted(path: Path, model: ModelProto, opset: int, wanted: int) -> ModelProto:
+    if (size := message_bytes(model)) > LARGEST_MESSAGE:
+        raise BackendError(
+            f"{path.name} is written in opset {opset}, expected at least {wanted}, and takes {size} bytes, too many "
+            "for the converter, which needs one message. Export it again with a newer opset_version."
+        )
     try:
         return version_converter.convert_version(model, wanted)
     except (RuntimeError, ValueError) as error:

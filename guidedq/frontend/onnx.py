@@ -32,7 +32,7 @@ from guidedq.ir.onnx_interpreter import (
 )
 from guidedq.ir.onnx_interpreter.islands import Island, find_islands
 from guidedq.ir.onnx_interpreter.node import with_branches
-from guidedq.ir.onnx_session import LARGEST_MESSAGE, open_session
+from guidedq.ir.onnx_session import LARGEST_MESSAGE, message_bytes, open_session
 from guidedq.ir.program import AbstractProgram, TorchProgram
 
 SMALLEST_REPORTED = 256
@@ -177,7 +177,7 @@ def _program(
         return forward_only_program(
             model, weights, weighted, inputs=inputs, outputs=output.names, softmax=output.softmax
         )
-    if islands and model.ByteSize() <= LARGEST_MESSAGE:
+    if islands and message_bytes(model) <= LARGEST_MESSAGE:
         open_session(model)  # what the runtime refuses is refused now, not in the midst of the work
     parsed = with_logarithm(parsed, output)
     module = OnnxInterpreter(parsed, weighted, inputs=inputs, output=output.values, islands=islands)

@@ -17,7 +17,7 @@ from guidedq.ir.joint_output import one_output
 from guidedq.ir.model import InputSpec
 from guidedq.ir.onnx_interpreter.rounding_nodes import rounding_nodes
 from guidedq.ir.onnx_interpreter.weighted import WeightedNode
-from guidedq.ir.onnx_session import LARGEST_MESSAGE, as_array, open_session, run_session
+from guidedq.ir.onnx_session import LARGEST_MESSAGE, as_array, message_bytes, open_session, run_session
 from guidedq.ir.program import AbstractProgram, Batch
 
 TINIEST = float(torch.finfo(torch.float32).tiny)
@@ -140,10 +140,8 @@ def forward_only_program(
     Raises:
         ModelError: ONNX Runtime cannot run the model.
     """
-    if model.ByteSize() > LARGEST_MESSAGE:
-        raise ModelError(
-            f"the model takes {model.ByteSize()} bytes, too many for a forward-only pass: it must fit in one message."
-        )
+    if (size := message_bytes(model)) > LARGEST_MESSAGE:
+        raise ModelError(f"the model takes {size} bytes, too many for a forward-only pass: it must fit in one message.")
     open_model = ModelProto()
     open_model.CopyFrom(model)
     _open_graph(open_model, weights, weighted)

@@ -16,6 +16,11 @@ LARGEST_MESSAGE = 2_000_000_000
 """Bytes that a protobuf message can take, with some room."""
 
 
+def message_bytes(model: ModelProto) -> int:
+    """Bytes of its tensors and nodes, counted one by one: of a message that is too large the size cannot be asked."""
+    return sum(item.ByteSize() for item in (*model.graph.initializer, *model.graph.node))
+
+
 def open_session(model: ModelProto) -> Any:
     """An ONNX Runtime session on the CPU with as many threads as torch has.
 

@@ -10,8 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from guidedq.errors import ModelError
 from guidedq.frontend.onnx import load_onnx
+from guidedq.ir import forward_only
 from guidedq.ir.activation_rounding import ActivationRounding, round_activations
 from guidedq.ir.forward_only import ForwardOnlyProgram
+from guidedq.ir.onnx_session import message_bytes
 
 WIDTH = 20
 
@@ -105,6 +107,15 @@ def test_rounding_in_the_graph_equals_rounding_in_torch(tmp_path, opset, block_s
     found = program.predict({"x": x}, activations=ActivationRounding(operators={"up": block_size}))
     expected = _reference(round_activations(x, block_size), _weights())[1]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_of_more_than_one_message_is_refused_and_its_size_told(tmp_path, monkeypatch):
+    proto = _model(_weights())
+    onnx.save(proto, tmp_path / "custom.onnx")
+    assert sum(tensor.ByteSize() for tensor in proto.graph.initializer) < message_bytes(proto) < proto.ByteSize()
+    monkeypatch.setattr(forward_only, "LARGEST_MESSAGE", message_bytes(proto) - 1)
+    with pytest.raises(ModelError, match=f"takes {message_bytes(proto)} bytes"):
+        load_onnx(tmp_path / "custom.onnx")
 
 
 def test_an_operator_that_nobody_knows_is_an_error_that_names_it(tmp_path):

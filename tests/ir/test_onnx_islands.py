@@ -13,7 +13,9 @@ from guidedq.artifacts.samples import SampleSet
 from guidedq.calibration.fisher import FisherGuide
 from guidedq.calibration.hessian import HessianGuide
 from guidedq.errors import ModelError
+from guidedq.frontend import onnx as frontend
 from guidedq.frontend.onnx import load_onnx
+from guidedq.ir.onnx_session import message_bytes
 from guidedq.ir.program import TorchProgram
 from guidedq.progress import Progress
 
@@ -204,6 +206,20 @@ def test_what_the_runtime_refuses_in_the_midst_names_the_node(tmp_path):
     model = _loaded(proto, tmp_path, "midst")
     with pytest.raises(ModelError, match="BiasGelu \\(node 'odd', opset 1\\) failed, alone in ONNX Runtime"):
         model.program.predict(SAMPLES.inputs)
+
+
+def test_a_model_of_more_than_one_message_is_not_tried_as_a_whole(tmp_path, monkeypatch):
+    proto = _model(_midst, lacking=True)
+    expected = _loaded(proto, tmp_path, "small")
+    opened = []
+    monkeypatch.setattr(frontend, "open_session", lambda model: opened.append(message_bytes(model)))
+    _loaded(proto, tmp_path, "small")
+    assert len(opened) == 1
+    monkeypatch.setattr(frontend, "LARGEST_MESSAGE", opened[0] - 1)
+    found = _loaded(proto, tmp_path, "small")
+    assert len(opened) == 1
+    batch = {"x": torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0))}
+    assert torch.equal(found.program.predict(batch), expected.program.predict(batch))
 
 
 def test_a_value_of_a_type_that_torch_lacks_leaves_the_whole_graph_to_the_runtime(tmp_path):
