@@ -11,7 +11,9 @@ from onnx_models import quantized
 from test_onnx_export import VOCABULARY, agrees, tagger, tiny_language_model
 from test_onnx_numerics import all_rows
 from torch import Tensor
+from transformers import AutoTokenizer
 
+from guidedq import load
 from guidedq.artifacts.emission import Emission
 from guidedq.artifacts.quantized_weight import QuantizedWeight
 from guidedq.backends.onnx.backend import OnnxBackend
@@ -96,6 +98,28 @@ def test_the_folder_tells_what_is_in_it(written: Written) -> None:
     names = {entry.name for entry in backend().load(written.folder).get_outputs()}
     assert names == {"logits", *(f"present.{layer}.{part}" for layer in (0, 1) for part in ("key", "value"))}
     assert any("tokenizer.json" in notice for notice in written.emission.notices)
+
+
+@pytest.mark.slow
+def test_genai_reads_and_writes_text_by_the_tokenizer_that_lies_in_the_folder(tmp_path: Path) -> None:
+    genai: Any = pytest.importorskip("onnxruntime_genai")
+    source = load("demo")
+    weights = quantized(source, all_rows(AffineFormat(bits=8, group_size=64)))
+    demo = Written(source, weights, backend().emit(source, weights, tmp_path), tmp_path)
+    assert not any("tokenizer.json" in notice for notice in demo.emission.notices)
+    model = genai.Model(str(tmp_path))
+    tokenizer, reference = genai.Tokenizer(model), AutoTokenizer.from_pretrained(source.path)
+    start = tokenizer.encode("Once upon a time").tolist()
+    assert start == reference.encode("Once upon a time", add_special_tokens=False)
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=LENGTH, min_length=LENGTH, do_sample=False)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(start)
+    while not generator.is_done():
+        generator.generate_next_token()
+    expected = reference.decode(continued(demo, torch.tensor([start])))
+    assert tokenizer.decode(generator.get_sequence(0)) == expected
+    assert expected.startswith("Once upon a time") and len(expected) > len("Once upon a time") + LENGTH
 
 
 def test_other_models_are_refused() -> None:
