@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from onnx import ModelProto
+from onnx.inliner import inline_local_functions
 from torch import Tensor
 
 from guidedq.artifacts.activations import ActivationPlace
@@ -19,6 +20,7 @@ from guidedq.ir.activation_rounding import ActivationRounding
 from guidedq.ir.graph import Graph, UseKind
 from guidedq.ir.model import Model
 from guidedq.ir.onnx_interpreter import parse_model
+from guidedq.ir.onnx_session import LARGEST_MESSAGE, message_bytes
 from guidedq.ir.program import Batch, TorchProgram
 from guidedq.quant.formats import EntropyCode, EntropyFormat, RoundedFormat
 from guidedq.quant.integer import REDUCED_CODE, WHOLE_CODE
@@ -219,6 +221,8 @@ class OnnxBackend(AbstractBackend):
         )
         if rounding is not None and rounding.rows:
             put_integer_operators(proto, parse_model(proto), sites, rounding)
+            if self.style == "qdq" and message_bytes(proto) <= LARGEST_MESSAGE:  # other runtimes read no functions
+                proto = inline_local_functions(proto)
         names = [site.name for site in sites]
         if self.names == "short" or (self.names == "auto" and _parameters(model) <= CODED_PARAMETERS):
             return compacted(proto, names)

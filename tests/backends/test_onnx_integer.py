@@ -197,9 +197,10 @@ def test_a_site_that_stays_in_float_runs_in_float(tmp_path):
     assert kernels["Conv"] + kernels["FusedConv"] == 1
 
 
+@pytest.mark.parametrize("style", ["native", "qdq"])
 @pytest.mark.parametrize("activations", ["static", "dynamic"])
-def test_the_count_is_never_below_the_file_and_hardly_above(tmp_path, activations):
-    model, backend = products(tmp_path), OnnxBackend(activations=activations)
+def test_the_count_is_never_below_the_file_and_hardly_above(tmp_path, activations, style):
+    model, backend = products(tmp_path), OnnxBackend(activations=activations, style=style)
     formats = [AffineFormat(bits=bits, group_size=16) for bits in (2, 3, 4, 8)]
     footprint = backend.footprint(model, formats)
     weights = quantized(model, lambda site: [formats[1]] * site.rows)
