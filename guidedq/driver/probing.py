@@ -78,7 +78,8 @@ def probed_itself(
         with storing(job.workspace.root), job.stopwatch.time("probes"):
             _probe_into(entry, job, evidence, decision.allocation, decision.raw)
     itself = as_evaluated(load_probe(entry), evaluation_uncertainty(job, evidence))
-    return with_probes(job, evidence, decision, (*decision.probes, scaled(itself, correction), *known))
+    probes = (scaled(probe, correction) for probe in (*decision.probes, itself))  # a draw is easy or hard for all
+    return with_probes(job, evidence, decision, (*probes, *known))
 
 
 def scaled(probe: Probe, gain: float) -> Probe:
