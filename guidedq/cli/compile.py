@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -114,7 +113,7 @@ def compile_command(
             **options.arguments(),
         )
     if json:
-        print_json(asdict(artifact.report) | {"folder": str(artifact.folder)})
+        print_json(artifact.report.to_dict() | {"folder": str(artifact.folder)})
         return
     notices = [("notice", notice) for notice in artifact.report.notices if notice not in progress.told]
     folder = str(artifact.folder)
