@@ -8,7 +8,7 @@ import numpy as np
 
 from guidedq.artifacts.forecast import Probe
 
-from .loss import PRIOR_SPREAD, SMALLEST, LossGain, near_mean
+from .loss import PRIOR_SPREAD, SMALLEST, LossGain, nearness
 
 FLIP_POWER = 0.25
 """Choices change in proportion to the error of the logits, the root of the divergence; their chance effect on the share
@@ -21,10 +21,17 @@ def accuracy_gain(kl: float, probes: Sequence[Probe]) -> LossGain | None:
     As the loss follows the divergence, the fall follows the regret, which needs no labels and has less noise: the ratio
     of the two is drawn to 1 by the share of noise in it. Regret is quadratic in the error as the divergence is.
     """
-    found = [(_posterior(probe), probe.measured.kl) for probe in probes if probe.measured.kl > SMALLEST]
-    if not found or not all(probe.measured.accuracy_drop_by_sample for probe in probes):
+    heard = [probe for probe in probes if probe.measured.kl > SMALLEST]
+    if not heard or not all(probe.measured.accuracy_drop_by_sample for probe in probes):
         return None
-    return near_mean(kl, found)
+    weights = nearness(kl, [probe.measured.kl for probe in heard])
+    gains = [_posterior(probe) for probe in heard]
+    return LossGain(
+        ratio=float(weights @ [gain.ratio for gain in gains]),
+        ratio_error=float(weights @ [gain.ratio_error for gain in gains]),
+        noise=float(weights @ [gain.noise for gain in gains]),
+        noise_power=FLIP_POWER,
+    )
 
 
 def _posterior(probe: Probe) -> LossGain:

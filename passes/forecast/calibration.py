@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from guidedq.artifacts.forecast import Forecast, Probe
 
 from .accuracy import accuracy_gain
-from .loss import SMALLEST, loss_gain
+from .loss import SMALLEST, TREMBLE, loss_gain
 
 REPLICATES = 2000
 """Bootstrap replicates: the 5% and 95% quantiles are then good to a percent or so of the spread."""
@@ -31,8 +31,6 @@ OWN_SPREAD = 0.05
 """What an allocation shares with no other: the noise of its own raw prediction."""
 SAME = 1e-9
 """Log distance of raw predictions below which they are of one allocation."""
-TREMBLE = 0.01
-"""Of two measurements of one allocation, so that the two do not contradict each other."""
 DRAW_SPREAD = 0.04
 """What two draws of samples differ by beyond what resampling them tells: sequences of one document are alike, and two
 texts of one kind are not (the demo's checkpoints: by .00 to .09, alike for all sizes of a draw)."""

@@ -73,36 +73,30 @@ def loss_gain(kl: float, probes: Sequence[Probe]) -> LossGain:
     heard = [measured for measured in heard if len(measured.loss_increase_by_sample) > 1]
     if heard and all(float(np.abs(_excess(measured)).max()) < ROUNDING * measured.kl for measured in heard):
         return LossGain(ratio_error=0.0)
-    surplus = float(np.mean([overconfidence(probe.measured) for probe in probes])) if probes else 0.0
+    surplus = float(np.mean([_overconfidence(probe.measured) for probe in probes])) if probes else 0.0
     prior = 1.0 - HUMBLING * surplus
     places = np.array([max(kl, SMALLEST), *(measured.kl for measured in heard)])
     near = np.exp(-np.abs(np.log(places)[:, None] - np.log(places)) / NEAR)
-    covariance = PRIOR_SPREAD**2 + (HUMBLING_SPREAD * surplus) ** 2
-    covariance = covariance + SLOPE**2 * near / np.sqrt(places[:, None] * places) + TREMBLE**2 * np.eye(len(places))
+    own = SLOPE**2 * near / np.sqrt(places[:, None] * places) + TREMBLE**2 * np.eye(len(places))
+    covariance = PRIOR_SPREAD**2 + (HUMBLING_SPREAD * surplus) ** 2 + own
     ahead = covariance[1:, 0]
     weights = np.linalg.solve(covariance[1:, 1:] + _noise_covariance(heard), ahead)
     ratios = np.array([measured.loss_increase / measured.kl for measured in heard])
-    chances = [(LossGain(noise=_chance(measured)), measured.kl) for measured in heard]
     return LossGain(
         ratio=float(prior + weights @ (ratios - prior)),
         ratio_error=float(np.sqrt(max(covariance[0, 0] - weights @ ahead, 0.0))),
-        noise=near_mean(kl, chances).noise if chances else 0.0,
+        noise=float(nearness(kl, places[1:]) @ [_chance(measured) for measured in heard]),
     )
 
 
-def near_mean(kl: float, found: Sequence[tuple[LossGain, float]]) -> LossGain:
-    """The mean of gains at several divergences, those near `kl` counting more."""
-    weights = np.array([1.0 / (NEAR + abs(np.log(value / max(kl, SMALLEST)))) for _, value in found])
-    weights /= weights.sum()
-    return LossGain(
-        ratio=float(weights @ [gain.ratio for gain, _ in found]),
-        ratio_error=float(weights @ [gain.ratio_error for gain, _ in found]),
-        noise=float(weights @ [gain.noise for gain, _ in found]),
-        noise_power=found[0][0].noise_power,
-    )
+def nearness(kl: float, divergences: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much what was found at each of these divergences counts at `kl`; together 1, if there are any."""
+    distances = np.abs(np.log(np.asarray(divergences) / max(kl, SMALLEST)))
+    weights = 1.0 / (NEAR + distances)
+    return weights / weights.sum()
 
 
-def overconfidence(measured: Measurement) -> float:
+def _overconfidence(measured: Measurement) -> float:
     """By what share of its entropy the original's loss exceeds it: 0 if it is as sure as it is right."""
     if not measured.entropy or not math.isfinite(measured.loss_before):
         return 0.0
