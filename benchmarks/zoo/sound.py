@@ -27,6 +27,8 @@ CLIPS = (8, 16)
 DECODED = (32, 16)
 TOKENS = 40
 """Of each clip that the decoder is given; those of its own making."""
+NO_TIMESTAMPS = 50362
+"""The token of whisper's English models that asks for words without times. Words are all tokens before the end's."""
 CHUNKS = (512, 1024)
 
 
@@ -133,12 +135,15 @@ class _Decoder(torch.nn.Module):
 
 
 def _spoken(model: Any, states: torch.Tensor) -> torch.Tensor:
-    """The likeliest tokens, one after the other."""
-    decoder = _Decoder(model)
-    tokens = torch.full((len(states), 1), model.config.decoder_start_token_id)
+    """The likeliest words, one after the other, asked for as one asks for a text: without times, and not to stop.
+
+    Else the model answers many a clip with "no speech", and then with the same few tokens for ever.
+    """
+    decoder, words = _Decoder(model), model.config.eos_token_id
+    tokens = torch.tensor([[model.config.decoder_start_token_id, NO_TIMESTAMPS]]).repeat(len(states), 1)
     while tokens.shape[1] < TOKENS:
         pairs = zip(tokens.split(4), states.split(4), strict=True)
-        likeliest = torch.cat([decoder(*pair).logits[:, -1].argmax(-1) for pair in pairs])
+        likeliest = torch.cat([decoder(*pair).logits[:, -1, :words].argmax(-1) for pair in pairs])
         tokens = torch.cat([tokens, likeliest[:, None]], 1)
     return tokens
 

@@ -285,7 +285,7 @@ class Report:
                 raise ArtifactError(
                     f"{path} has version {version}; this guidedq reads up to {REPORT_VERSION}. Install a newer one."
                 )
-            stated = content["digests"].get(OWN_DIGEST)
+            stated = content["digests"].pop(OWN_DIGEST, None)
             if stated is not None and stated != report_digest(json.loads(text)):
                 raise ArtifactError(f"{path} was altered: what it says has not the digest that it states.")
             points = tuple(map(_plan_point, content.pop("curve")))
@@ -357,6 +357,11 @@ def read_report(place: Path) -> Report:
             else f"no such report: {path}."
         )
     return Report.read(path)
+
+
+def is_sealed(place: Path) -> bool:
+    """Whether an artifact's report has a digest of its own; those of older versions have none."""
+    return OWN_DIGEST in json.loads((place / REPORT_NAME).read_text())["digests"]
 
 
 def files_digest(files: Mapping[str, FileEntry]) -> str:

@@ -15,6 +15,7 @@ from guidedq.artifacts.report import (
     Report,
     SamplingFacts,
     files_digest,
+    is_sealed,
     read_report,
     recipe_digest,
 )
@@ -128,7 +129,7 @@ def verify_artifact(
     return Verification(
         report=report,
         files=tuple(report.files),
-        digests=tuple(name for name in (*CHECKED, OWN_DIGEST) if name in report.digests),
+        digests=(*(name for name in CHECKED if name in report.digests), *([OWN_DIGEST] if is_sealed(folder) else [])),
         numbers=tuple(number for level in levels for number in compared(*level)),
         versions=other_versions(report),
     )
