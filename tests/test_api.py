@@ -20,6 +20,8 @@ from guidedq.recipe import load_recipe
 from guidedq.registry import stage_text
 from guidedq.request import make_job
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

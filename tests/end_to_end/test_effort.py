@@ -17,6 +17,8 @@ from guidedq.calibration.code_tuner import CodeTuner
 from guidedq.errors import RecipeError
 from guidedq.recipe import EFFORTS, load_recipe
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"samples": 32, "sequence_length": 96, "seed": 3}
 TUNED = {**OPTIONS, "settings": ["tune=codes{steps=40}"]}
 """A sixth of the usual steps; the rest is as in the standard effort, which is the default."""

@@ -13,6 +13,8 @@ from guidedq.artifacts.diagnostic import at_most
 from guidedq.artifacts.report import read_report
 from guidedq.nested_compiler import at_any_width
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--samples", "16", "--sequence-length", "48", "--effort", "quick", "--keep", "*mlp*")
 
 
