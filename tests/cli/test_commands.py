@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from command_line import options, run, run_json, save_language_model, save_tokens
 
 import guidedq
-from guidedq.artifacts.report import Report
+from guidedq.artifacts.report import Report, read_report
 from guidedq.evaluation import measure
 
 BUDGET = "5bits"
@@ -271,9 +271,8 @@ def test_eval_needs_the_original_and_refuses_another_model(compiled: Compiled, t
     data = save_tokens(tmp_path / "other.npz", seed=5)
     assert run("eval", compiled.folder, "--data", data).exit_code == 0  # it is where the report says
     moved = Path(shutil.copytree(compiled.folder, tmp_path / "moved"))
-    content = {**compiled.content, "model": {**compiled.content["model"], "path": "nowhere"}}
-    content.pop("folder")
-    (moved / "report.json").write_text(json.dumps(content))
+    report = read_report(moved)
+    (moved / "report.json").write_text(replace(report, model=replace(report.model, path="nowhere")).to_json())
     assert "--model" in run("eval", moved, "--data", data).stderr
     result = run("eval", compiled.folder, "--data", data, "--model", "demo")
     assert result.exit_code == 1
