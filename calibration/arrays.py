@@ -16,6 +16,7 @@ from torch import Tensor
 
 from guidedq.artifacts.samples import SampleSet
 from guidedq.errors import CalibrationError
+from guidedq.evaluation import token_input
 from guidedq.ir.model import InputSpec, Model, Objective
 
 from .apart import LONGEST_DOCUMENT, Spans, parted
@@ -85,17 +86,24 @@ def pick_arrays(pool: SampleSet, *, seed: int) -> SampleSet:
 
 def _parts(model: Model, pool: SampleSet, rest: Tensor, evaluation: Tensor, sizes: Sizes) -> list[SampleSet]:
     sample_bytes = max(1, sum(values[0].nbytes for values in pool.inputs.values()))
-    affordable = replace(sizes, tuning=min(sizes.tuning, max(1, MOST_TUNING_BYTES // sample_bytes)))
+    affordable = replace(
+        sizes,
+        tuning=min(sizes.tuning, max(1, MOST_TUNING_BYTES // sample_bytes)),
+        probe=max(sizes.probe, -(-sizes.probe_tokens // row_tokens(model, pool))),
+    )
     return [pool.pick(part) for part in parted(_spans(model, pool), rest, evaluation, affordable)]
 
 
 def _spans(model: Model, pool: SampleSet) -> Spans:
     """A language model's rows are taken for pages of one text, in order; any other sample stands for itself."""
-    rows = torch.arange(len(pool))
-    tokens = next(iter(pool.inputs.values()))
-    if model.objective is Objective.LANGUAGE_MODEL and tokens.dim() > 1:
-        rows = rows * tokens.shape[1] // LONGEST_DOCUMENT
+    rows = torch.arange(len(pool)) * row_tokens(model, pool) // LONGEST_DOCUMENT
     return Spans(first=rows, last=rows)
+
+
+def row_tokens(model: Model, pool: SampleSet) -> int:
+    """Tokens of a language model's row; a whole document's for what does not read or write text."""
+    tokens = token_input(pool.inputs) if model.objective is Objective.LANGUAGE_MODEL else None
+    return LONGEST_DOCUMENT if tokens is None or tokens.dim() < 2 else tokens.shape[1]
 
 
 def _checked(model: Model, path: Path) -> SampleSet:

@@ -18,7 +18,7 @@ from .data_files import DataKind, check_apart, data_files
 from .evaluation_data import evaluation_samples, read_texts
 from .packing import pack, pack_two
 from .sentences import split_lines, split_two
-from .split import Sizes, kept_apart, measured_samples
+from .split import PROBE_TOKENS, Sizes, kept_apart, measured_samples
 from .text_inputs import what_it_needs
 
 SEQUENCES = (64, 2048)
@@ -41,7 +41,7 @@ class FileSampler(AbstractSampler):
         tuning_samples: Samples for tuning and correction, those for calibration among them, as far as the data go;
             0 for 2048 sequences, or 1024 samples.
         probe_samples: Samples on which the forecast is calibrated; 0 for 8 sequences (24 of a small model), or 128
-            samples (256).
+            samples (256). Of an array's short sequences so many more that they have 2048 tokens.
         evaluation_samples: Text samples on which the loss is measured; 0 for 16 sequences (64 of a small model),
             or 512 samples. Of arrays the whole tenth that is held back is taken, or all of the evaluation file, up to
             2000.
@@ -67,6 +67,7 @@ class FileSampler(AbstractSampler):
             probe=self.probe_samples or usual[2],
             evaluation=self.evaluation_samples or usual[3],
             sequence_length=self.sequence_length,
+            probe_tokens=0 if self.probe_samples else PROBE_TOKENS,
         )
         files, kind = data_files(data)
         check_apart(files, data_files(evaluation_data)[0] if evaluation_data else ())

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
-from tiny_models import tiny_language_model
+from tiny_models import VOCABULARY, tiny_language_model
 
 from guidedq.calibration.files import FileSampler
 from guidedq.errors import CalibrationError
@@ -51,6 +51,13 @@ def test_parts_share_no_sample_even_if_the_file_repeats_some(tmp_path, count, re
     assert all(len(part) >= 1 for part in parts)
     for part in (made.calibration, made.probe, made.evaluation):
         assert part.labels.tolist() == numbers(part)
+
+
+@pytest.mark.parametrize(("length", "asked", "probes"), [(32, 0, 64), (8, 0, 200), (512, 0, 24), (8, 5, 5)])
+def test_probes_of_short_sequences_are_so_many_more(tmp_path, length, asked, probes):
+    np.savez(tmp_path / "x.npz", input_ids=np.random.default_rng(0).integers(0, VOCABULARY, (900, length)))
+    made = draw(tiny_language_model(), tmp_path / "x.npz", sampler=FileSampler(samples=400, probe_samples=asked))
+    assert len(made.probe) == probes
 
 
 def test_safetensors_npz_and_a_folder_of_both_give_the_same_samples(tmp_path):
