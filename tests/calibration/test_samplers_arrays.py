@@ -53,7 +53,7 @@ def test_parts_share_no_sample_even_if_the_file_repeats_some(tmp_path, count, re
         assert part.labels.tolist() == numbers(part)
 
 
-@pytest.mark.parametrize(("length", "asked", "probes"), [(32, 0, 64), (8, 0, 200), (512, 0, 24), (8, 5, 5)])
+@pytest.mark.parametrize(("length", "asked", "probes"), [(32, 0, 64), (8, 0, 256), (512, 0, 24), (8, 5, 5)])
 def test_probes_of_short_sequences_are_so_many_more(tmp_path, length, asked, probes):
     np.savez(tmp_path / "x.npz", input_ids=np.random.default_rng(0).integers(0, VOCABULARY, (900, length)))
     made = draw(tiny_language_model(), tmp_path / "x.npz", sampler=FileSampler(samples=400, probe_samples=asked))
