@@ -69,10 +69,10 @@ def loss_gain(kl: float, probes: Sequence[Probe]) -> LossGain:
     that a model shares with itself alone, the larger the smaller its divergence. Where the loss is the divergence, as
     without labels, there is nothing to believe.
     """
-    heard = [probe.measured for probe in probes if probe.measured.kl > SMALLEST]
-    heard = [measured for measured in heard if len(measured.loss_increase_by_sample) > 1]
-    if heard and all(float(np.abs(_excess(measured)).max()) < ROUNDING * measured.kl for measured in heard):
+    seen = [probe.measured for probe in probes if probe.measured.kl > SMALLEST]
+    if seen and all(float(np.abs(_excess(measured)).max(initial=0.0)) < ROUNDING * measured.kl for measured in seen):
         return LossGain(ratio_error=0.0)
+    heard = [measured for measured in seen if len(measured.loss_increase_by_sample) > 1]
     surplus = float(np.mean([_overconfidence(probe.measured) for probe in probes])) if probes else 0.0
     prior = 1.0 - HUMBLING * surplus
     places = np.array([max(kl, SMALLEST), *(measured.kl for measured in heard)])
@@ -85,7 +85,7 @@ def loss_gain(kl: float, probes: Sequence[Probe]) -> LossGain:
     return LossGain(
         ratio=float(prior + weights @ (ratios - prior)),
         ratio_error=float(np.sqrt(max(covariance[0, 0] - weights @ ahead, 0.0))),
-        noise=float(nearness(kl, places[1:]) @ [_chance(measured) for measured in heard]),
+        noise=float(nearness(kl, [measured.kl for measured in seen]) @ [_chance(measured) for measured in seen]),
     )
 
 
@@ -121,6 +121,11 @@ def _noise_covariance(heard: Sequence[Measurement]) -> NDArray[np.float64]:
 
 
 def _chance(measured: Measurement) -> float:
-    """What labels add by chance, for one unit at divergence 1."""
+    """What labels add by chance, for one unit at divergence 1: of one sample, what they do if the original is right.
+
+    The logarithm of the ratio of two near distributions has twice their divergence for its variance.
+    """
+    if len(measured.loss_increase_by_sample) < 2:
+        return math.sqrt(2.0)
     excess = _excess(measured)
     return float(excess.std(ddof=1) * np.sqrt(measured.units / len(excess) / measured.kl))

@@ -9,6 +9,7 @@ import pytest
 
 from guidedq.artifacts.forecast import Measurement, Probe
 from guidedq.passes.forecast.calibration import calibrated
+from guidedq.passes.forecast.loss import loss_gain
 
 
 def probe(raw: float, kl: float, *, noise: float = 0.0, sequences: int = 16, seed: int = 0) -> Probe:
@@ -167,3 +168,35 @@ def with_samples(given: Probe, values: np.ndarray) -> Probe:
     samples = tuple(values.tolist())
     measured = replace(given.measured, kl=kl, kl_by_sample=samples, loss_increase_by_sample=samples)
     return replace(given, measured=measured)
+
+
+@pytest.mark.parametrize("samples", [1, 3, 6])
+def test_the_interval_holds_its_share_of_cases_however_few_the_samples(samples: int) -> None:
+    generator = np.random.default_rng(5)
+    tokens, spread, held = 256, 2.0, 0
+    for _ in range(200):
+        found = 0.1 * (1 + spread / np.sqrt(tokens) * generator.standard_normal(samples))
+        measured = replace(
+            probe(0.1, float(found.mean())).measured,
+            units=samples * tokens,
+            kl_by_sample=tuple(found.tolist()),
+            loss_increase_by_sample=tuple((0.8 * found).tolist()),
+        )
+        forecast = at(0.1, [replace(probe(0.1, 0.1), measured=measured)], samples * tokens)
+        truth = 0.1 * (1 + spread / np.sqrt(samples * tokens) * generator.standard_normal())
+        held += forecast.kl_low <= truth <= forecast.kl_high
+    assert 0.85 <= held / 200 <= 0.98
+
+
+def test_of_one_sample_the_labels_chance_is_that_of_a_model_that_is_right() -> None:
+    measured = replace(
+        probe(0.1, 0.1).measured, units=2048, kl_by_sample=(0.1,), loss_increase_by_sample=(0.08,), loss_after=2.08
+    )
+    gain = loss_gain(0.1, [replace(probe(0.1, 0.1), measured=measured)])
+    assert gain.noise == pytest.approx(np.sqrt(2))
+    generator = np.random.default_rng(0)
+    p = generator.dirichlet(np.ones(50))
+    q = p * np.exp(0.05 * generator.standard_normal(50))
+    q /= q.sum()
+    ratio = np.log(p / q)
+    assert np.sqrt(p @ ratio**2 - (p @ ratio) ** 2) == pytest.approx(gain.noise * np.sqrt(p @ ratio), rel=0.05)
