@@ -200,3 +200,11 @@ def test_of_one_sample_the_labels_chance_is_that_of_a_model_that_is_right() -> N
     q /= q.sum()
     ratio = np.log(p / q)
     assert np.sqrt(p @ ratio**2 - (p @ ratio) ** 2) == pytest.approx(gain.noise * np.sqrt(p @ ratio), rel=0.05)
+
+
+def test_a_model_whose_allocations_differ_much_is_taken_at_its_own_probes_word() -> None:
+    others = [probe(0.1, 0.13), probe(0.01, 0.012), probe(0.001, 0.0012)]
+    assert at(0.004, [*others, probe(0.004, 0.005)]).kl == pytest.approx(0.005, rel=0.05)
+    assert at(0.004, [*others, probe(0.004, 0.024)]).kl == pytest.approx(0.024, rel=0.1)
+    usual, beside = at(0.005, others), at(0.005, [*others, probe(0.004, 0.024)])
+    assert beside.kl_high / beside.kl_low > 1.5 * usual.kl_high / usual.kl_low
