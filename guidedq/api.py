@@ -11,6 +11,7 @@ from guidedq.artifacts.report import PlanPoint, Report, read_report
 from guidedq.budget import parse_budget
 from guidedq.checking.verification import Verification, verify_artifact
 from guidedq.compiler import Artifact, compile_model, plan_model
+from guidedq.driver.gates import Gates
 from guidedq.driver.profiling import own_profile
 from guidedq.errors import ArtifactError, BudgetError
 from guidedq.frontend import load
@@ -123,16 +124,12 @@ def compile(
     )
     named = f"nested{'-'.join(map(str, widths))}" if asked is None else asked.text.strip().replace(" ", "")
     target = Path(out) if out is not None else Path(f"{job.model.name}-{named}")
-    gates: dict[str, Any] = {
-        "overwrite": overwrite,
-        "largest_loss_increase": max_loss_increase,
-        "strict": strict,
-        "training_tokens": training_tokens,
-    }
-    if widths:
-        return compile_nested(job, widths, asked, target, **gates)
-    assert asked is not None
-    return compile_model(job, asked, target, **gates)
+    gates = Gates(largest_loss_increase=max_loss_increase, strict=strict)
+    if asked is None or widths:
+        return compile_nested(
+            job, widths, asked, target, overwrite=overwrite, gates=gates, training_tokens=training_tokens
+        )
+    return compile_model(job, asked, target, overwrite=overwrite, gates=gates, training_tokens=training_tokens)
 
 
 def plan(model: Model | PathLike, *, budgets: Sequence[str] = (), **options: Any) -> tuple[PlanPoint, ...]:

@@ -9,13 +9,12 @@ the workspace: another budget starts at `decide`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
-from guidedq.artifacts.diagnostic import Diagnostic
 from guidedq.artifacts.emission import Emission
 from guidedq.artifacts.footprint import Footprint
 from guidedq.artifacts.forecast import Measurement, Probe
@@ -25,6 +24,7 @@ from guidedq.diagnostics.diagnosis import diagnosed
 from guidedq.driver.decision import Decision, check_reach, counted_size, decide, limit_of
 from guidedq.driver.evidence import Evidence, gather
 from guidedq.driver.fitting import MARGIN, SLACK, TUNED_SLACK, fitted
+from guidedq.driver.gates import Gates
 from guidedq.driver.job import Job
 from guidedq.driver.joint_choice import with_choice
 from guidedq.driver.loss_budget import check_labels, check_objective, is_kept, miss_text, smallest_within
@@ -40,11 +40,11 @@ from guidedq.ir.model import check_weights
 from guidedq.memory import give_back
 from guidedq.output import check_output, new_folder
 from guidedq.report.build import build_report, plan_point, run_facts
-from guidedq.report.wording import warning_text
 from guidedq.report.write import write_report
 
 CURVE_BITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 """Sizes at which the report draws its rate-distortion curve, as far as they are feasible."""
+NO_GATES = Gates()
 
 
 @final
@@ -62,8 +62,7 @@ def compile_model(
     out: Path,
     *,
     overwrite: bool = False,
-    largest_loss_increase: float | None = None,
-    strict: bool = False,
+    gates: Gates = NO_GATES,
     training_tokens: float | None = None,
     curve_bits: Sequence[float] = CURVE_BITS,
 ) -> Artifact:
@@ -73,8 +72,7 @@ def compile_model(
     with what was measured as a further probe.
 
     Raises:
-        GateError: forecast or measured loss increase exceed `largest_loss_increase`, the measured loss a budget for it,
-            or a diagnostic warns and the compile is `strict`; nothing is left in `out`.
+        GateError: a gate or a budget for loss is missed; nothing is left in `out`.
         GuidedQError: the budget, the data, the model or the output folder will not do.
     """
     check_output(out, overwrite=overwrite)
@@ -88,41 +86,24 @@ def compile_model(
         job.progress.notice(notice)
     sizes = _feasible(job, footprint, curve_bits)
     probes = probed(job, evidence)
-    if limit is not None:
-        check_reach(job, evidence, limit)
-    solved = [smallest_within(job, evidence, probes, budget)] if limit is None else []
-    asked = [] if limit is None else [_aim(evidence, probes, limit)]
-    aims = [counted_size(probes, size) for size in sizes.values()]
-    try:
-        first, *others = (*solved, *decide(job, evidence, probes, [*asked, *aims]))
-    except BudgetError:  # an allocator of few formats does not meet all sizes of the curve
-        sizes, (first, *others) = {}, (*solved, *decide(job, evidence, probes, asked))
+    first, curve = _decided(job, evidence, probes, budget, limit, sizes)
     decision, tuning = settled(job, evidence, budget, limit, first)
     unit = job.model.objective.unit
-    gate("forecast", decision.forecast.loss_increase, largest_loss_increase, unit)
-    curve = [plan_point(job, text, other) for text, other in zip(sizes, others, strict=True)]
+    gates.check_increase("forecast", decision.forecast.loss_increase, unit)
     with new_folder(out, overwrite=overwrite) as folder:
-        decision, emission = _emit_within(job, evidence, decision, tuning, limit, folder)
-        measured = _measured(job, evidence, folder)
-        notices: tuple[str, ...] = ()
-        if not is_kept(budget, measured):
-            notices = (f"the first file's {miss_text(budget, measured)}: solved again with what was measured.",)
-            known = as_probe(decision, measured, emission.bytes)
-            decision, tuning = solved_again(job, evidence, budget, probes, decision, known)
-            decision, emission = _emit_within(job, evidence, decision, tuning, limit, folder)
-            measured = _measured(job, evidence, folder)
-        if not is_kept(budget, measured):
-            raise GateError(f"{miss_text(budget, measured)}, also when solved again. Nothing was written.")
-        gate("measured", measured.loss_increase, largest_loss_increase, unit)
-        diagnostics = diagnosed(job, evidence, decision, probes, measured, training_tokens)
-        if strict:
-            no_warnings(diagnostics)
+        written = _written(job, evidence, decision, tuning, limit, folder)
+        if not is_kept(budget, written.measured):
+            written = _written_again(job, evidence, budget, probes, written, folder)
+        measured = written.measured
+        gates.check_increase("measured", measured.loss_increase, unit)
+        diagnostics = diagnosed(job, evidence, written.decision, probes, measured, training_tokens)
+        gates.check_diagnostics(diagnostics)
+        decision, emission = replace(written.decision, probes=probes), written.emission
         counted = emission.bytes if limit is None else limit
-        decision = replace(decision, probes=probes)
-        run = run_facts(job, largest_loss_increase, strict, training_tokens)
+        run = run_facts(job, gates, training_tokens)
         report = build_report(job, budget, counted, evidence, decision, emission, measured, curve, diagnostics, run)
         latency = latency_facts(job, evidence, decision.allocation, folder)
-        report = replace(report, notices=(*report.notices, *notices), latency=latency)
+        report = replace(report, notices=(*report.notices, *written.notices), latency=latency)
         write_report(report, folder)
     return Artifact(folder=out, report=report)
 
@@ -167,9 +148,70 @@ def _limit(budget: Budget, job: Job, footprint: Footprint) -> int | None:
     return None if budget.bounds_loss else limit_of(budget, job, footprint)
 
 
+def _decided(
+    job: Job,
+    evidence: Evidence,
+    probes: tuple[Probe, ...],
+    budget: Budget,
+    limit: int | None,
+    sizes: Mapping[str, int],
+) -> tuple[Decision, list[PlanPoint]]:
+    """The decision for the budget, and the curve over these sizes, as far as the allocator meets them.
+
+    Raises:
+        BudgetError: the budget cannot be met.
+    """
+    if limit is not None:
+        check_reach(job, evidence, limit)
+    solved = [smallest_within(job, evidence, probes, budget)] if limit is None else []
+    asked = [] if limit is None else [_aim(evidence, probes, limit)]
+    aims = [counted_size(probes, size) for size in sizes.values()]
+    try:
+        first, *others = (*solved, *decide(job, evidence, probes, [*asked, *aims]))
+    except BudgetError:  # an allocator of few formats does not meet all sizes of the curve
+        sizes, (first, *others) = {}, (*solved, *decide(job, evidence, probes, asked))
+    return first, [plan_point(job, text, other) for text, other in zip(sizes, others, strict=True)]
+
+
 def _aim(evidence: Evidence, probes: Sequence[Probe], limit: int) -> int:
     """What to allocate for, in counted bytes, so that the file is sure to fit, and hardly smaller than it may be."""
     return limit if evidence.exact else int((1 - MARGIN) * counted_size(probes, limit))
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """A file, the decision that it follows, what it lost, and what to tell of how it came about."""
+
+    decision: Decision
+    emission: Emission
+    measured: Measurement
+    notices: tuple[str, ...] = ()
+
+
+def _written(
+    job: Job, evidence: Evidence, decision: Decision, tuning: Tuning | None, limit: int | None, folder: Path
+) -> _Written:
+    """Write a decision, and measure what was written."""
+    decision, emission = _emit_within(job, evidence, decision, tuning, limit, folder)
+    return _Written(decision=decision, emission=emission, measured=_measured(job, evidence, folder))
+
+
+def _written_again(
+    job: Job, evidence: Evidence, budget: Budget, probes: tuple[Probe, ...], missed: _Written, folder: Path
+) -> _Written:
+    """Solve a budget for loss once more with what was measured, and write that.
+
+    Raises:
+        GateError: the budget is missed again.
+    """
+    notice = f"the first file's {miss_text(budget, missed.measured)}: solved again with what was measured."
+    known = as_probe(missed.decision, missed.measured, missed.emission.bytes)
+    decision, tuning = solved_again(job, evidence, budget, probes, missed.decision, known)
+    written = _written(job, evidence, decision, tuning, None, folder)
+    if not is_kept(budget, written.measured):
+        raise GateError(f"{miss_text(budget, written.measured)}, also when solved again. Nothing was written.")
+    return replace(written, notices=(notice,))
 
 
 def _emit_within(
@@ -228,25 +270,3 @@ def _feasible(job: Job, footprint: Footprint, sizes: Sequence[float]) -> dict[st
         with suppress(BudgetError):
             found[budget.text] = limit_of(budget, job, footprint)
     return found
-
-
-def gate(what: str, loss_increase: float, largest: float | None, unit: str) -> None:
-    """Stop if a loss increase exceeds the largest that is allowed.
-
-    Raises:
-        GateError: it does.
-    """
-    if largest is not None and loss_increase > largest:
-        raise GateError(
-            f"{what} loss increase {loss_increase:.4f} {unit} exceeds the gate of {largest:g}. Nothing was written."
-        )
-
-
-def no_warnings(diagnostics: Sequence[Diagnostic]) -> None:
-    """Stop if a diagnostic warns.
-
-    Raises:
-        GateError: one does.
-    """
-    if warnings := [f"{check.name}: {warning_text(check)}" for check in diagnostics if check.warns]:
-        raise GateError("\n".join(("diagnostics warn, and the compile is strict. Nothing was written.", *warnings)))

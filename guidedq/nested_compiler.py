@@ -23,10 +23,11 @@ from guidedq.artifacts.nested_segment import NestedSegment
 from guidedq.artifacts.quantized_weight import QuantizedWeight, float_segment
 from guidedq.artifacts.report import PrecisionFacts
 from guidedq.budget import Budget, parse_budget
-from guidedq.compiler import Artifact, gate, no_warnings
+from guidedq.compiler import NO_GATES, Artifact
 from guidedq.diagnostics.diagnosis import diagnosed
 from guidedq.driver.decision import Decision, counted_base, forecast_of
 from guidedq.driver.evidence import CurveFiles, Evidence, calibration_set, guidance_of
+from guidedq.driver.gates import Gates
 from guidedq.driver.job import Job
 from guidedq.driver.probing import probe_of
 from guidedq.driver.uncertainty import as_evaluated, evaluation_uncertainty
@@ -58,8 +59,7 @@ def compile_nested(
     out: Path,
     *,
     overwrite: bool = False,
-    largest_loss_increase: float | None = None,
-    strict: bool = False,
+    gates: Gates = NO_GATES,
     training_tokens: float | None = None,
 ) -> Artifact:
     """Compile all widths into one folder; each width's forecast is told before anything is written.
@@ -70,8 +70,7 @@ def compile_nested(
         budget: A size that the whole file may not exceed, if there is one.
         out: Folder to write.
         overwrite: Replace it if it exists.
-        largest_loss_increase: A gate, for each precision.
-        strict: A gate too: no diagnostic may warn, at any precision.
+        gates: For each precision.
         training_tokens: What the model was trained on, if known, for a diagnostic.
 
     Raises:
@@ -97,7 +96,7 @@ def compile_nested(
         job.progress.notice(f"{width} bits: {forecast_text(decision.forecast, read, job.model.parameters, unit)}")
     evidence, decision = found.evidence, found.decisions[-1]
     for width, one in by_width.items():
-        gate(f"at {width} bits the forecast", one.forecast.loss_increase, largest_loss_increase, unit)
+        gates.check_increase(f"at {width} bits the forecast", one.forecast.loss_increase, unit)
     with new_folder(out, overwrite=overwrite) as folder:
         with job.stopwatch.time("emit"):
             emission = job.backend.emit(job.model, found.weights, folder)
@@ -106,29 +105,32 @@ def compile_nested(
         measurements = {width: _measured(job, evidence, folder, width) for width in widths}
         measured = measurements[widths[-1]]
         for width, one in measurements.items():
-            gate(f"at {width} bits the measured", one.loss_increase, largest_loss_increase, unit)
+            gates.check_increase(f"at {width} bits the measured", one.loss_increase, unit)
         diagnostics = at_any_width(
             {
                 width: diagnosed(job, evidence, one, one.probes, measurements[width], training_tokens)
                 for width, one in by_width.items()
             }
         )
-        if strict:
-            no_warnings(diagnostics)
+        gates.check_diagnostics(diagnostics)
         asked = budget or parse_budget(f"{emission.bytes}B")
-        run = replace(run_facts(job, largest_loss_increase, strict, training_tokens), nested=tuple(widths))
+        run = replace(run_facts(job, gates, training_tokens), nested=tuple(widths))
         report = build_report(job, asked, size, evidence, decision, emission, measured, (), diagnostics, run)
-        precisions = tuple(
-            PrecisionFacts(
-                bits=width,
-                read_bits_per_weight=8 * found.read_bytes(width) / job.model.parameters,
-                forecast=one.forecast,
-                measured=measured_facts(measurements[width]),
-            )
-            for width, one in by_width.items()
+        report = replace(report, precisions=_precisions(job, found, measurements))
+        write_report(report, folder)
+    return Artifact(folder=out, report=report)
+
+
+def _precisions(job: Job, found: _Found, measurements: Mapping[int, Measurement]) -> tuple[PrecisionFacts, ...]:
+    return tuple(
+        PrecisionFacts(
+            bits=width,
+            read_bits_per_weight=8 * found.read_bytes(width) / job.model.parameters,
+            forecast=decision.forecast,
+            measured=measured_facts(measured),
         )
-        write_report(replace(report, precisions=precisions), folder)
-    return Artifact(folder=out, report=replace(report, precisions=precisions))
+        for (width, measured), decision in zip(measurements.items(), found.decisions, strict=True)
+    )
 
 
 def at_any_width(found: Mapping[int, tuple[Diagnostic, ...]]) -> tuple[Diagnostic, ...]:

@@ -31,6 +31,7 @@ from guidedq.artifacts.report import (
 from guidedq.budget import Budget
 from guidedq.driver.decision import Decision
 from guidedq.driver.evidence import Evidence
+from guidedq.driver.gates import Gates
 from guidedq.driver.job import Job
 from guidedq.ir.graph import Graph, Site, UseKind
 from guidedq.machine import processor_name
@@ -126,7 +127,7 @@ def versions_here() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in VERSIONS_OF} | {"python": platform.python_version()}
 
 
-def run_facts(job: Job, max_loss_increase: float | None, strict: bool, training_tokens: float | None) -> RunFacts:
+def run_facts(job: Job, gates: Gates, training_tokens: float | None) -> RunFacts:
     """How a job is run, and its gates."""
     return RunFacts(
         threads=torch.get_num_threads(),
@@ -134,8 +135,8 @@ def run_facts(job: Job, max_loss_increase: float | None, strict: bool, training_
         system=platform.platform(),
         memory_bytes=job.memory_bytes,
         training_tokens=training_tokens,
-        max_loss_increase=max_loss_increase,
-        strict=strict,
+        max_loss_increase=gates.largest_loss_increase,
+        strict=gates.strict,
     )
 
 
