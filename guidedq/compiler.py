@@ -99,9 +99,8 @@ def compile_model(
         diagnostics = diagnosed(job, evidence, written.decision, probes, measured, training_tokens)
         gates.check_diagnostics(diagnostics)
         decision, emission = replace(written.decision, probes=probes), written.emission
-        counted = emission.bytes if limit is None else limit
         run = run_facts(job, gates, training_tokens)
-        report = build_report(job, budget, counted, evidence, decision, emission, measured, curve, diagnostics, run)
+        report = build_report(job, budget, limit, evidence, decision, emission, measured, curve, diagnostics, run)
         latency = latency_facts(job, evidence, decision.allocation, folder)
         report = replace(report, notices=(*report.notices, *written.notices), latency=latency)
         write_report(report, folder)

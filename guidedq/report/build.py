@@ -45,7 +45,7 @@ VERSIONS_OF = ("guidedq", "torch", "onnx", "onnxruntime", "transformers", "numpy
 def build_report(
     job: Job,
     budget: Budget,
-    limit_bytes: int,
+    limit_bytes: int | None,
     evidence: Evidence,
     decision: Decision,
     emission: Emission,
@@ -54,11 +54,10 @@ def build_report(
     diagnostics: tuple[Diagnostic, ...],
     run: RunFacts,
 ) -> Report:
-    """Everything that was promised, done and measured."""
+    """Everything that was promised, done and measured; without a limit, the budget came to what was written."""
     model, graph = job.model, job.model.graph
     folder = emission.weights_file.parent
     files = {path.name: file_entry(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    base = evidence.footprint.base_bytes if job.recipe.scope == "linear" else 0
     return Report(
         model=ModelFacts(
             name=model.name,
@@ -70,7 +69,9 @@ def build_report(
             sites=len(graph.quantizable),
             path=str(model.path),
         ),
-        budget=BudgetFacts(asked=budget.text, bytes=limit_bytes - base, scope=job.recipe.scope),
+        budget=BudgetFacts(
+            asked=budget.text, bytes=_budget_bytes(job, evidence, emission, limit_bytes), scope=job.recipe.scope
+        ),
         size=SizeFacts(
             file_bytes=emission.bytes,
             bits_per_weight=8 * emission.bytes / model.parameters,
@@ -120,6 +121,14 @@ def build_report(
         runtime=emission.runtime,
         run=run,
     )
+
+
+def _budget_bytes(job: Job, evidence: Evidence, emission: Emission, limit_bytes: int | None) -> int:
+    """What the budget came to, of the file or of the linear sites alone."""
+    linear = job.recipe.scope == "linear"
+    if limit_bytes is None:
+        return sum(emission.site_bytes.values()) if linear else emission.bytes
+    return limit_bytes - (evidence.footprint.base_bytes if linear else 0)
 
 
 def versions_here() -> dict[str, str]:

@@ -109,6 +109,7 @@ def test_plan_and_compile_keep_the_bound_with_the_upper_end_of_the_interval(kept
     # compile measures what it is about to write on the probes: surer than the plan, it may take a smaller file
     assert 0.9 * kept.planned["bytes"] <= kept.report["size"]["file_bytes"] <= 1.02 * kept.planned["bytes"]
     assert kept.report["budget"]["asked"] == kept.asked
+    assert kept.report["budget"]["bytes"] == sum(site["bytes"] for site in kept.report["sites"])
 
 
 def missing(monkeypatch: pytest.MonkeyPatch, kept: Kept, times: int) -> None:
