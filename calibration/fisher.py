@@ -28,7 +28,7 @@ from .store import StoredGuidance
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FisherGuide(AbstractGuide):
-    """End-loss guidance (GuidedQuant, Kim et al. 2025, arXiv 2505.07004) with labels sampled from the model.
+    """End-loss guidance (GuidedQuant, Kim et al. 2025, arXiv 2505.07004) with random signs for labels.
 
     A model that cannot be differentiated gets forward-only guidance instead: the second moments of the inputs.
 

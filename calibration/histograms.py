@@ -37,7 +37,7 @@ def collect_histograms(
         samples: Calibration inputs.
         places: Where to look.
         gradients: Whether the second pass goes backwards too; the sensitivities are zero if not.
-        seed: Seeds the sampled labels and cotangents.
+        seed: Seeds the random signs and cotangents.
         progress: Told about samples done.
 
     Raises:

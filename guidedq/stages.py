@@ -93,7 +93,7 @@ class AbstractGuide(ABC):
             model: What is to be quantized.
             samples: Calibration inputs.
             folder: Belongs to this call alone; may hold an interrupted run's progress.
-            seed: Seeds the sampled labels and cotangents.
+            seed: Seeds the random signs and cotangents.
             memory_bytes: Bound on the statistics held at once; the sites are then done in several passes.
             progress: Told about samples done.
 
@@ -115,7 +115,7 @@ class AbstractGuide(ABC):
             model: Its program must be a `TorchProgram`.
             samples: Calibration inputs.
             places: Activations that could be rounded.
-            seed: Seeds the sampled labels and cotangents.
+            seed: Seeds the random signs and cotangents.
             progress: Told about samples done.
 
         Raises:

@@ -11,7 +11,7 @@ from tiny_models import tiny_language_model
 from torch import Tensor, nn
 
 from guidedq.artifacts.samples import SampleSet
-from guidedq.calibration.backward_pass import backward_pass, run_backwards, scratch
+from guidedq.calibration.backward_pass import backward_pass, run_backwards, score, scratch
 from guidedq.calibration.events import Event
 from guidedq.ir.model import Model
 from guidedq.ir.program import TorchProgram
@@ -46,6 +46,31 @@ def test_the_output_is_gone_before_the_first_layers_are_reached() -> None:
     del hidden
     run_backwards(outputs, cotangents)
     assert alive == [False, False]
+
+
+def test_what_goes_back_from_logits_has_the_fisher_matrix_for_its_second_moment() -> None:
+    logits, draws = torch.tensor([2.0, -1.0, 0.5, 0.0, -4.0]), 40_000
+    p = logits.softmax(-1)
+    drawn = logits.expand(draws, -1).clone()
+    score(drawn, None, 0)
+    torch.testing.assert_close(drawn.sum(-1), torch.zeros(draws), rtol=0, atol=1e-5)
+    torch.testing.assert_close(drawn.T @ drawn / draws, p.diag() - torch.outer(p, p), rtol=0, atol=0.005)
+    torch.testing.assert_close(drawn.mean(0), torch.zeros(5), rtol=0, atol=0.01)
+
+
+def test_where_the_model_is_sure_its_square_is_heard_in_every_sample() -> None:
+    logits = torch.tensor([7.0, 0.0]).expand(200, -1).clone()
+    p = logits[0].softmax(-1)
+    score(logits, None, 0)
+    squares = logits[:, 1].square() / (p[0] * p[1])
+    assert squares.std() < 0.1  # of labels drawn from the model: 33
+
+
+def test_what_is_masked_goes_nowhere() -> None:
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    score(logits, torch.tensor([True, False, True]), 0)
+    assert bool(logits[[0, 2]].abs().sum(-1).all())
+    assert not bool(logits[1].any())
 
 
 class AddingInPlace(nn.Module):
