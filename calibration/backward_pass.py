@@ -65,8 +65,7 @@ def backward_pass(
     assert isinstance(model.program, TorchProgram)
     module = model.program.module
     blocks = repeated_blocks(module) if recompute else ()
-    has_labels = model.objective.predicts
-    ear = Ear(record, blocks, len(batch), model.graph.head if has_labels else None)
+    ear = Ear(record, blocks, len(batch))
     start = time.perf_counter()
     with ear.listening(module, sites), recomputed(module, blocks):
         run_both_ways(model, batch, first_sample, seed=seed, turn_back=ear.turn_back)

@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from guidedq.ir.graph import Site, Use, UseKind
 from guidedq.ir.patches import convolution_patches
 
-LABEL_TOLERANCE = 1e-3
-"""How far float32 probabilities of a large vocabulary are from adding up to one."""
-
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,27 +25,12 @@ class Event:
             an embedding the row of each token, `[sample, token]`.
         gradients: Gradient of each sample's loss with respect to the output, `[sample, token, channel]`: the channel
             is `in` for an embedding, else `out`. `None` in a forward-only pass.
-        over_logits: The output is logits whose label was drawn: the gradients are probabilities minus the label.
     """
 
     site: Site
     use: Use
     inputs: Shaped[Tensor, "..."]
     gradients: Float[Tensor, "sample token channel"] | None
-    over_logits: bool = False
-
-    def squared_gradients(self, start: int, stop: int) -> Float[Tensor, "sample part channel"]:
-        """Squared gradients of tokens `start` to `stop - 1`; over logits, their mean over all labels, `p (1 - p)`.
-
-        A large vocabulary's rows are hardly ever drawn, and the square of a gradient that was not is `p^2` only: what
-        is known of the labels' distribution must be used, or rare rows seem free.
-        """
-        assert self.gradients is not None
-        part = self.gradients[:, start:stop]
-        if not self.over_logits:
-            return part.square()
-        chances = torch.where(part < 0, part + 1.0, part)
-        return chances * (1.0 - chances)
 
     @property
     def rows_read(self) -> Int64[Tensor, "sample token"]:
@@ -64,8 +46,6 @@ def as_event(
     inputs: Tensor,
     gradients: Tensor | None,
     samples: int,
-    *,
-    over_logits: bool = False,
 ) -> Event:
     """Bring one operator's input and output gradient into the form of an `Event`.
 
@@ -79,7 +59,6 @@ def as_event(
         inputs: What it read.
         gradients: Gradient of its output, if there was a backward pass.
         samples: In the batch.
-        over_logits: Whether the operator's output is the logits from which the label was drawn.
     """
     if use.kind is UseKind.CONVOLUTION:
         patches = convolution_patches(module, inputs.float(), site)
@@ -93,14 +72,7 @@ def as_event(
     flat = None if gradients is None else gradients.reshape(split, -1, site.rows)
     groups = site.input_groups if use.kind is UseKind.RECURRENT else 1
     tokens = inputs.float().reshape(split, -1, groups, site.columns)
-    drawn = over_logits and flat is not None and _is_label_gradient(flat)
-    return Event(site=site, use=use, inputs=tokens, gradients=flat, over_logits=drawn)
-
-
-def _is_label_gradient(gradients: Tensor) -> bool:
-    """Whether each token's gradients are probabilities minus one label: not so if logits are scaled or capped after."""
-    balanced = bool((gradients.sum(-1).abs() < LABEL_TOLERANCE).all())
-    return balanced and float(gradients.amin()) >= -1.0 - LABEL_TOLERANCE
+    return Event(site=site, use=use, inputs=tokens, gradients=flat)
 
 
 def _samples_in(tokens: int, shape: torch.Size, samples: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from guidedq.errors import CalibrationError
-from guidedq.ir.graph import Site, Use, UseKind
+from guidedq.ir.graph import Site, Use
 from guidedq.ir.model import Model
 from guidedq.ir.program import patched
 from guidedq.memory import give_back
@@ -41,9 +41,8 @@ class Ear:
     just before or just after the gradient, and whichever is second completes the event.
     """
 
-    def __init__(self, record: Callable[[Event], None], blocks: Sequence[str], samples: int, head: str | None) -> None:
-        """Hear a batch of `samples` with `record`; operators under `blocks` are recomputed, `head` makes the logits."""
-        self._head = head
+    def __init__(self, record: Callable[[Event], None], blocks: Sequence[str], samples: int) -> None:
+        """Hear a batch of `samples` with `record`; operators under `blocks` are recomputed."""
         self._samples = samples
         self.seconds = 0.0
         """Spent in `record`."""
@@ -112,9 +111,8 @@ class Ear:
 
     def _hear(self, site: Site, use: Use, module: nn.Module, inputs: Tensor, gradients: Tensor) -> None:
         start = time.perf_counter()
-        drawn = use.kind is UseKind.LINEAR and site.name == self._head
         with torch.no_grad():
-            self._record(as_event(site, use, module, inputs, gradients, self._samples, over_logits=drawn))
+            self._record(as_event(site, use, module, inputs, gradients, self._samples))
         self._heard += 1
         if self._heard % TIDY_EVENTS == 0:
             give_back()

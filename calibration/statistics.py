@@ -179,7 +179,7 @@ def _squares(
     by_sample = torch.zeros(samples, rows, dtype=torch.float64)
     step = max(1, SQUARES_AT_ONCE // (samples * rows))
     for start in range(0, tokens, step):
-        squares = event.squared_gradients(start, start + step)
+        squares = event.gradients[:, start : start + step].square()
         weights[:, start : start + step].index_add_(2, assignment, squares)
         by_sample += squares.sum(1)
     return weights / sizes, by_sample

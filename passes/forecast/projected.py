@@ -23,7 +23,8 @@ class ProjectedForecaster(AbstractForecaster):
     """Half the mean squared change of a sequence's sampled loss, to first order in all errors at once.
 
     With cotangents whose second moment is the Fisher matrix of the output, `E[(sum over sites and tokens of
-    g . error x)^2] / 2` is the divergence to second order, cross terms between sites and coherence across tokens included.
+    g . error x)^2] / 2` is the divergence to second order: cross terms between sites and coherence across tokens are in
+    it.
 
     A few squared projections are a noisy mean, and large errors saturate where the first order does not. The sum of the
     sites' own distortions has little noise and is off by a nearly constant factor, which the probes absorb. So the

@@ -66,9 +66,10 @@ def gradients_of_one(model: Model, batch: SampleSet, index: int) -> dict[str, tu
             handles.append(module.get_submodule(use.operator).register_forward_hook(hook))
     logits = module(**batch.part(index, index + 1).inputs)[0]
     generator = torch.Generator().manual_seed(SEED * SEED_STRIDE + index)
-    probabilities = torch.softmax(logits.detach(), -1).reshape(-1, logits.shape[-1])
-    labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-    torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels, reduction="sum").backward()
+    p = torch.softmax(logits.detach(), -1).reshape(-1, logits.shape[-1])
+    signs = 2.0 * torch.randint(0, 2, p.shape, generator=generator, dtype=torch.int8) - 1.0
+    root = p.sqrt().diag_embed() - p[:, :, None] * p.sqrt()[:, None, :]  # of the Fisher matrix of every token
+    logits.backward((root @ signs[..., None]).reshape(logits.shape))
     for handle in handles:
         handle.remove()
     return {name: (inputs[0], output.grad[0]) for name, (inputs, output) in seen.items()}
@@ -283,13 +284,12 @@ def test_a_table_of_positions_that_the_batch_shares_is_one_sample() -> None:
     assert flat.inputs.shape == (6, 7, 1, 8)
 
 
-def test_rows_of_the_head_are_weighed_by_all_labels_that_might_have_been_drawn(tmp_path: Path) -> None:
-    plain = tiny_language_model()
-    model, batch = plain.with_graph(replace(plain.graph, head="embed.weight")), tokens()
+def test_rows_of_the_head_are_weighed_by_their_chances_however_rare(tmp_path: Path) -> None:
+    model, batch = tiny_language_model(), tokens(300)
     head = collect(FisherGuide(), model, batch, tmp_path).site("embed.weight").terms[1]
     chances = torch.softmax(model.program.predict(batch.inputs), -1)
     expected = (chances * (1 - chances)).sum((0, 1))
-    torch.testing.assert_close(head.row_weight, expected / expected.mean(), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(head.row_weight, expected / expected.mean(), rtol=0.15, atol=0)
 
 
 def test_strips_assemble_to_the_whole_second_moment() -> None:
