@@ -24,7 +24,7 @@ from guidedq.diagnostics.diagnosis import diagnosed
 from guidedq.driver.decision import Decision, check_reach, counted_size, decide, limit_of
 from guidedq.driver.evidence import Evidence, gather
 from guidedq.driver.fitting import MARGIN, SLACK, TUNED_SLACK, fitted
-from guidedq.driver.gates import Gates
+from guidedq.driver.gates import NO_GATES, Gates
 from guidedq.driver.job import Job
 from guidedq.driver.joint_choice import with_choice
 from guidedq.driver.loss_budget import check_labels, check_objective, is_kept, miss_text, smallest_within
@@ -44,7 +44,6 @@ from guidedq.report.write import write_report
 
 CURVE_BITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 """Sizes at which the report draws its rate-distortion curve, as far as they are feasible."""
-NO_GATES = Gates()
 
 
 @final
@@ -193,7 +192,7 @@ def _written(
 ) -> _Written:
     """Write a decision, and measure what was written."""
     decision, emission = _emit_within(job, evidence, decision, tuning, limit, folder)
-    return _Written(decision=decision, emission=emission, measured=_measured(job, evidence, folder))
+    return _Written(decision=decision, emission=emission, measured=measured_file(job, evidence, folder))
 
 
 def _written_again(
@@ -249,14 +248,14 @@ def _emit(job: Job, evidence: Evidence, decision: Decision, tuning: Tuning | Non
     return emission
 
 
-def _measured(job: Job, evidence: Evidence, folder: Path) -> Measurement:
-    """What was written, against the original, on the evaluation samples."""
+def measured_file(job: Job, evidence: Evidence, folder: Path, *, precision: int | None = None) -> Measurement:
+    """What was written, against the original, on the evaluation samples; a nested artifact at one of its precisions."""
     with job.stopwatch.time("evaluate"):
         return measure(
             evidence.calibration.evaluation,
             job.model.objective,
             predict_original=job.original.predict,
-            predict_quantized=job.backend.open(job.model, folder),
+            predict_quantized=job.backend.open(job.model, folder, precision=precision),
             progress=job.progress,
         )
 

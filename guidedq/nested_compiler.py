@@ -23,17 +23,16 @@ from guidedq.artifacts.nested_segment import NestedSegment
 from guidedq.artifacts.quantized_weight import QuantizedWeight, float_segment
 from guidedq.artifacts.report import PrecisionFacts
 from guidedq.budget import Budget, parse_budget
-from guidedq.compiler import NO_GATES, Artifact
+from guidedq.compiler import Artifact, measured_file
 from guidedq.diagnostics.diagnosis import diagnosed
 from guidedq.driver.decision import Decision, counted_base, forecast_of
 from guidedq.driver.evidence import CurveFiles, Evidence, calibration_set, guidance_of
-from guidedq.driver.gates import Gates
+from guidedq.driver.gates import NO_GATES, Gates
 from guidedq.driver.job import Job
 from guidedq.driver.probing import probe_of
 from guidedq.driver.uncertainty import as_evaluated, evaluation_uncertainty
 from guidedq.driver.written import check_written
 from guidedq.errors import BudgetError
-from guidedq.evaluation import measure
 from guidedq.ir.graph import Site
 from guidedq.ir.model import check_weights
 from guidedq.memory import give_back
@@ -102,7 +101,7 @@ def compile_nested(
             emission = job.backend.emit(job.model, found.weights, folder)
         with job.stopwatch.time("verify"):
             check_written(job, evidence, found.weights, folder)
-        measurements = {width: _measured(job, evidence, folder, width) for width in widths}
+        measurements = {width: measured_file(job, evidence, folder, precision=width) for width in widths}
         measured = measurements[widths[-1]]
         for width, one in measurements.items():
             gates.check_increase(f"at {width} bits the measured", one.loss_increase, unit)
@@ -282,14 +281,3 @@ def _site_allocation(site: Site, evidence: Evidence, level: int) -> SiteAllocati
         bytes=evidence.footprint.sites[site.name].bytes({0: site.rows}),
         distortion=float(curve.distortion[:, level].sum()),
     )
-
-
-def _measured(job: Job, evidence: Evidence, folder: Path, width: int) -> Measurement:
-    with job.stopwatch.time("evaluate"):
-        return measure(
-            evidence.calibration.evaluation,
-            job.model.objective,
-            predict_original=job.original.predict,
-            predict_quantized=job.backend.open(job.model, folder, precision=width),
-            progress=job.progress,
-        )

@@ -69,7 +69,7 @@ def verify(
                 "artifact": str(artifact),
                 "agrees": found.agrees,
                 "files": list(found.files),
-                "digests": {**found.report.digests, "report": found.report.digest},
+                "digests": found.report.to_dict()["digests"],
                 "checked": found.digests,
                 "numbers": numbers,
                 "versions": {name: {"report": was, "here": now} for name, (was, now) in found.versions.items()},

@@ -47,3 +47,6 @@ class Gates:
         if self.strict and warnings:
             said = "diagnostics warn, and the compile is strict. Nothing was written."
             raise GateError("\n".join((said, *warnings)))
+
+
+NO_GATES = Gates()

@@ -20,7 +20,7 @@ from .calibration import calibrated
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectedForecaster(AbstractForecaster):
-    """Half the mean squared change of a sequence's sampled loss, to first order in all errors at once.
+    """Half the mean squared change of a sequence's projected output, to first order in all errors at once.
 
     With cotangents whose second moment is the Fisher matrix of the output, `E[(sum over sites and tokens of
     g . error x)^2] / 2` is the divergence to second order: cross terms between sites and coherence across tokens are in
