@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -19,14 +19,16 @@ from guidedq.stages import AbstractCorrector
 
 from .events import as_event
 from .forward_pass import hide
-from .side_by_side import run_side_by_side
+from .side_by_side import Reading, run_side_by_side
 
-FEWEST_IMAGES = 64
-"""Positions of one image are too alike to count each."""
 IMAGE_GROWTH = 8
 """The first layers' activations are larger than the image, by about so much."""
 CORRECTABLE = (UseKind.LINEAR, UseKind.CONVOLUTION)
 """What a batch meets all at once: a recurrent layer's states come step by step."""
+TOKENS_AT_ONCE = 2048
+"""Of a batch, or so many images."""
+RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)
+"""Pull towards the original weight, as a part of the mean diagonal of the sum of `z z^T`."""
 PATCH_VALUES = 4_000_000
 """Of patches that are formed at once."""
 
@@ -42,20 +44,22 @@ class PrefixCorrector(AbstractCorrector):
     convolutions, recurrent layers, experts (the two models may send them other tokens), tied weights and programs that
     torch cannot run are rounded to themselves.
 
-    A correction is a regression on what was seen, and with few samples it makes things worse: sites that read more
-    inputs than a sixteenth of the tokens are rounded to themselves, and so are images' sites under 64 images.
+    A correction is a regression on what was seen, and with few samples it makes things worse. So it is pulled towards
+    the original weight, by as much as makes the second half of the samples best corrected by the first; where nothing
+    does them good, a site is rounded to itself.
 
     Attributes:
         samples: Calibration samples that are run, at most.
-        values: Of the widest input of a site, all samples together, at most: they are in memory at once.
-        tokens_per_input: A site is corrected where so many tokens were seen for each of its inputs.
-        ridge: Pull towards the original weight, as a part of the mean diagonal of `E[z z^T]`.
+        values: Of the widest input of a site, all samples together, at most, or a quarter of the model's parameters if
+            that is more: they are in memory at once.
     """
 
     samples: int = 128
     values: int = 8_000_000
-    tokens_per_input: int = 16
-    ridge: float = 0.1
+
+    def corrects(self, model: Model) -> bool:
+        """Where torch runs the model and any of its sites can be corrected."""
+        return isinstance(model.program, TorchProgram) and any(map(_is_correctable, model.graph.quantizable))
 
     def rounded(
         self, model: Model, samples: SampleSet, round_site: Callable[[Site, Tensor], QuantizedWeight]
@@ -63,14 +67,10 @@ class PrefixCorrector(AbstractCorrector):
         """Where any is corrected, all are rounded before the first is given: a byte for each weight is held."""
         found: dict[str, QuantizedWeight] = {}
         count = self._count(model, samples)
-        corrected = {
-            site.name
-            for site in model.graph.quantizable
-            if _is_correctable(site) and self._sees_enough(site, samples, count)
-        }
-        if corrected and isinstance(model.program, TorchProgram):
-            walk = _Walk(self.ridge, model, samples.part(0, count), corrected, round_site, found)
-            run_side_by_side(model, walk.batch, walk.visit)
+        if count > 1 and self.corrects(model):
+            walk = _Walk(model, round_site, found)
+            size = max(1, min(TOKENS_AT_ONCE // samples.tokens_per_sample, count // 2))
+            run_side_by_side(model, list(samples.part(0, count).batches(size)), walk.visit)
         for site in model.graph.quantizable:
             yield found[site.name] if site.name in found else round_site(site, model.matrix(site))
 
@@ -81,11 +81,7 @@ class PrefixCorrector(AbstractCorrector):
             size = tokens * max(site.columns for site in model.graph.quantizable)
         else:
             size = IMAGE_GROWTH * sum(values[0].numel() for values in samples.inputs.values())
-        return max(1, min(self.samples, len(samples), self.values // size))
-
-    def _sees_enough(self, site: Site, samples: SampleSet, count: int) -> bool:
-        tokens = samples.tokens_per_sample
-        return count * tokens >= self.tokens_per_input * site.columns if tokens > 1 else count >= FEWEST_IMAGES
+        return max(1, min(self.samples, len(samples), max(self.values, model.parameters // 4) // size))
 
 
 @final
@@ -94,59 +90,98 @@ class _Walk:
 
     def __init__(
         self,
-        ridge: float,
         model: Model,
-        batch: SampleSet,
-        corrected: Collection[str],
         round_site: Callable[[Site, Tensor], QuantizedWeight],
         found: dict[str, QuantizedWeight],
     ) -> None:
-        self.batch = batch
-        self._ridge = ridge
         self._model = model
-        self._corrected = corrected
         self._round = round_site
         self._found = found
         self._groups = {name: group for group in model.graph.shared_inputs for name in group}
-        self._last: tuple[tuple[str, ...], Tensor] | None = None
+        self._last: tuple[tuple[str, ...], _Corrections] | None = None
 
-    def visit(self, site: Site, use: Use, original: Tensor, quantized: Tensor) -> Tensor:
+    def visit(self, site: Site, use: Use, readings: Sequence[Reading]) -> Tensor:
         """Round the site where it is new; its weight in the model's shape."""
         if site.name not in self._found:
             matrix = self._model.matrix(site)
-            if site.name in self._corrected and original is not quantized:
-                matrix = matrix + matrix @ self._correction(site, use, original, quantized)
+            if _is_correctable(site) and readings[0].original is not readings[0].quantized:
+                matrix = self._corrections(site, use, readings).corrected(matrix)
             self._found[site.name] = self._round(site, matrix)
         return site.stored(self._found[site.name].dequantize())
 
-    def _correction(self, site: Site, use: Use, original: Tensor, quantized: Tensor) -> Float[Tensor, "in in"]:
-        """`E[(x - z) z^T] (E[z z^T] + damping)^-1`, once for all sites that read the same."""
+    def _corrections(self, site: Site, use: Use, readings: Sequence[Reading]) -> _Corrections:
+        """Once for all sites that read the same."""
         group = self._groups.get(site.name, (site.name,))
         if self._last is None or self._last[0] != group:
-            cross, square = torch.zeros(site.columns, site.columns), torch.zeros(site.columns, site.columns)
-            for x, z in zip(self._parts(site, use, original), self._parts(site, use, quantized), strict=True):
-                square.addmm_(z.t(), z)
-                cross.addmm_((x - z).t(), z)
-            self._last = group, _solved(cross, square, self._ridge)
+            halves = _Regression(site.columns), _Regression(site.columns)
+            for number, reading in enumerate(readings):
+                original = self._parts(site, use, reading.batch, reading.original)
+                quantized = self._parts(site, use, reading.batch, reading.quantized)
+                for x, z in zip(original, quantized, strict=True):
+                    halves[number % 2].add(x, z)
+            self._last = group, _Corrections(*halves)
         return self._last[1]
 
-    def _parts(self, site: Site, use: Use, values: Tensor) -> Iterator[Float[Tensor, "token in"]]:
+    def _parts(self, site: Site, use: Use, batch: SampleSet, values: Tensor) -> Iterator[Float[Tensor, "token in"]]:
         """What the matrix multiplies; patches some samples at a time: they are larger than what they are made of."""
-        module, samples = self._model.program.operator(use.operator), len(self.batch)
+        module, samples = self._model.program.operator(use.operator), len(batch)
         if use.kind is UseKind.LINEAR:
-            yield as_event(site, use, module, hide(values, self.batch.mask), None, samples).inputs.flatten(0, -2)
+            yield as_event(site, use, module, hide(values, batch.mask), None, samples).inputs.flatten(0, -2)
             return
         size = max(1, PATCH_VALUES // (site.columns * values[0, 0].numel()))
         for part in values.split(size):
             yield as_event(site, use, module, part, None, len(part)).inputs.flatten(0, -2)
 
 
-def _solved(cross: Tensor, square: Tensor, ridge: float) -> Tensor:
-    damping = ridge * square.diagonal().mean()
-    if not float(damping) > 0 or not bool(cross.isfinite().all()):
-        return torch.zeros_like(cross)
-    factor = torch.linalg.cholesky(square.double() + damping * torch.eye(len(square), dtype=torch.float64))
-    return torch.cholesky_solve(cross.double().t(), factor).t().float()
+@final
+class _Regression:
+    """Sums over tokens, of `z z^T` and `(x - z) z^T`."""
+
+    def __init__(self, columns: int) -> None:
+        self.square = torch.zeros(columns, columns)
+        self.cross = torch.zeros(columns, columns)
+
+    def add(self, x: Float[Tensor, "token in"], z: Float[Tensor, "token in"]) -> None:
+        self.square.addmm_(z.t(), z)
+        self.cross.addmm_((x - z).t(), z)
+
+    def solved(self, ridge: float) -> Float[Tensor, "in in"]:
+        """What a matrix is multiplied by, to be added to it."""
+        damping = ridge * self.square.diagonal().mean()
+        if not float(damping) > 0 or not bool(self.cross.isfinite().all()):
+            return torch.zeros_like(self.cross)
+        damped = self.square.double()
+        damped.diagonal().add_(damping)
+        factor = torch.linalg.cholesky(damped)
+        return torch.cholesky_solve(self.cross.double().t(), factor).t().float()
+
+    def change(self, correction: Tensor) -> Float[Tensor, "in in"]:
+        """What these tokens' second moments of `x - z` become under a correction, less what they are."""
+        mixed = correction @ self.cross.t()
+        return torch.linalg.multi_dot((correction, self.square, correction.t())) - mixed - mixed.t()
+
+
+@final
+class _Corrections:
+    """The correction at several ridges: a matrix takes the one that held-out tokens like best."""
+
+    def __init__(self, one: _Regression, other: _Regression) -> None:
+        self._both = _Regression(len(one.square))
+        for half in (one, other):
+            self._both.square += half.square
+            self._both.cross += half.cross
+        self._changes = {ridge: other.change(one.solved(ridge)) for ridge in RIDGES}
+        self._solved: dict[float, Tensor] = {}
+
+    def corrected(self, matrix: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """The matrix to round; the very one given where none does good."""
+        gains = {ridge: float((matrix @ change).mul_(matrix).sum()) for ridge, change in self._changes.items()}
+        ridge = min(gains, key=gains.__getitem__)
+        if not gains[ridge] < 0.0:
+            return matrix
+        if ridge not in self._solved:
+            self._solved[ridge] = self._both.solved(ridge)
+        return matrix + matrix @ self._solved[ridge]
 
 
 def _is_correctable(site: Site) -> bool:

@@ -1,9 +1,10 @@
-"""Run the original and a model that is still being quantized side by side, in one forward pass over a batch twice."""
+"""Run the original and a model that is still being quantized side by side, in one forward pass over batches twice."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from dataclasses import dataclass
+from threading import Semaphore, Thread
 from typing import Any, final
 
 import torch
@@ -13,32 +14,61 @@ from guidedq.artifacts.samples import SampleSet
 from guidedq.ir.graph import Site, Use
 from guidedq.ir.model import Model
 from guidedq.ir.program import TorchProgram, patched, swapped
+from guidedq.memory import give_back
 
 TOLERANCE = 1e-3
 """By so much, of the largest value, the same sample may differ at two places of a batch."""
 
-Visit = Callable[[Site, Use, Tensor, Tensor], Tensor]
-"""A site, the operator that reads it, what this reads in the original and in the quantized model; gives the stored
-weight of the quantized model."""
+
+@final
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What an operator reads of one batch, in the original and in the quantized model."""
+
+    batch: SampleSet
+    original: Tensor
+    quantized: Tensor
 
 
-def run_side_by_side(model: Model, batch: SampleSet, visit: Visit) -> None:
-    """One forward pass, which ends when `visit` has told the weight of every quantizable site.
+Visit = Callable[[Site, Use, Sequence[Reading]], Tensor]
+"""A site, the operator that reads it, and what this reads; gives the stored weight of the quantized model."""
 
-    It is asked when data first reach a site, and again at each further use of its weight. Not visited are sites whose
-    input does not have the samples along its first axis, which keep their own weight, and those that no data reach.
+
+def run_side_by_side(model: Model, batches: Sequence[SampleSet], visit: Visit) -> None:
+    """One forward pass of all batches, which ends when `visit` has told the weight of every quantizable site.
+
+    It is asked when data first reach a site, and again at each further use of its weight. All batches come as far as a
+    site before any goes beyond it: what they hold there is in memory at once, and nothing that lies between two sites
+    is, but for one batch. Not visited are sites whose input does not have the samples along its first axis, which keep
+    their own weight, and those that no data reach.
 
     Args:
         model: Its program must be a `TorchProgram`.
-        batch: Calibration inputs.
+        batches: Calibration inputs.
         visit: Chooses weights.
     """
     assert isinstance(model.program, TorchProgram)
-    sites = separable_sites(model, batch.part(0, 1)) if model.samples_at_once(batch) is None else ()
+    sites = separable_sites(model, batches[0].part(0, 1)) if model.samples_at_once(batches[0]) is None else ()
     if not sites:
         return
-    with patched(_forwards(model.program, sites, _Halves(sites, visit))), torch.no_grad(), suppress(_Finished):
-        model.program.module(**_twice(batch))
+    module, missing = model.program.module, {site.name for site in sites}
+    halves = _Halves()
+    with patched(_forwards(model.program, sites, halves)):
+        walkers = [_Walker(module, batch, halves) for batch in batches]
+        try:
+            for walker in walkers:
+                walker.go_on()
+            while missing and (waiting := [walker for walker in walkers if walker.waits]):
+                site, use = waiting[0].where
+                here = [walker for walker in waiting if walker.where == (site, use)]
+                weight = visit(site, use, [walker.reading for walker in here])
+                missing.discard(site.name)
+                give_back()
+                for walker in here if missing else ():
+                    walker.go_on(weight)
+        finally:
+            for walker in walkers:
+                walker.stop()
 
 
 def separable_sites(model: Model, batch: SampleSet) -> tuple[Site, ...]:
@@ -59,8 +89,8 @@ def separable_sites(model: Model, batch: SampleSet) -> tuple[Site, ...]:
     return tuple(site for site in sites if all(use.operator in checks.passed for use in site.uses))
 
 
-class _Finished(Exception):  # noqa: N818  # not an error: leaves the forward pass
-    """Every weight is known."""
+class _Stopped(Exception):  # noqa: N818  # not an error: leaves the forward pass
+    """Nobody asks any more."""
 
 
 @final
@@ -77,19 +107,88 @@ class _Checks:
 
 
 @final
+class _Walker:
+    """The forward pass of one batch, on a thread of its own, which runs only while `go_on` waits for it."""
+
+    def __init__(self, module: nn.Module, batch: SampleSet, halves: _Halves) -> None:
+        self.waits = False
+        """For a weight."""
+        self._module, self._batch, self._halves = module, batch, halves
+        self._turn, self._done = Semaphore(0), Semaphore(0)
+        self._found: tuple[Site, Use, Reading] | None = None
+        self._weight: Tensor | None = None
+        self._stopped = False
+        self._error: BaseException | None = None
+        self._thread = Thread(target=self._walk, daemon=True)
+
+    @property
+    def where(self) -> tuple[Site, Use]:
+        """The site that it stands at."""
+        assert self._found is not None
+        return self._found[:2]
+
+    @property
+    def reading(self) -> Reading:
+        """What the operator reads there."""
+        assert self._found is not None
+        return self._found[2]
+
+    def go_on(self, weight: Tensor | None = None) -> None:
+        """Run with this weight to the next site, or to the end."""
+        self._weight, self.waits = weight, False
+        self._halves.walker = self
+        if not self._thread.is_alive():
+            self._thread.start()
+        self._turn.release()
+        self._done.acquire()
+        self._halves.walker = None
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """Leave the forward pass, wherever it is."""
+        self._stopped = True
+        self._turn.release()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def meet(self, site: Site, use: Use, original: Tensor, quantized: Tensor) -> Tensor:
+        """Called on the thread: wait for the weight."""
+        self._found, self.waits = (site, use, Reading(self._batch, original, quantized)), True
+        self._done.release()
+        self._turn.acquire()
+        if self._stopped:
+            raise _Stopped
+        assert self._weight is not None
+        self._found = None
+        return self._weight
+
+    def _walk(self) -> None:
+        self._turn.acquire()
+        try:
+            if not self._stopped:
+                with torch.no_grad():
+                    self._module(**_twice(self._batch))
+        except _Stopped:
+            pass
+        except BaseException as error:  # raised again where it is waited for
+            self._error = error
+        self._done.release()
+
+
+@final
 class _Halves:
     """Runs each operator with the original weight on the first half and with the quantized one on the second."""
 
-    def __init__(self, sites: Sequence[Site], visit: Visit) -> None:
-        self._visit = visit
-        self._missing = {site.name for site in sites}
+    def __init__(self) -> None:
+        self.walker: _Walker | None = None
+        """Whose turn it is; while nobody walks, operators are as they were."""
 
     def call(self, site: Site, use: Use, run: Callable[[Tensor, Tensor | None], Tensor], values: Tensor) -> Tensor:
+        if self.walker is None:
+            return run(values, None)
         original, quantized = (values, values) if len(values) == 1 else values.chunk(2)
-        weight = self._visit(site, use, original, quantized)
-        self._missing.discard(site.name)
-        if not self._missing:
-            raise _Finished
+        weight = self.walker.meet(site, use, original, quantized)
         return torch.cat((run(original, None), run(quantized, weight)))
 
 
@@ -116,11 +215,7 @@ def _forward(module: nn.Module, leaf: str, site: Site, use: Use, caller: _Checks
             with swapped(table, {} if weight is None else {leaf: weight}):
                 return forward(part, *arguments, **named)
 
-        del module.__dict__["forward"]  # whoever is called may run the operator itself
-        try:
-            return caller.call(site, use, run, values)
-        finally:
-            module.__dict__["forward"] = instead
+        return caller.call(site, use, run, values)
 
     return instead
 

@@ -20,6 +20,10 @@ from guidedq.stages import AbstractCorrector
 class NoCorrector(AbstractCorrector):
     """Sites are rounded independently of one another, at no cost."""
 
+    def corrects(self, model: Model) -> bool:
+        """Never."""
+        return False
+
     def rounded(
         self, model: Model, samples: SampleSet, round_site: Callable[[Site, Tensor], QuantizedWeight]
     ) -> Iterator[QuantizedWeight]:

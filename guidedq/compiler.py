@@ -23,16 +23,16 @@ from guidedq.budget import Budget, parse_budget
 from guidedq.diagnostics.diagnosis import diagnosed
 from guidedq.driver.decision import Decision, check_reach, counted_size, decide, limit_of
 from guidedq.driver.evidence import Evidence, gather
-from guidedq.driver.fitting import MARGIN, SLACK, TUNED_SLACK, fitted
+from guidedq.driver.fitting import MARGIN, REFINED_SLACK, SLACK, fitted
 from guidedq.driver.gates import NO_GATES, Gates
 from guidedq.driver.job import Job
 from guidedq.driver.joint_choice import with_choice
 from guidedq.driver.loss_budget import check_labels, check_objective, is_kept, miss_text, smallest_within
 from guidedq.driver.probing import probed
 from guidedq.driver.profiling import latency_facts
+from guidedq.driver.refining import Refinement
 from guidedq.driver.rounding import rounded
 from guidedq.driver.solving import as_probe, settled, solved_again
-from guidedq.driver.tuning import Tuning
 from guidedq.driver.written import check_written
 from guidedq.errors import BudgetError, GateError
 from guidedq.evaluation import measure
@@ -86,11 +86,11 @@ def compile_model(
     sizes = _feasible(job, footprint, curve_bits)
     probes = probed(job, evidence)
     first, curve = _decided(job, evidence, probes, budget, limit, sizes)
-    decision, tuning = settled(job, evidence, budget, limit, first)
+    decision, refinement = settled(job, evidence, budget, limit, first)
     unit = job.model.objective.unit
     gates.check_increase("forecast", decision.forecast.loss_increase, unit)
     with new_folder(out, overwrite=overwrite) as folder:
-        written = _written(job, evidence, decision, tuning, limit, folder)
+        written = _written(job, evidence, decision, refinement, limit, folder)
         if not is_kept(budget, written.measured):
             written = _written_again(job, evidence, budget, probes, written, folder)
         measured = written.measured
@@ -107,7 +107,7 @@ def compile_model(
 
 
 def plan_model(job: Job, budgets: Sequence[Budget]) -> tuple[PlanPoint, ...]:
-    """The forecast at each budget, before any tuning; nothing is written but the workspace.
+    """The forecast at each budget, before anything is refined; nothing is written but the workspace.
 
     Without budgets, at the sizes of a report's curve.
 
@@ -188,10 +188,10 @@ class _Written:
 
 
 def _written(
-    job: Job, evidence: Evidence, decision: Decision, tuning: Tuning | None, limit: int | None, folder: Path
+    job: Job, evidence: Evidence, decision: Decision, refinement: Refinement | None, limit: int | None, folder: Path
 ) -> _Written:
     """Write a decision, and measure what was written."""
-    decision, emission = _emit_within(job, evidence, decision, tuning, limit, folder)
+    decision, emission = _emit_within(job, evidence, decision, refinement, limit, folder)
     return _Written(decision=decision, emission=emission, measured=measured_file(job, evidence, folder))
 
 
@@ -205,15 +205,15 @@ def _written_again(
     """
     notice = f"the first file's {miss_text(budget, missed.measured)}: solved again with what was measured."
     known = as_probe(missed.decision, missed.measured, missed.emission.bytes)
-    decision, tuning = solved_again(job, evidence, budget, probes, missed.decision, known)
-    written = _written(job, evidence, decision, tuning, None, folder)
+    decision, refinement = solved_again(job, evidence, budget, probes, missed.decision, known)
+    written = _written(job, evidence, decision, refinement, None, folder)
     if not is_kept(budget, written.measured):
         raise GateError(f"{miss_text(budget, written.measured)}, also when solved again. Nothing was written.")
     return replace(written, notices=(notice,))
 
 
 def _emit_within(
-    job: Job, evidence: Evidence, decision: Decision, tuning: Tuning | None, limit: int | None, folder: Path
+    job: Job, evidence: Evidence, decision: Decision, refinement: Refinement | None, limit: int | None, folder: Path
 ) -> tuple[Decision, Emission]:
     """Write the file; where there is a limit and the size is known only then, correct the allocation until it fills it.
 
@@ -221,26 +221,26 @@ def _emit_within(
         BudgetError: the file does not come to fit; without entropy formats the footprint is wrong then.
     """
     if limit is None:
-        return decision, _emit(job, evidence, decision, tuning, folder)
+        return decision, _emit(job, evidence, decision, refinement, folder)
     written: list[tuple[Decision, Emission]] = []
 
     def size_of(attempt: Decision) -> int:
-        written.append((attempt, _emit(job, evidence, attempt, tuning, folder)))
+        written.append((attempt, _emit(job, evidence, attempt, refinement, folder)))
         return written[-1][1].bytes
 
-    best = fitted(job, evidence, decision, limit, size_of, slack=SLACK if tuning is None else TUNED_SLACK)
+    best = fitted(job, evidence, decision, limit, size_of, slack=SLACK if refinement is None else REFINED_SLACK)
     if best is None:
         raise BudgetError(f"no file of at most {limit} bytes was found. Raise the budget a little.")
-    return written[-1] if written[-1][0] is best else (best, _emit(job, evidence, best, tuning, folder))
+    return written[-1] if written[-1][0] is best else (best, _emit(job, evidence, best, refinement, folder))
 
 
-def _emit(job: Job, evidence: Evidence, decision: Decision, tuning: Tuning | None, folder: Path) -> Emission:
+def _emit(job: Job, evidence: Evidence, decision: Decision, refinement: Refinement | None, folder: Path) -> Emission:
     """Write an allocation into a folder, in place of what may be there."""
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     with job.stopwatch.time("emit"):
         rows = rounded(job, evidence, decision.allocation, "round and pack")
-        weights = tuple(map(tuning.applied, rows) if tuning else rows)
+        weights = tuple(map(refinement.applied, rows) if refinement else rows)
         emission = job.backend.emit(job.model, weights, folder, evidence.rounding)
     with job.stopwatch.time("verify"):
         check_written(job, evidence, weights, folder)

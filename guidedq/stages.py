@@ -127,6 +127,10 @@ class AbstractCorrector(ABC):
     """Chooses what a weight is rounded to: itself, or what makes up for the sites rounded before it."""
 
     @abstractmethod
+    def corrects(self, model: Model) -> bool:
+        """Whether `rounded` would round anything but the weights themselves."""
+
+    @abstractmethod
     def rounded(
         self, model: Model, samples: SampleSet, round_site: Callable[[Site, Tensor], QuantizedWeight]
     ) -> Iterator[QuantizedWeight]:

@@ -149,6 +149,15 @@ class EntropySegment:
             column_exponents=self.column_exponents,
         )
 
+    def with_columns(self, exponents: UInt8[Tensor, "in"]) -> EntropySegment:
+        """The same rows with their columns scaled otherwise: the codes nearest to what they were."""
+        if torch.equal(self.column_exponents, exponents):
+            return self
+        ratio = scales_of(self.column_exponents) / scales_of(exponents)
+        codes = (self.codes.float() - ENTROPY_ZERO).mul_(ratio).round_().add_(ENTROPY_ZERO)
+        codes = codes.clamp_(0, 2 * ENTROPY_ZERO - 1).to(torch.uint8)
+        return replace(self, codes=codes, column_exponents=exponents)
+
     def with_rows(self, places: Int64[Tensor, "m"], other: EntropySegment) -> EntropySegment:
         """The same rows, those at some places with the codes and scales that `other` has for them, `[m, in]`.
 

@@ -49,6 +49,7 @@ def plan(
     with working(threads=options.threads) as progress:
         from guidedq.budget import parse_budget
         from guidedq.compiler import plan_model
+        from guidedq.driver.refining import refines
         from guidedq.report.drawing import check_picture, save_figure
         from guidedq.report.plots import plan_figure
         from guidedq.request import make_job
@@ -58,18 +59,18 @@ def plan(
             check_picture(plot)
         job = make_job(model, progress=progress, **options.arguments())
         points = plan_model(job, asked)
-        unit, tunes = job.model.objective.unit, job.recipe.tune.tunes(job.model)
+        unit, refined = job.model.objective.unit, refines(job)
         if plot is not None:
             save_figure(plan_figure(points, job.model.name, unit), plot)
     if json:
         facts = {"name": job.model.name, "digest": job.model.digest, "unit": unit}
         bend = knee(points)
         found = {"model": facts, "points": [asdict(point) for point in points], "knee": bend and bend.asked}
-        print_json({**found, "tuned_after": tunes})
+        print_json({**found, "refined_after": refined})
         return
     _print_points(points, unit)
-    if tunes:
-        print_facts([("", "before tuning, which is done for one size: the file comes out better at this effort")])
+    if refined:
+        print_facts([("", "before refining, which is done for one size: the file comes out better at this effort")])
     if console().is_terminal:
         console().print(text_plot(points), soft_wrap=True)
 

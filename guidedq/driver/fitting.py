@@ -12,7 +12,7 @@ MARGIN = 0.0007
 """Share of the limit that is left free at first where sizes are estimates."""
 SLACK = 0.004
 """Share of the limit that may be left unused, unless more is allowed."""
-TUNED_SLACK = 0.01
+REFINED_SLACK = 0.01
 """The same where rows have learned: giving them other formats would cost more than the bytes are worth."""
 MOST_ATTEMPTS = 6
 """The second fits as a rule."""

@@ -106,7 +106,7 @@ def _probe_into(entry: Path, job: Job, evidence: Evidence, allocation: Allocatio
 
 def _probe_entry(job: Job, evidence: Evidence, what: int | str) -> Path:
     """Where a probe of so many bytes, or of this allocation, is kept: all that it depends on is part of the name."""
-    rules = tuple(stage_text(getattr(job.recipe, kind), kind) for kind in ("allocate", "forecast", "correct"))
+    rules = tuple(stage_text(getattr(job.recipe, kind), kind) for kind in ("allocate", "forecast"))
     footprint = f"{evidence.footprint.base_bytes} {what}"
     fused = repr(job.model.graph.fused)
     digest = evidence.calibration.probe.digest

@@ -41,8 +41,18 @@ class DequantizedOnUse(Mapping[str, Tensor]):
         return len(self._weights)
 
 
-def rounded(job: Job, evidence: Evidence, allocation: Allocation, stage: str) -> Iterator[QuantizedWeight]:
-    """The quantized weights of an allocation, in graph order; the progress of `stage` is told."""
+def rounded(
+    job: Job, evidence: Evidence, allocation: Allocation, stage: str, *, corrected: bool = False
+) -> Iterator[QuantizedWeight]:
+    """The quantized weights of an allocation, in graph order; the progress of `stage` is told.
+
+    Args:
+        job: Knows the stages.
+        evidence: Keeps codes from when the curves were measured.
+        allocation: The format of every row.
+        stage: For people.
+        corrected: Round to what the recipe's corrector says, which takes a pass over data, in place of the weights.
+    """
     sites = job.model.graph.quantizable
     numbers = {site.name: number for number, site in enumerate(sites)}
     job.progress.start(stage, len(sites))
@@ -54,7 +64,10 @@ def rounded(job: Job, evidence: Evidence, allocation: Allocation, stage: str) ->
         job.progress.advance()
         return weight
 
-    yield from job.recipe.correct.rounded(job.model, evidence.calibration.tuning, round_site)
+    if corrected:
+        yield from job.recipe.correct.rounded(job.model, evidence.calibration.tuning, round_site)
+    else:
+        yield from (round_site(site, job.model.matrix(site)) for site in sites)
 
 
 def _round_site(

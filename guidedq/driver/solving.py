@@ -1,4 +1,4 @@
-"""From a first decision to the one that is written: tuned, and under a budget for loss solved for what that gains."""
+"""From a first decision to the one that is written: refined, and under a budget for loss solved for what that gains."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from guidedq.driver.evidence import Evidence
 from guidedq.driver.job import Job
 from guidedq.driver.loss_budget import is_within, miss_text, smallest_within
 from guidedq.driver.probing import probed_itself, scaled
-from guidedq.driver.tuning import Tuning, after_tuning, tuned
+from guidedq.driver.refining import Refinement, after_refining, refined, refines
 from guidedq.errors import BudgetError, GateError
-from guidedq.report.wording import forecast_text, tuned_text
+from guidedq.report.wording import forecast_text, refined_text
 
 WORTH = 0.02
-"""Share of the bytes that must be saved for a model to be tuned a second time."""
+"""Share of the bytes that must be saved for a model to be refined a second time."""
 
 
 def settled(
@@ -29,44 +29,44 @@ def settled(
     *,
     correction: float = 1.0,
     known: tuple[Probe, ...] = (),
-) -> tuple[Decision, Tuning | None]:
-    """What is written for a first decision: the same, tuned; under a budget for loss the smaller one that this allows.
+) -> tuple[Decision, Refinement | None]:
+    """What is written for a first decision: the same, refined; under a budget for loss the smaller one this allows.
 
-    The forecast of the first decision knows nothing of tuning. Once that is done for one size, its gain is known: the
-    budget is solved again with it, the smaller model tuned, and taken if its forecast stays within the budget.
+    The forecast of the first decision knows nothing of refining. Once that is done for one size, its gain is known: the
+    budget is solved again with it, the smaller model refined, and taken if its forecast stays within the budget.
 
     Args:
         job: What is compiled.
         evidence: What decisions are based on.
         budget: What is asked.
         limit: Of the file, in bytes, if there is one.
-        first: Its probes are of models before tuning.
+        first: Its probes are of models that are not refined.
         correction: Measured over predicted divergence of a model that was written.
         known: That model, measured.
     """
-    unit, tuning = job.model.objective.unit, None
-    if job.recipe.tune.tunes(job.model):
+    unit, refinement = job.model.objective.unit, None
+    if refines(job):
         job.progress.notice(forecast_text(first.forecast, first.bytes, job.model.parameters, unit))
-        tuning = tuned(job, evidence, first, limit)
-    if tuning is None:
-        return _untuned(job, evidence, budget, limit, first, correction, known), None
-    decision = after_tuning(job, evidence, tuning, correction=correction, known=known)
-    job.progress.notice(tuned_text(decision.forecast, unit))
+        refinement = refined(job, evidence, first, limit)
+    if refinement is None:
+        return _unrefined(job, evidence, budget, limit, first, correction, known), None
+    decision = after_refining(job, evidence, refinement, correction=correction, known=known)
+    job.progress.notice(refined_text(decision.forecast, unit))
     if limit is not None:
-        return decision, tuning
+        return decision, refinement
     smaller = smallest_within(job, evidence, decision.probes, budget, above=_largest(known))
     if smaller.bytes > (1 - WORTH) * decision.bytes:
-        return decision, tuning
+        return decision, refinement
     job.progress.notice(forecast_text(smaller.forecast, smaller.bytes, job.model.parameters, unit))
-    again = tuned(job, evidence, replace(smaller, probes=first.probes), limit)
+    again = refined(job, evidence, replace(smaller, probes=first.probes), limit)
     if again is None:
-        return decision, tuning
-    other = after_tuning(job, evidence, again, correction=correction, known=known)
-    job.progress.notice(tuned_text(other.forecast, unit))
-    return (other, again) if is_within(other.forecast, budget) else (decision, tuning)
+        return decision, refinement
+    other = after_refining(job, evidence, again, correction=correction, known=known)
+    job.progress.notice(refined_text(other.forecast, unit))
+    return (other, again) if is_within(other.forecast, budget) else (decision, refinement)
 
 
-def _untuned(
+def _unrefined(
     job: Job,
     evidence: Evidence,
     budget: Budget,
@@ -91,14 +91,14 @@ def _untuned(
 
 def solved_again(
     job: Job, evidence: Evidence, budget: Budget, probes: tuple[Probe, ...], written: Decision, known: Probe
-) -> tuple[Decision, Tuning | None]:
+) -> tuple[Decision, Refinement | None]:
     """Solve a budget for loss that was missed once more: the probes corrected by what was measured, itself one more.
 
     Args:
         job: What is compiled.
         evidence: What decisions are based on.
         budget: What is asked.
-        probes: Of models before tuning.
+        probes: Of models that are not refined.
         written: What was written.
         known: How it was measured.
 
@@ -113,8 +113,8 @@ def solved_again(
         larger = smallest_within(job, evidence, probes_now, budget, above=known.counted_bytes)
     except BudgetError as error:
         raise GateError(f"{missed}, and {error} Nothing was written.") from error
-    untuned = replace(larger, probes=_corrected(probes, correction))
-    return settled(job, evidence, budget, None, untuned, correction=correction, known=(known,))
+    unrefined = replace(larger, probes=_corrected(probes, correction))
+    return settled(job, evidence, budget, None, unrefined, correction=correction, known=(known,))
 
 
 def _largest(known: tuple[Probe, ...]) -> int:

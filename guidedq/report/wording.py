@@ -103,9 +103,11 @@ def forecast_text(forecast: Forecast, size: int, parameters: int, unit: str) -> 
     )
 
 
-def tuned_text(forecast: Forecast, unit: str) -> str:
-    """The promise once more, after tuning."""
-    return f"forecast after tuning: KL {interval_text(forecast)}, loss {increase_text(forecast)} {unit}, 90% intervals"
+def refined_text(forecast: Forecast, unit: str) -> str:
+    """The promise once more, after the whole model's codes were corrected and tuned."""
+    return (
+        f"forecast after refining: KL {interval_text(forecast)}, loss {increase_text(forecast)} {unit}, 90% intervals"
+    )
 
 
 def perplexity(loss: float) -> float:

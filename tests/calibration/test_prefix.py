@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 
 from guidedq.artifacts.quantized_weight import QuantizedWeight, float_weight
 from guidedq.artifacts.samples import SampleSet
+from guidedq.calibration import prefix
 from guidedq.calibration.prefix import PrefixCorrector
-from guidedq.calibration.side_by_side import run_side_by_side, separable_sites
+from guidedq.calibration.side_by_side import Reading, run_side_by_side, separable_sites
 from guidedq.calibration.uncorrected import NoCorrector
 from guidedq.ir.graph import Site, Use
 from guidedq.ir.model import Model
@@ -63,15 +66,17 @@ def observed(model: Model, batch: SampleSet, weights: dict[str, Tensor] | None =
     [(stacked_language_model(), tokens()), (tiny_convolution(), images())],
     ids=["language", "convolution"],
 )
-def test_both_models_see_what_they_see_alone(model: Model, batch: SampleSet) -> None:
+@pytest.mark.parametrize("size", [64, 13, 1])
+def test_both_models_see_what_they_see_alone(model: Model, batch: SampleSet, size: int) -> None:
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     weights = {site.name: site.stored(worsened(model.matrix(site), site.name)) for site in model.graph.sites}
 
-    def visit(site: Site, use: Use, original: Tensor, quantized: Tensor) -> Tensor:
-        seen[use.operator] = original, quantized
+    def visit(site: Site, use: Use, readings: Sequence[Reading]) -> Tensor:
+        originals, quantized = zip(*((reading.original, reading.quantized) for reading in readings), strict=True)
+        seen[use.operator] = torch.cat(originals), torch.cat(quantized)
         return weights[site.name]
 
-    run_side_by_side(model, batch, visit)
+    run_side_by_side(model, list(batch.batches(size)), visit)
     before, behind = observed(model, batch), observed(model, batch, weights)
     assert list(seen) == [site.uses[0].operator for site in model.graph.sites]
     for operator, (original, quantized) in seen.items():
@@ -82,11 +87,11 @@ def test_both_models_see_what_they_see_alone(model: Model, batch: SampleSet) -> 
 def test_a_tied_weight_is_asked_for_at_each_use_until_all_are_known() -> None:
     model, asked = tiny_language_model(), []
 
-    def visit(site: Site, use: Use, original: Tensor, quantized: Tensor) -> Tensor:
+    def visit(site: Site, use: Use, readings: Sequence[Reading]) -> Tensor:
         asked.append(use.operator)
         return model.program.parameter(site.name)
 
-    run_side_by_side(model, tokens(), visit)
+    run_side_by_side(model, [tokens(), tokens(3)], visit)
     assert asked == ["embed", "up", "down"]  # and not the head, whose weight is that of the embedding
 
 
@@ -94,16 +99,25 @@ def test_the_module_is_left_as_it_was_when_the_visitor_fails() -> None:
     model = stacked_language_model()
     before = model.program.predict(tokens().inputs)
 
-    def visit(site: Site, use: Use, original: Tensor, quantized: Tensor) -> Tensor:
+    def visit(site: Site, use: Use, readings: Sequence[Reading]) -> Tensor:
         if use.operator == "layers.1.0":
             raise KeyboardInterrupt
         return torch.zeros(site.shape)
 
     with pytest.raises(KeyboardInterrupt):
-        run_side_by_side(model, tokens(), visit)
+        run_side_by_side(model, list(tokens().batches(16)), visit)
+    assert threading.active_count() == 1
     assert isinstance(model.program, TorchProgram)
     assert not any("forward" in module.__dict__ for module in model.program.module.modules())
     assert torch.equal(model.program.predict(tokens().inputs), before)
+
+
+def test_what_fails_in_the_model_is_raised_where_it_is_run() -> None:
+    model = tiny_language_model()
+    handle = model.program.operator("down").register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), handle:
+        run_side_by_side(model, list(tokens().batches(16)), lambda site, use, _: torch.zeros(site.shape))
+    assert threading.active_count() == 1
 
 
 class Turned(nn.Module):
@@ -152,9 +166,12 @@ def best_weight(matrix: Tensor, x: Tensor, z: Tensor, ridge: float) -> Tensor:
 
 
 @pytest.mark.parametrize("ridge", [0.1, 0.003])
-def test_linear_sites_are_rounded_to_the_best_weight_behind_the_prefix(ridge: float) -> None:
+def test_linear_sites_are_rounded_to_the_best_weight_behind_the_prefix(
+    ridge: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix, "RIDGES", (ridge,))
     model, batch, rounding = stacked_language_model(), tokens(), Rounding()
-    weights = list(PrefixCorrector(ridge=ridge).rounded(model, batch, rounding))
+    weights = list(PrefixCorrector().rounded(model, batch, rounding))
     assert [weight.name for weight in weights] == [site.name for site in model.graph.sites]
     stored = {site.name: site.stored(rounding.weights[site.name].dequantize()) for site in model.graph.sites}
     before, behind = observed(model, batch), observed(model, batch, stored)
@@ -176,7 +193,8 @@ def test_convolutions_are_corrected_on_their_patches_and_grouped_ones_are_not() 
     assert not torch.equal(rounding.targets["classify.weight"], model.matrix(model.graph.site("classify.weight")))
 
 
-def test_patches_are_those_of_the_second_convolution() -> None:
+def test_patches_are_those_of_the_second_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix, "RIDGES", (0.1,))
     model, batch, rounding = tiny_convolution(), images(), Rounding()
     sites = tuple(
         replace(site, input_groups=1) if site.name == "grouped.weight" else site for site in model.graph.sites
@@ -217,32 +235,45 @@ def test_correction_brings_the_outputs_nearer() -> None:
         }
         return float((model.program.predict(batch.inputs, weights=stored) - original).square().mean())
 
-    assert error(PrefixCorrector(ridge=0.01)) < error(NoCorrector())
+    assert error(PrefixCorrector()) < error(NoCorrector())
 
 
-def test_as_many_samples_run_as_fit_in_memory() -> None:
+def test_as_many_samples_run_as_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix, "TOKENS_AT_ONCE", 7 * 16)
     model, lengths = stacked_language_model(), []
     embed = model.program.operator("embed")
     handle = embed.register_forward_pre_hook(lambda _module, arguments: lengths.append(len(arguments[0])))
     for options in ({"samples": 30}, {"values": 35 * 7 * 12}):  # the widest site reads 12 inputs
         list(PrefixCorrector(**options).rounded(model, tokens(), Rounding()))
     handle.remove()
-    assert lengths == [2, 60, 2, 70]  # a check with one sample, twice; then the samples, twice
+    assert lengths == [2, 30, 30, 2, 32, 32, 6]  # a check with one sample, twice; then the samples, twice
 
 
-@pytest.mark.parametrize(
-    ("options", "corrected"), [({}, {8, 12}), ({"tokens_per_input": 30}, {8}), ({"tokens_per_input": 40}, set())]
-)
-def test_sites_that_see_too_little_are_rounded_to_themselves(options: dict[str, int], corrected: set[int]) -> None:
-    model, rounding = stacked_language_model(), Rounding()  # 280 tokens
-    list(PrefixCorrector(**options).rounded(model, tokens(), rounding))
-    for site in model.graph.sites[1:]:
-        changed = not torch.equal(rounding.targets[site.name], model.matrix(site))
-        assert changed == (site.columns in corrected)
+def test_held_out_samples_choose_the_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = stacked_language_model(), tokens()
+
+    def targets(*ridges: float) -> dict[str, Tensor]:
+        monkeypatch.setattr(prefix, "RIDGES", ridges)
+        rounding = Rounding()
+        list(PrefixCorrector().rounded(model, batch, rounding))
+        return rounding.targets
+
+    first = model.graph.sites[1].name  # what it reads does not depend on how others were corrected
+    chosen, strong, far_too_strong = (targets(*ridges)[first] for ridges in ((1e6, 0.01), (0.01,), (1e6,)))
+    assert torch.equal(chosen, strong)
+    torch.testing.assert_close(far_too_strong, model.matrix(model.graph.site(first)), rtol=1e-4, atol=1e-5)
 
 
-def test_few_images_correct_nothing() -> None:
-    model, rounding = tiny_convolution(), Rounding()
-    list(PrefixCorrector().rounded(model, images(63), rounding))
+def test_what_helps_only_the_samples_it_was_made_from_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix, "RIDGES", (1e-5,))
+    model, rounding = stacked_language_model(), Rounding()
+    list(PrefixCorrector().rounded(model, tokens(4, 1), rounding))  # two tokens for eight inputs and more
+    for site in model.graph.sites:
+        assert torch.equal(rounding.targets[site.name], model.matrix(site))
+
+
+def test_one_sample_corrects_nothing() -> None:
+    model, rounding = stacked_language_model(), Rounding()
+    list(PrefixCorrector().rounded(model, tokens(1), rounding))
     for site in model.graph.sites:
         assert torch.equal(rounding.targets[site.name], model.matrix(site))

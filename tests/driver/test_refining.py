@@ -12,7 +12,7 @@ from guidedq.artifacts.forecast import Forecast, Measurement, Probe
 from guidedq.artifacts.guidance import identity_guidance
 from guidedq.artifacts.quantized_weight import EntropySegment, FloatSegment, QuantizedWeight, Segment
 from guidedq.driver.decision import Decision
-from guidedq.driver.tuning import Tuning
+from guidedq.driver.refining import Refinement
 from guidedq.passes.round.nearest import NearestRounder
 from guidedq.quant.formats import AffineFormat, EntropyFormat, FloatFormat
 from guidedq.quant.grid import Grid
@@ -65,28 +65,37 @@ def changed(segment: Segment) -> Segment:
 
 
 def test_rows_of_another_format_are_as_they_were_rounded(tmp_path: Path) -> None:
-    tuned_for, now = [0, 0, 1, 1, 2, 0], [0, 1, 1, 0, 2, 2]
-    rounded = weight_of(tuned_for)
-    tuned = replace(rounded, segments=tuple(map(changed, rounded.segments)))
-    for segment in tuned.segments:
+    refined_for, now = [0, 0, 1, 1, 2, 0], [0, 1, 1, 0, 2, 2]
+    rounded = weight_of(refined_for)
+    refined = replace(rounded, segments=tuple(map(changed, rounded.segments)))
+    for segment in refined.segments:
         if not isinstance(segment, FloatSegment):
             save_codes(tmp_path, 1, segment)
     weight = weight_of(now)
-    tuning = Tuning(folder=tmp_path, decision=decision_of(tuned_for), gain=0.5, probe=PROBE)
-    applied = tuning.applied(weight)
+    refinement = Refinement(folder=tmp_path, decision=decision_of(refined_for), gain=0.5, probe=PROBE)
+    applied = refinement.applied(weight)
     assert (applied.name, applied.shape) == (weight.name, weight.shape)
     assert [segment.rows.tolist() for segment in applied.segments] == [s.rows.tolist() for s in weight.segments]
-    values, as_tuned, as_rounded = applied.dequantize(), tuned.dequantize(), weight.dequantize()
+    values, as_refined, as_rounded = applied.dequantize(), refined.dequantize(), weight.dequantize()
     for row in range(ROWS):
-        expected = as_tuned if tuned_for[row] == now[row] else as_rounded
+        expected = as_refined if refined_for[row] == now[row] else as_rounded
         assert torch.equal(values[row], expected[row]), row
 
 
-def test_rows_whose_columns_are_scaled_otherwise_are_as_they_were_rounded(tmp_path: Path) -> None:
-    choice = [0] * ROWS
-    segment = changed(weight_of(choice).segments[0])
+def test_columns_are_scaled_as_they_were_when_refined(tmp_path: Path) -> None:
+    refined_for, now = [0, 0, 0, 0, 0, 2], [0, 0, 0, 0, 2, 0]
+    segment = changed(weight_of(refined_for).segments[0])
     assert isinstance(segment, EntropySegment)
-    save_codes(tmp_path, 1, replace(segment, column_exponents=segment.column_exponents + 1))
-    weight = weight_of(choice)
-    tuning = Tuning(folder=tmp_path, decision=decision_of(choice), gain=0.5, probe=PROBE)
-    assert torch.equal(tuning.applied(weight).dequantize(), weight.dequantize())
+    columns = segment.column_exponents.clone()
+    columns[1::2] -= 16  # steps of a quarter: what is brought onto them stays what it was
+    kept = replace(segment, column_exponents=columns)
+    save_codes(tmp_path, 1, kept)
+    weight = weight_of(now)
+    refinement = Refinement(folder=tmp_path, decision=decision_of(refined_for), gain=0.5, probe=PROBE)
+    applied = refinement.applied(weight)
+    (first, *_) = applied.segments
+    assert isinstance(first, EntropySegment)
+    assert torch.equal(first.column_exponents, columns)
+    values, as_rounded = applied.dequantize(), weight.dequantize()
+    assert torch.equal(values[:4], kept.dequantize()[:4])
+    torch.testing.assert_close(values[4:], as_rounded[4:])
