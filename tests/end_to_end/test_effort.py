@@ -84,7 +84,7 @@ def test_a_run_killed_while_tuning_goes_on_to_the_same_file(tmp_path: Path) -> N
              "tune.steps=12"]  # fmt: skip
     killed = [*words, "--workspace", str(tmp_path / "killed"), "--out", str(tmp_path / "first")]
     process = subprocess.Popen([sys.executable, "-m", "guidedq", *killed], start_new_session=True)
-    while not list((tmp_path / "killed").glob("tuned-*")) and process.poll() is None:
+    while not list((tmp_path / "killed").glob("refined-*")) and process.poll() is None:
         time.sleep(0.02)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
