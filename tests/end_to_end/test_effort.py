@@ -79,6 +79,18 @@ def test_a_tuned_model_that_is_no_better_is_left_as_it_was(
     assert report.forecast == reports["quick"].forecast
 
 
+def test_a_correction_stays_where_tuning_does_no_good(
+    workspace: Path, reports: dict[str, Report], tmp_path: Path
+) -> None:
+    found = [
+        guidedq.compile("demo", budget=BUDGET, workspace=workspace, out=tmp_path / tune, settings=[f"tune={tune}"],
+                        **OPTIONS).report
+        for tune in ("none", "codes{steps=3 rate=3}")
+    ]  # fmt: skip
+    assert found[0].measured == found[1].measured
+    assert found[0].measured.kl < 0.95 * reports["quick"].measured.kl
+
+
 def test_a_run_killed_while_tuning_goes_on_to_the_same_file(tmp_path: Path) -> None:
     words = ["compile", "demo", "--budget", BUDGET, "--samples", "16", "--sequence-length", "64", "--set",
              "tune.steps=12"]  # fmt: skip
