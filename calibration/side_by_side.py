@@ -63,9 +63,9 @@ def run_side_by_side(model: Model, batches: Sequence[SampleSet], visit: Visit) -
                 here = [walker for walker in waiting if walker.where == (site, use)]
                 weight = visit(site, use, [walker.reading for walker in here])
                 missing.discard(site.name)
-                give_back()
                 for walker in here if missing else ():
                     walker.go_on(weight)
+                    give_back()  # each thread has a heap of its own
         finally:
             for walker in walkers:
                 walker.stop()
