@@ -45,8 +45,8 @@ class PrefixCorrector(AbstractCorrector):
     torch cannot run are rounded to themselves.
 
     A correction is a regression on what was seen, and with few samples it makes things worse. So it is pulled towards
-    the original weight, by as much as makes the second half of the samples best corrected by the first; where nothing
-    does them good, a site is rounded to itself.
+    the original weight, by as much as makes half of the samples best corrected by the other half; where nothing does
+    them good, a site is rounded to itself.
 
     Attributes:
         samples: Calibration samples that are run, at most.
@@ -98,19 +98,20 @@ class _Walk:
         self._round = round_site
         self._found = found
         self._groups = {name: group for group in model.graph.shared_inputs for name in group}
-        self._last: tuple[tuple[str, ...], _Corrections] | None = None
+        self._last: tuple[tuple[str, ...], Tensor | None] | None = None
 
     def visit(self, site: Site, use: Use, readings: Sequence[Reading]) -> Tensor:
         """Round the site where it is new; its weight in the model's shape."""
         if site.name not in self._found:
             matrix = self._model.matrix(site)
             if _is_correctable(site) and readings[0].original is not readings[0].quantized:
-                matrix = self._corrections(site, use, readings).corrected(matrix)
+                correction = self._correction(site, use, readings)
+                matrix = matrix if correction is None else matrix + matrix @ correction
             self._found[site.name] = self._round(site, matrix)
         return site.stored(self._found[site.name].dequantize())
 
-    def _corrections(self, site: Site, use: Use, readings: Sequence[Reading]) -> _Corrections:
-        """Once for all sites that read the same."""
+    def _correction(self, site: Site, use: Use, readings: Sequence[Reading]) -> Float[Tensor, "in in"] | None:
+        """Once for all sites that read the same; `None` where none does good."""
         group = self._groups.get(site.name, (site.name,))
         if self._last is None or self._last[0] != group:
             halves = _Regression(site.columns), _Regression(site.columns)
@@ -119,7 +120,11 @@ class _Walk:
                 quantized = self._parts(site, use, reading.batch, reading.quantized)
                 for x, z in zip(original, quantized, strict=True):
                     halves[number % 2].add(x, z)
-            self._last = group, _Corrections(*halves)
+            metric = torch.zeros(site.columns, site.columns)
+            for name in group:
+                matrix = self._model.matrix(self._model.graph.site(name))
+                metric.addmm_(matrix.t(), matrix)
+            self._last = group, _held_out_choice(*halves, metric)
         return self._last[1]
 
     def _parts(self, site: Site, use: Use, batch: SampleSet, values: Tensor) -> Iterator[Float[Tensor, "token in"]]:
@@ -161,27 +166,17 @@ class _Regression:
         return torch.linalg.multi_dot((correction, self.square, correction.t())) - mixed - mixed.t()
 
 
-@final
-class _Corrections:
-    """The correction at several ridges: a matrix takes the one that held-out tokens like best."""
-
-    def __init__(self, one: _Regression, other: _Regression) -> None:
-        self._both = _Regression(len(one.square))
-        for half in (one, other):
-            self._both.square += half.square
-            self._both.cross += half.cross
-        self._changes = {ridge: other.change(one.solved(ridge)) for ridge in RIDGES}
-        self._solved: dict[float, Tensor] = {}
-
-    def corrected(self, matrix: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-        """The matrix to round; the very one given where none does good."""
-        gains = {ridge: float((matrix @ change).mul_(matrix).sum()) for ridge, change in self._changes.items()}
-        ridge = min(gains, key=gains.__getitem__)
-        if not gains[ridge] < 0.0:
-            return matrix
-        if ridge not in self._solved:
-            self._solved[ridge] = self._both.solved(ridge)
-        return matrix + matrix @ self._solved[ridge]
+def _held_out_choice(
+    one: _Regression, other: _Regression, metric: Float[Tensor, "in in"]
+) -> Float[Tensor, "in in"] | None:
+    """The correction from both, at the ridge at which that from one leaves the other the least error in this metric."""
+    changes = {ridge: float(other.change(one.solved(ridge)).mul_(metric).sum()) for ridge in RIDGES}
+    ridge = min(changes, key=changes.__getitem__)
+    if not changes[ridge] < 0.0:
+        return None
+    one.square += other.square
+    one.cross += other.cross
+    return one.solved(ridge)
 
 
 def _is_correctable(site: Site) -> bool:
