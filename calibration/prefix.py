@@ -27,6 +27,8 @@ CORRECTABLE = (UseKind.LINEAR, UseKind.CONVOLUTION)
 """What a batch meets all at once: a recurrent layer's states come step by step."""
 TOKENS_AT_ONCE = 2048
 """Of a batch, or so many images."""
+MOST_BATCHES = 16
+"""Each has a thread, and threads of its own to compute with."""
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)
 """Pull towards the original weight, as a part of the mean diagonal of the sum of `z z^T`."""
 PATCH_VALUES = 4_000_000
@@ -69,8 +71,9 @@ class PrefixCorrector(AbstractCorrector):
         count = self._count(model, samples)
         if count > 1 and self.corrects(model):
             walk = _Walk(model, round_site, found)
-            size = max(1, min(TOKENS_AT_ONCE // samples.tokens_per_sample, count // 2))
-            run_side_by_side(model, list(samples.part(0, count).batches(size)), walk.visit)
+            size = max(TOKENS_AT_ONCE // samples.tokens_per_sample, -(-count // MOST_BATCHES))
+            size = max(1, min(size, count // 2))
+            run_side_by_side(model, list(samples.part(0, count - count % size).batches(size)), walk.visit)
         for site in model.graph.quantizable:
             yield found[site.name] if site.name in found else round_site(site, model.matrix(site))
 

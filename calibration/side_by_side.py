@@ -89,8 +89,8 @@ def separable_sites(model: Model, batch: SampleSet) -> tuple[Site, ...]:
     return tuple(site for site in sites if all(use.operator in checks.passed for use in site.uses))
 
 
-class _Stopped(Exception):  # noqa: N818  # not an error: leaves the forward pass
-    """Nobody asks any more."""
+class _Stopped(BaseException):
+    """Nobody asks any more: leaves the forward pass, whatever the model catches."""
 
 
 @final
@@ -113,7 +113,8 @@ class _Walker:
     def __init__(self, module: nn.Module, batch: SampleSet, halves: _Halves) -> None:
         self.waits = False
         """For a weight."""
-        self._module, self._batch, self._halves = module, batch, halves
+        self.batch = batch
+        self._module, self._halves = module, halves
         self._turn, self._done = Semaphore(0), Semaphore(0)
         self._found: tuple[Site, Use, Reading] | None = None
         self._weight: Tensor | None = None
@@ -154,7 +155,7 @@ class _Walker:
 
     def meet(self, site: Site, use: Use, original: Tensor, quantized: Tensor) -> Tensor:
         """Called on the thread: wait for the weight."""
-        self._found, self.waits = (site, use, Reading(self._batch, original, quantized)), True
+        self._found, self.waits = (site, use, Reading(self.batch, original, quantized)), True
         self._done.release()
         self._turn.acquire()
         if self._stopped:
@@ -168,7 +169,7 @@ class _Walker:
         try:
             if not self._stopped:
                 with torch.no_grad():
-                    self._module(**_twice(self._batch))
+                    self._module(**_twice(self.batch))
         except _Stopped:
             pass
         except BaseException as error:  # raised again where it is waited for
@@ -188,8 +189,12 @@ class _Halves:
         if self.walker is None:
             return run(values, None)
         original, quantized = (values, values) if len(values) == 1 else values.chunk(2)
-        weight = self.walker.meet(site, use, original, quantized)
-        return torch.cat((run(original, None), run(quantized, weight)))
+        walker = self.walker
+        weight = walker.meet(site, use, original, quantized)
+        outputs = run(original, None), run(quantized, weight)
+        if len(values) == 1:  # what all samples share
+            outputs = tuple(output.expand(len(walker.batch), *output.shape[1:]) for output in outputs)
+        return torch.cat(outputs)
 
 
 def _forwards(

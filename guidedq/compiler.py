@@ -1,6 +1,6 @@
 """The compiler on one page: from a model and a budget to an artifact, with a forecast before and a measurement after.
 
-    gather (sample, collect, measure curves) -> decide (allocate, probe, forecast) -> round -> tune -> emit -> measure
+    gather (sample, collect, measure curves) -> decide (allocate, probe, forecast) -> round, refine -> emit -> measure
 
 It knows the interfaces of `stages.py` and nothing of the stages behind them. Everything up to the decision is kept in
 the workspace: another budget starts at `decide`.

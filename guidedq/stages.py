@@ -2,7 +2,7 @@
 
     Model --rewrite*--> Graph            Corpus --sample--> CalibrationSet --collect--> Guidance
     Guidance --measure--> SiteCurve...   --allocate(limit)--> Allocation --forecast--> Forecast
-    Allocation --round--> QuantizedWeight... --tune--> QuantizedWeight... --emit--> weights file
+    Allocation --round, correct--> QuantizedWeight... --tune--> QuantizedWeight... --emit--> weights file
 
 A stage is a frozen dataclass whose fields are its only options. `calibration/` collects, `passes/` decides, `backends/`
 writes; the driver, `compiler.py`, knows nothing but this file. Stages are found by name through the entry points in

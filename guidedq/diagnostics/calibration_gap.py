@@ -16,7 +16,7 @@ def calibration_gap(forecast: Forecast) -> Diagnostic:
     """The factor between the forecast before and after its calibration by probes, whichever is larger.
 
     Args:
-        forecast: Of the model as it is rounded, before any tuning.
+        forecast: Of the model as it is rounded, before it is refined.
     """
     raw, calibrated = max(forecast.raw_kl, SMALLEST), max(forecast.kl, SMALLEST)
     return at_most(

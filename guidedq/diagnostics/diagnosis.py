@@ -39,7 +39,7 @@ def diagnosed(
         job: What is compiled.
         evidence: What it rests on.
         decision: What was written.
-        probes: Measured models, none of them tuned.
+        probes: Measured models, none of them refined.
         measured: The artifact on the evaluation samples.
         training_tokens: What the model was trained on, if known.
     """

@@ -9,6 +9,7 @@ from typing import Any, final
 
 import torch
 from jaxtyping import Int64
+from safetensors.torch import load_file
 from torch import Tensor
 
 from guidedq.artifacts.forecast import Probe
@@ -19,25 +20,26 @@ from guidedq.artifacts.quantized_weight import (
     RoundedSegment,
     Segment,
 )
-from guidedq.driver.decision import Decision, decide, with_probes
+from guidedq.driver.decision import Decision, with_probes
 from guidedq.driver.evidence import Evidence
 from guidedq.driver.fitting import MARGIN, fitted
 from guidedq.driver.job import Job
 from guidedq.driver.probing import probe_of, scaled, stored_bytes
 from guidedq.driver.rounding import rounded
 from guidedq.driver.uncertainty import as_evaluated, evaluation_uncertainty
-from guidedq.files import write_text
+from guidedq.files import write_tensors, write_text
 from guidedq.registry import stage_text
 from guidedq.workspace import finish, is_finished, load_codes, load_probe, save_codes, save_probe, storing
 
 FACTS = "refined.json"
+CHOICES = "choices.safetensors"
 _NOWHERE = torch.empty(0, dtype=torch.int64)
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refinement:
-    """Segments of a whole model, rounded to what their prefix puts in and tuned.
+    """Segments of a whole model, rounded to what their prefix puts in, or tuned, or both.
 
     Attributes:
         folder: Holds them, site by site and format by format.
@@ -62,7 +64,7 @@ class Refinement:
             rows = (before.choice == before.formats.index(segment.format)).nonzero()[:, 0]
             stored = torch.isin(rows, segment.rows).nonzero()[:, 0]
             places = torch.isin(segment.rows, rows).nonzero()[:, 0]
-            return places, load_codes(self.folder, number, segment.format, stored)
+            return places, load_codes(self.folder, number, segment.format, stored) if len(places) else None
 
         found = [kept(segment) for segment in weight.segments]
         columns = next((other.column_exponents for _, other in found if isinstance(other, EntropySegment)), None)
@@ -108,11 +110,8 @@ def refined(job: Job, evidence: Evidence, decision: Decision, limit: int | None)
             finish(entry)
     if not (entry / FACTS).exists():
         return None
-    facts: dict[str, Any] = json.loads((entry / FACTS).read_text())
-    chosen = decision if facts["digest"] == decision.allocation.digest else None
-    if chosen is None:
-        (chosen,) = decide(job, evidence, decision.probes, [facts["bytes"]])
-    return Refinement(folder=entry, decision=chosen, gain=facts["gain"], probe=load_probe(entry))
+    chosen, gain = _load_decision(entry, decision)
+    return Refinement(folder=entry, decision=chosen, gain=gain, probe=load_probe(entry))
 
 
 def _refine(job: Job, evidence: Evidence, decision: Decision, limit: int | None, entry: Path) -> None:
@@ -144,7 +143,7 @@ def _refine(job: Job, evidence: Evidence, decision: Decision, limit: int | None,
         samples, progress = evidence.calibration.tuning, job.progress
         with job.stopwatch.time("tune"):
             other = job.recipe.tune.tune(job.model, samples, weights, room=room, seed=job.seed, progress=progress)
-        if (probe := _probe(job, evidence, chosen, other)).measured.kl < best.measured.kl:
+        if other is not weights and (probe := _probe(job, evidence, chosen, other)).measured.kl < best.measured.kl:
             weights, best = other, probe
     if best is first:
         return
@@ -153,8 +152,35 @@ def _refine(job: Job, evidence: Evidence, decision: Decision, limit: int | None,
             if isinstance(segment, RoundedSegment):
                 save_codes(entry, number, segment)
     save_probe(entry, best)
-    allocation, gain = chosen.allocation, best.measured.kl / first.measured.kl
-    write_text(entry / FACTS, json.dumps({"digest": allocation.digest, "bytes": allocation.bytes, "gain": gain}))
+    _save_decision(entry, chosen, best.measured.kl / first.measured.kl)
+
+
+def _save_decision(entry: Path, decision: Decision, gain: float) -> None:
+    """What was refined, to the row: solved for its size once more it might come out otherwise."""
+    sites = decision.allocation.sites
+    write_tensors(entry / CHOICES, {str(number): site.choice for number, site in enumerate(sites.values())})
+    facts = {
+        "gain": gain,
+        "bytes": decision.bytes,
+        "raw": decision.raw,
+        "sites": [(site.bytes, site.distortion) for site in sites.values()],
+    }
+    write_text(entry / FACTS, json.dumps(facts))
+
+
+def _load_decision(entry: Path, asked: Decision) -> tuple[Decision, float]:
+    """The decision, with the forecast of the one that was asked for, and what refining gained."""
+    facts: dict[str, Any] = json.loads((entry / FACTS).read_text())
+    choices = load_file(entry / CHOICES)
+    sites = {
+        name: replace(site, choice=choices[str(number)], bytes=size, distortion=distortion)
+        for number, ((name, site), (size, distortion)) in enumerate(
+            zip(asked.allocation.sites.items(), facts["sites"], strict=True)
+        )
+    }
+    allocation = replace(asked.allocation, sites=sites)
+    decision = replace(asked, allocation=allocation, bytes=facts["bytes"], raw=tuple(facts["raw"]))
+    return decision, facts["gain"]
 
 
 def _probe(job: Job, evidence: Evidence, decision: Decision, weights: tuple[QuantizedWeight, ...]) -> Probe:

@@ -85,7 +85,7 @@ def _round_site(
     missing: dict[RoundedFormat, Tensor] = {}
     for format, mine in rows.items():
         if isinstance(format, FloatFormat):
-            found[format] = float_segment(matrix, format, mine)
+            found[format] = float_segment(job.model.matrix(site), format, mine)
             continue
         assert not isinstance(format, NestedFormat), "nested weights are rounded whole, by guidedq/nested_compiler.py"
         kept = evidence.curves.codes(site.name, format, mine) if own else None

@@ -121,7 +121,7 @@ def _measured(job: Job, evidence: Evidence, limit: int, name: str, width: int) -
     """The allocation for a limit, and what the model so rounded loses on the evaluation samples."""
     with job.stopwatch.time("sweep"):
         (allocation,) = job.recipe.allocate.allocate(job.model.graph, evidence.distortions, evidence.footprint, [limit])
-        weights = tuple(rounded(job, evidence, allocation, f"{name}, {width} bits"))
+        weights = tuple(rounded(job, evidence, allocation, f"{name}, {width} bits", corrected=True))
         measured = measured_on(job, evidence, evidence.calibration.evaluation, weights)
         size = stored_bytes(evidence, allocation, weights)
     base, parameters = counted_base(job, evidence.footprint)
