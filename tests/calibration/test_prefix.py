@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import VOCABULARY, stacked_language_model, tiny_convolution, tiny_language_model
+from tiny_transformers import save_tiny_transformer
 from torch import Tensor, nn
 
 from guidedq.artifacts.quantized_weight import QuantizedWeight, float_weight
@@ -17,6 +19,7 @@ from guidedq.calibration import prefix
 from guidedq.calibration.prefix import PrefixCorrector
 from guidedq.calibration.side_by_side import Reading, run_side_by_side, separable_sites
 from guidedq.calibration.uncorrected import NoCorrector
+from guidedq.frontend import load
 from guidedq.ir.graph import Site, Use
 from guidedq.ir.model import Model
 from guidedq.ir.patches import convolution_patches
@@ -277,3 +280,21 @@ def test_one_sample_corrects_nothing() -> None:
     list(PrefixCorrector().rounded(model, tokens(1), rounding))
     for site in model.graph.sites:
         assert torch.equal(rounding.targets[site.name], model.matrix(site))
+
+
+KINDS = (
+    *("llama", "tied_llama", "mixtral", "gpt_oss", "nemotron", "gpt2", "olmo", "bert", "bert_classifier"),
+    *("falcon_h1", "clip_text"),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_real_architectures_are_corrected(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With positions that all samples share, experts, states and masks; the last batch would be a smaller one."""
+    monkeypatch.setattr(prefix, "TOKENS_AT_ONCE", 32)
+    model, rounding = load(save_tiny_transformer(kind, tmp_path, torch.float32)), Rounding()
+    ids = torch.randint(4, 40, (11, 8), generator=torch.Generator().manual_seed(4))
+    weights = list(PrefixCorrector().rounded(model, SampleSet(inputs={"input_ids": ids}), rounding))
+    assert [weight.name for weight in weights] == [site.name for site in model.graph.quantizable]
+    targets = rounding.targets.items()
+    assert any(not torch.equal(target, model.matrix(model.graph.site(name))) for name, target in targets)
