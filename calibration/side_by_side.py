@@ -111,8 +111,6 @@ class _Walker:
     """The forward pass of one batch, on a thread of its own, which runs only while `go_on` waits for it."""
 
     def __init__(self, module: nn.Module, batch: SampleSet, halves: _Halves) -> None:
-        self.waits = False
-        """For a weight."""
         self.batch = batch
         self._module, self._halves = module, halves
         self._turn, self._done = Semaphore(0), Semaphore(0)
@@ -121,6 +119,11 @@ class _Walker:
         self._stopped = False
         self._error: BaseException | None = None
         self._thread = Thread(target=self._walk, daemon=True)
+
+    @property
+    def waits(self) -> bool:
+        """For a weight."""
+        return self._found is not None
 
     @property
     def where(self) -> tuple[Site, Use]:
@@ -136,7 +139,7 @@ class _Walker:
 
     def go_on(self, weight: Tensor | None = None) -> None:
         """Run with this weight to the next site, or to the end."""
-        self._weight, self.waits = weight, False
+        self._weight = weight
         self._halves.walker = self
         if not self._thread.is_alive():
             self._thread.start()
@@ -155,7 +158,7 @@ class _Walker:
 
     def meet(self, site: Site, use: Use, original: Tensor, quantized: Tensor) -> Tensor:
         """Called on the thread: wait for the weight."""
-        self._found, self.waits = (site, use, Reading(self.batch, original, quantized)), True
+        self._found = site, use, Reading(self.batch, original, quantized)
         self._done.release()
         self._turn.acquire()
         if self._stopped:

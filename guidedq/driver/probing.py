@@ -129,7 +129,7 @@ def probe_of(
     return Probe(
         raw_kl_by_sequence=raw,
         raw_kl=sum(raw) / len(raw),
-        measured=measured_on_probes(job, evidence, held),
+        measured=measured_on(job, evidence, evidence.calibration.probe, held),
         bytes=stored_bytes(evidence, allocation, held),
         counted_bytes=allocation.bytes,
     )
@@ -141,11 +141,6 @@ def stored_bytes(evidence: Evidence, allocation: Allocation, weights: Iterable[Q
     The footprint knows the streams' mean sizes alone.
     """
     return allocation.bytes + sum(_surplus(evidence.footprint.sites[weight.name], weight) for weight in weights)
-
-
-def measured_on_probes(job: Job, evidence: Evidence, weights: Iterable[QuantizedWeight]) -> Measurement:
-    """The whole quantized model against the original on the probe samples."""
-    return measured_on(job, evidence, evidence.calibration.probe, weights)
 
 
 def measured_on(job: Job, evidence: Evidence, samples: SampleSet, weights: Iterable[QuantizedWeight]) -> Measurement:
